@@ -1,0 +1,774 @@
+"""DQN on MinAtar with normalize-and-project and a re-warmed learning rate, in one file.
+
+    python agents/dqn_minatar.py                              plain DQN (Mnih et al. 2015), constant learning rate
+    python agents/dqn_minatar.py nap-cyclic --seed 1          weights projected, learning rate re-warmed on a cycle
+    python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM finds a change in the loss
+    python agents/dqn_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
+
+EXPECTED
+
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
+those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800.
+A step is one decision of the agent; an update is one optimiser step; updates = replay_ratio x steps. MinAtar has no
+frame skip, so a step is a frame. Replay ratio 1 is the paper's high update-to-data regime, 0.25 the usual one.
+
+Deviations from Young & Tian (2019, arXiv:1903.03176): Adam for RMSProp, squared loss for Huber loss, minimal action
+sets (-v1), and by default LayerNorm before each nonlinearity (`--network plain` is theirs).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elr.changepoint import Cusum
+from elr.features import Probe
+from elr.measure import Meter
+from elr.projection import Projection, scalable_weights
+from elr.rewarming import Every, Never, OnCusum, Rewarming, Trigger
+from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
+from envs.minatar import MinAtarVectorEnv
+from runs.recording import (
+    NonFiniteError,
+    Preset,
+    Run,
+    RunError,
+    StopOnSignal,
+    config_to_dict,
+    describe_nonfinite,
+    exit_with_one_line,
+    gradients_and_weights,
+    parse,
+    refusals,
+    refuse_inert,
+    restore_rng,
+    rng_state,
+)
+
+# ------------------------------------------------------------------------------------------------------------ flags
+
+
+@dataclass(frozen=True)
+class NapArgs:
+    """Normalize-and-project: hold every hidden weight tensor at its initial norm."""
+
+    enabled: bool = False
+    """project the weights"""
+    every: int = 1
+    """updates between projections"""
+    gains: Literal["joint", "regularise", "decay", "free"] = "joint"
+    """LayerNorm gains g and offsets b: hold their joint norm, pull them to 1 and 0, decay g to 0, or leave them"""
+    gain_strength: float = 0.0
+    """strength of regularise or decay, multiplied by the learning rate as in decoupled weight decay"""
+    allow_scale_dependent: bool = False
+    """project even a network whose output changes when a weight tensor is scaled"""
+
+
+@dataclass(frozen=True)
+class ScheduleArgs:
+    """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
+
+    kind: Literal["constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"] = "constant"
+    """shape of the schedule"""
+    low: float = 4e-6
+    """rate at the bottom of a cycle or at the end of a decay (the paper's ratio of high to low is 62.5)"""
+    period_steps: int = 50_000
+    """agent steps of one cycle or decay, warm-up included"""
+    warmup_frac: float = 0.1
+    """share of the period spent rising"""
+    cycles: int = 3
+    """cycles before the rate stays low (cyclic-then-constant)"""
+
+
+@dataclass(frozen=True)
+class RewarmArgs:
+    """Restart the schedule (Algorithm 1)."""
+
+    trigger: Literal["never", "every", "cusum"] = "never"
+    """what restarts it: nothing, a fixed period, or a change point in the TD loss"""
+    every_steps: int = 50_000
+    """agent steps between restarts (trigger every)"""
+    moments: Literal["keep", "reset"] = "keep"
+    """Adam's moments at a restart"""
+    threshold: float = 8.0
+    """CUSUM alarm threshold h, in standard deviations of a block mean"""
+    slack: float = 1.0
+    """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
+    block: int = 100
+    """updates averaged into one value of the CUSUM"""
+    burn_in: int = 50
+    """blocks from which mean and deviation are estimated before the CUSUM may fire"""
+    refractory: int = 100
+    """blocks after an alarm in which none is raised"""
+
+
+@dataclass(frozen=True)
+class ProbeArgs:
+    """Measurements that never change training."""
+
+    every: int = 10_000
+    """updates between feature-learning measurements on the probe (the interval T of Delta_C, Delta_A); 0 is off"""
+    size: int = 256
+    """observations in the probe, from an environment and uniform policy of its own"""
+    tau: float = 0.1
+    """a unit is dormant when its share of the layer's mean activation is at most tau"""
+    meter_every: int = 1000
+    """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """DQN on MinAtar: every flag, its default, its meaning."""
+
+    env_id: str = "MinAtar/Breakout-v1"
+    """MinAtar/<Game>-v1 (minimal actions) or -v0 (all six); Asterix, Breakout, Freeway, Seaquest, SpaceInvaders"""
+    seed: int = 1
+    """seed of every random stream"""
+    total_timesteps: int = 1_000_000
+    """agent steps of the run"""
+    learning_rate: float = 2.5e-4
+    """Adam's rate; with a schedule, its peak"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon"""
+    buffer_size: int = 100_000
+    """transitions kept in the replay memory"""
+    learning_starts: int = 5_000
+    """agent steps before the first update"""
+    batch_size: int = 32
+    """transitions per update"""
+    replay_ratio: float = 1.0
+    """updates per agent step"""
+    gamma: float = 0.99
+    """discount"""
+    target_network_frequency: int = 1_000
+    """agent steps between copies of the network into the target network"""
+    start_e: float = 1.0
+    """exploration rate at the first step"""
+    end_e: float = 0.1
+    """exploration rate after --exploration-steps"""
+    exploration_steps: int = 100_000
+    """agent steps in which the exploration rate falls linearly"""
+    double_q: bool = False
+    """choose the target's action with the online network (van Hasselt et al. 2016)"""
+    network: Literal["normalised", "plain"] = "normalised"
+    """LayerNorm before each nonlinearity, or biases and none (Young & Tian 2019)"""
+    gradient: Literal["explicit", "autograd"] = "explicit"
+    """the same gradient, written out by hand (fast on a CPU) or by autograd (readable)"""
+    nap: NapArgs = field(default_factory=NapArgs)
+    schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
+    rewarm: RewarmArgs = field(default_factory=RewarmArgs)
+    probe: ProbeArgs = field(default_factory=ProbeArgs)
+    eval_every: int = 50_000
+    """agent steps between evaluations; 0 is off"""
+    eval_episodes: int = 10
+    """episodes of one evaluation, each from a fresh seeded game, greedy, at most 10,000 steps long"""
+    log_every: int = 1_000
+    """agent steps between points of losses, rates and speed"""
+    checkpoint_every: int = 50_000
+    """agent steps between checkpoints"""
+    device: str = "cpu"
+    """cpu or cuda; for networks of this size the CPU is faster"""
+    threads: int = 1
+    """CPU threads of torch; more than one is slower here"""
+    exp_name: str = "dqn"
+    """first part of the run's name"""
+    directory: Path | None = None
+    """run directory; default runs/logs/<exp_name>__<game>__s<seed>__<time>"""
+    resume: Path | None = None
+    """run directory to go on with; all other flags come from its config.json"""
+
+    def __post_init__(self) -> None:
+        positive = "total_timesteps learning_rate buffer_size batch_size replay_ratio target_network_frequency"
+        positive += " exploration_steps log_every checkpoint_every threads eval_episodes adam_eps"
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.end_e <= self.start_e <= 1:
+            raise ValueError(f"--end-e {self.end_e} and --start-e {self.start_e}: need 0 <= end <= start <= 1")
+        if not 0 <= self.gamma < 1:
+            raise ValueError(f"--gamma must lie in [0, 1), not {self.gamma}")
+        if self.batch_size > self.buffer_size:
+            raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
+        if min(self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts) < 0:
+            raise ValueError("--probe.every, --probe.meter-every, --eval-every and --learning-starts cannot be negative")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: this torch sees no GPU; install a CUDA build or use --device cpu")
+        self._refuse_inert_flags()
+
+    def _refuse_inert_flags(self) -> None:
+        nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe
+        if not nap.enabled:
+            refuse_inert("nap", nap, ["every", "gains", "gain_strength", "allow_scale_dependent"], "without --nap.enabled")
+        unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(SCHEDULE_FLAGS[schedule.kind])
+        refuse_inert("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
+        if schedule.kind != "constant" and schedule.low > self.learning_rate:
+            raise ValueError(f"--schedule.low {schedule.low} exceeds --learning-rate {self.learning_rate}, its peak")
+        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory"]
+        unused = {"never": ["every_steps", "moments", *cusum_flags], "every": cusum_flags, "cusum": ["every_steps"]}
+        refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        if rewarm.trigger != "never" and schedule.kind == "constant" and rewarm.moments == "keep":
+            raise ValueError(
+                f"--rewarm.trigger {rewarm.trigger} restarts nothing with --schedule.kind constant and "
+                "--rewarm.moments keep; choose another schedule, or --rewarm.moments reset"
+            )
+        if probe.every == 0:
+            refuse_inert("probe", probe, ["size", "tau"], "with --probe.every 0")
+        if self.eval_every == 0:
+            refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
+
+
+SCHEDULE_FLAGS: dict[str, list[str]] = {
+    "constant": [],
+    "linear-decay": ["low", "period_steps"],
+    "warmup-cosine": ["low", "period_steps", "warmup_frac"],
+    "cyclic": ["low", "period_steps", "warmup_frac"],
+    "cyclic-then-constant": ["low", "period_steps", "warmup_frac", "cycles"],
+    "one-cycle": ["low", "period_steps", "warmup_frac"],
+}
+
+_nap, _cyclic = NapArgs(enabled=True), ScheduleArgs(kind="cyclic")
+PRESETS = {
+    "baseline": Preset("constant high rate, no projection", Args(exp_name="baseline")),
+    "low": Preset("constant low rate, no projection", Args(exp_name="low", learning_rate=4e-6)),
+    "cyclic": Preset("rate cycles between high and low", Args(exp_name="cyclic", schedule=_cyclic)),
+    "cyclic-annealed": Preset(
+        "three cycles, then the low rate for good",
+        Args(exp_name="cyclic-annealed", schedule=ScheduleArgs(kind="cyclic-then-constant")),
+    ),
+    "nap": Preset("normalize-and-project, constant high rate", Args(exp_name="nap", nap=_nap)),
+    "nap-cyclic": Preset(
+        "normalize-and-project, cycling rate", Args(exp_name="nap-cyclic", nap=_nap, schedule=_cyclic)
+    ),
+    "adaptive": Preset(
+        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on the TD loss",
+        Args(
+            exp_name="adaptive",
+            nap=_nap,
+            schedule=ScheduleArgs(kind="warmup-cosine"),
+            rewarm=RewarmArgs(trigger="cusum"),
+        ),
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------------ environment
+
+
+class ReplayMemory:
+    """The last `capacity` transitions; observations as bytes, sampled uniformly with replacement."""
+
+    def __init__(self, capacity: int, channels: int):
+        self.obs = np.zeros((capacity, channels, 10, 10), dtype=np.uint8)
+        self.next_obs = np.zeros_like(self.obs)
+        self.actions = np.zeros(capacity, dtype=np.int64)
+        self.rewards = np.zeros(capacity, dtype=np.float32)
+        self.terminated = np.zeros(capacity, dtype=np.float32)
+        self.capacity, self.size, self.position = capacity, 0, 0
+        self._tensors = [torch.from_numpy(a) for a in self._arrays()]  # the same memory
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [self.obs, self.actions, self.rewards, self.next_obs, self.terminated]
+
+    def add(self, obs: np.ndarray, action: int, reward: float, next_obs: np.ndarray, terminated: bool) -> None:
+        i = self.position
+        self.obs[i], self.actions[i], self.rewards[i] = obs, action, reward
+        self.next_obs[i], self.terminated[i] = next_obs, terminated
+        self.position = (i + 1) % self.capacity
+        self.size = min(self.size + 1, self.capacity)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """obs [B, C, 10, 10], actions [B], rewards [B], next_obs [B, C, 10, 10], terminated [B]."""
+        index = torch.randint(self.size, (batch_size,), generator=generator)
+        return [t.index_select(0, index) for t in self._tensors]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled part; MinAtar's observations are binary, so eight pixels fit in a byte."""
+        obs, actions, rewards, next_obs, terminated = (a[: self.size] for a in self._arrays())
+        return {
+            "position": self.position,
+            "shape": list(obs.shape),
+            "obs": np.packbits(obs),
+            "next_obs": np.packbits(next_obs),
+            "actions": actions,
+            "rewards": rewards,
+            "terminated": terminated,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        shape = tuple(state["shape"])
+        if shape[0] > self.capacity or shape[1:] != self.obs.shape[1:]:
+            raise RunError(f"the checkpoint's replay memory {shape} does not fit into {self.obs.shape}")
+        self.size, self.position = shape[0], state["position"]
+        for name in ("obs", "next_obs"):
+            bits = np.unpackbits(state[name], count=math.prod(shape))
+            getattr(self, name)[: self.size] = bits.reshape(shape)
+        for name in ("actions", "rewards", "terminated"):
+            getattr(self, name)[: self.size] = state[name]
+
+
+def collect_probe(env_id: str, size: int, seed: int) -> Tensor:
+    """[size, C, 10, 10]: every fifth observation of a uniform policy in a game of its own."""
+    env, rng = MinAtarVectorEnv(env_id, 1), np.random.default_rng(seed)
+    obs, _ = env.reset(seed=seed)
+    kept = [obs[0]]
+    for step in range(1, 5 * size - 4):
+        obs = env.step(rng.integers(env.single_action_space.n, size=1))[0]
+        if step % 5 == 0:
+            kept.append(obs[0])
+    return torch.from_numpy(np.stack(kept))
+
+
+def evaluate(q_network: QNetwork, env_id: str, episodes: int, seed: int, max_episode_steps: int = 10_000) -> np.ndarray:
+    """Undiscounted returns [episodes] of the greedy policy, one episode in each of `episodes` seeded games."""
+    env = MinAtarVectorEnv(env_id, episodes, max_episode_steps=max_episode_steps)
+    device = q_network.head.weight.device
+    obs, _ = env.reset(seed=seed)
+    returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+    while running.any():
+        with torch.no_grad():
+            actions = q_network(torch.from_numpy(obs).to(device)).argmax(1).cpu().numpy()
+        obs, rewards, terminated, truncated, _ = env.step(actions)
+        returns += rewards * running
+        running &= ~(terminated | truncated)
+    return returns
+
+
+class QNetwork(nn.Module):
+    """Q(s, .) for one MinAtar observation: 3x3 convolution (16 channels), 128 hidden units, linear head.
+
+    normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
+    plain: the network of Young & Tian (2019), biases and no normalisation.
+    """
+
+    def __init__(self, channels: int, actions: int, normalised: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 16, kernel_size=3, bias=not normalised)
+        self.conv_norm = nn.LayerNorm((16, 8, 8)) if normalised else nn.Identity()
+        self.conv_relu = nn.ReLU()
+        self.hidden = nn.Linear(16 * 8 * 8, 128, bias=not normalised)
+        self.hidden_norm = nn.LayerNorm(128) if normalised else nn.Identity()
+        self.hidden_relu = nn.ReLU()
+        self.head = nn.Linear(128, actions)
+
+    def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] -> [B, A]
+        x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.head.weight.dtype))))  # [B, 16, 8, 8]
+        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 128]
+        return self.head(x)
+
+
+PROBED = ["conv_relu", "hidden_relu"]  # after the nonlinearity, where dead, dormant and pattern are defined
+
+
+class ExplicitQ:
+    """QNetwork for a fixed batch size as explicit matrix products, with its gradient written out by hand.
+
+    The same function of the same parameters as QNetwork under autograd, in a third of the time on a CPU, where a small
+    network spends its update on bookkeeping. A valid 3x3 convolution of a 10x10 image is one matrix product
+    [16, 9C] @ [9C, 80B]: read row by row, output (r, c) sees pixels 10r + c + 10i + j, so a window of kernel offset
+    (i, j) is a contiguous run of 80 pixels; columns c = 8, 9 of the result wrap around a row and are left out.
+    """
+
+    def __init__(self, network: QNetwork, batch_size: int):
+        self.network, b = network, batch_size
+        weight = network.conv.weight.detach()
+        c, like = weight.shape[1], dict(dtype=weight.dtype, device=weight.device)
+        self.kernel = weight.view(16, 9 * c)
+        self.pixels = torch.zeros(b * c * 100 + 2, **like)  # + 2: the last run of 80 ends two pixels past the image
+        self.windows = self.pixels.as_strided((c, 3, 3, b, 80), (100, 10, 1, 100 * c, 1))
+        self.patches = torch.empty(9 * c, 80 * b, **like)
+        self.maps = torch.zeros(16, 80 * b, **like)
+        self.d_maps = torch.zeros(16, 80 * b, **like)  # wrapped columns stay zero
+        self.conv = torch.empty(b, 16, 8, 8, **like)
+        valid = lambda maps: maps.view(16, b, 8, 10)[..., :8].transpose(0, 1)  # noqa: E731  [B, 16, 8, 8]
+        self.valid_maps, self.valid_d_maps = valid(self.maps), valid(self.d_maps)
+        self.patch_view = self.patches.view(c, 3, 3, b, 80)
+
+    def _normalise(self, x: Tensor, layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Any]:
+        if isinstance(norm, nn.LayerNorm):
+            shape = list(norm.normalized_shape)
+            out, mean, rstd = torch.native_layer_norm(x, shape, norm.weight, norm.bias, norm.eps)
+            return out, (mean, rstd)
+        return x + layer.bias.view(-1, *[1] * (x.dim() - 2)), None
+
+    def _normalise_backward(self, dy: Tensor, x: Tensor, layer: nn.Module, norm: nn.Module, saved: Any) -> Tensor:
+        if isinstance(norm, nn.LayerNorm):
+            shape, (mean, rstd) = list(norm.normalized_shape), saved
+            dx, d_gain, d_offset = torch.ops.aten.native_layer_norm_backward(
+                dy, x, shape, mean, rstd, norm.weight, norm.bias, [True, True, True]
+            )
+            norm.weight.grad.copy_(d_gain)
+            norm.bias.grad.copy_(d_offset)
+            return dx
+        layer.bias.grad.copy_(dy.sum([d for d in range(dy.dim()) if d != 1]))
+        return dy
+
+    @torch.no_grad()
+    def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] uint8 -> [B, A]
+        net = self.network
+        self.pixels[:-2].copy_(obs.view(-1))
+        self.patch_view.copy_(self.windows)
+        torch.mm(self.kernel, self.patches, out=self.maps)
+        self.conv.copy_(self.valid_maps)
+        x, self.conv_saved = self._normalise(self.conv, net.conv, net.conv_norm)
+        self.conv_out = torch.relu_(x).view(-1, 1024)
+        self.hidden = torch.mm(self.conv_out, net.hidden.weight.t())  # [B, 128]
+        x, self.hidden_saved = self._normalise(self.hidden, net.hidden, net.hidden_norm)
+        self.hidden_out = torch.relu_(x)
+        return torch.addmm(net.head.bias, self.hidden_out, net.head.weight.t())
+
+    @torch.no_grad()
+    def backward(self, dq: Tensor) -> None:
+        """Write d loss / d parameter into every parameter's .grad, given dq = d loss / d Q [B, A] of the last forward."""
+        net, relu_backward = self.network, torch.ops.aten.threshold_backward
+        torch.mm(dq.t(), self.hidden_out, out=net.head.weight.grad)
+        torch.sum(dq, 0, out=net.head.bias.grad)
+        dx = relu_backward(torch.mm(dq, net.head.weight), self.hidden_out, 0)  # [B, 128]
+        dx = self._normalise_backward(dx, self.hidden, net.hidden, net.hidden_norm, self.hidden_saved)
+        torch.mm(dx.t(), self.conv_out, out=net.hidden.weight.grad)
+        dx = relu_backward(torch.mm(dx, net.hidden.weight), self.conv_out, 0).view(-1, 16, 8, 8)
+        dx = self._normalise_backward(dx, self.conv, net.conv, net.conv_norm, self.conv_saved)
+        self.valid_d_maps.copy_(dx)
+        torch.mm(self.d_maps, self.patches.t(), out=net.conv.weight.grad.view(16, -1))
+
+
+# ----------------------------------------------------------------------------------------------------------- losses
+
+
+def linear_schedule(start: float, end: float, duration: int, step: int) -> float:
+    """start at step 0, end from step `duration` on, a straight line between."""
+    return start + (end - start) * min(step / duration, 1.0)
+
+
+def td_error(q: Tensor, next_q: Tensor, next_actions: Tensor | None, batch: list[Tensor], gamma: float) -> Tensor:
+    """[B]: Q(s, a) - y with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q' or, double, argmax Q.
+
+    A truncated episode bootstraps: only termination ends the return.
+    """
+    _, actions, rewards, _, terminated = batch
+    if next_actions is None:
+        next_value = next_q.amax(1)
+    else:
+        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)
+    td_target = rewards + gamma * (1.0 - terminated) * next_value
+    return q.gather(1, actions[:, None]).squeeze(1) - td_target
+
+
+class AutogradGradient:
+    """Gradient of the mean squared TD error by autograd."""
+
+    def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
+        self.q_network, self.target_network, self.args = q_network, target_network, args
+
+    def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Write every parameter's .grad; return the loss [] and the Q-values [B, A]."""
+        obs, _, _, next_obs, _ = batch
+        with torch.no_grad():
+            next_q = self.target_network(next_obs)
+            next_actions = self.q_network(next_obs).argmax(1) if self.args.double_q else None
+        q = self.q_network(obs)
+        loss = td_error(q, next_q, next_actions, batch, self.args.gamma).square().mean()
+        self.q_network.zero_grad(set_to_none=False)
+        loss.backward()
+        return loss.detach(), q.detach()
+
+
+class ExplicitGradient(AutogradGradient):
+    """The same gradient through ExplicitQ."""
+
+    def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
+        super().__init__(q_network, target_network, args)
+        self.q, self.target = ExplicitQ(q_network, args.batch_size), ExplicitQ(target_network, args.batch_size)
+
+    @torch.no_grad()
+    def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        obs, actions, _, next_obs, _ = batch
+        next_q = self.target.forward(next_obs)
+        next_actions = self.q.forward(next_obs).argmax(1) if self.args.double_q else None
+        q = self.q.forward(obs)
+        error = td_error(q, next_q, next_actions, batch, self.args.gamma)  # [B]
+        dq = torch.zeros_like(q).scatter_(1, actions[:, None], (2.0 / len(error) * error)[:, None])
+        self.q.backward(dq)
+        return error.square().mean(), q
+
+
+class FlatAdam(torch.optim.Adam):
+    """torch.optim.Adam, its parameters, gradients and moments laid out in one vector each, stepped in one kernel.
+
+    The numbers are Adam's own; only the walk over a dozen small tensors is saved.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, eps: float):
+        super().__init__(parameters, lr=lr, eps=eps, fused=True)
+        self.vector, self.grad, self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+            for _ in range(4)
+        )
+        self.steps, start = torch.zeros((), device=parameters[0].device), 0
+        for p in parameters:
+            view = [flat[start : start + p.numel()].view_as(p) for flat in self._flat()]
+            view[0].copy_(p.detach())
+            p.data, p.grad = view[0], view[1]
+            self.state[p] = {"step": self.steps, "exp_avg": view[2], "exp_avg_sq": view[3]}
+            start += p.numel()
+
+    def _flat(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.vector, self.grad, self.exp_avg, self.exp_avg_sq
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        group = self.param_groups[0]
+        self.steps += 1
+        torch._fused_adam_(
+            [self.vector], [self.grad], [self.exp_avg], [self.exp_avg_sq], [], [self.steps],
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        views = {p: dict(state) for p, state in self.state.items()}
+        super().load_state_dict(state_dict)
+        for p, view in views.items():
+            for name, tensor in view.items():
+                tensor.copy_(self.state[p][name])
+            self.state[p] = view
+
+
+# ------------------------------------------------------------------------------------------------------------- main
+
+
+def make_schedule(args: Args) -> Schedule:
+    """Updates since the last trigger -> learning rate."""
+    s, peak = args.schedule, args.learning_rate
+    period = max(1, round(s.period_steps * args.replay_ratio))  # agent steps -> updates
+    warmup = round(s.warmup_frac * period)
+    match s.kind:
+        case "constant":
+            return Constant(peak)
+        case "linear-decay":
+            return LinearDecay(peak, s.low, period)
+        case "warmup-cosine":
+            return WarmupCosine(peak, warmup, period - warmup, s.low, initial=s.low)
+        case "cyclic":
+            return Cyclic(s.low, peak, period, s.warmup_frac)
+        case "cyclic-then-constant":
+            return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
+        case "one-cycle":
+            return OneCycle(s.low, peak, period, s.warmup_frac, final=s.low)
+
+
+def make_trigger(args: Args) -> Trigger:
+    """What restarts the schedule."""
+    r = args.rewarm
+    match r.trigger:
+        case "never":
+            return Never()
+        case "every":
+            return Every(max(1, round(r.every_steps * args.replay_ratio)))
+        case "cusum":
+            return OnCusum(
+                Cusum(threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory)
+            )
+
+
+def run_directory(args: Args) -> Path:
+    """--directory, or runs/logs/<exp_name>__<game>__s<seed>__<time>."""
+    game = args.env_id.split("/")[-1]
+    return args.directory or Path(
+        "runs/logs", f"{args.exp_name}__{game}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    )
+
+
+def refuse_nonfinite(q_network: QNetwork, what: str, step: int, updates: int, rate: float) -> None:
+    """Stop before a broken network is saved or stepped: the checkpoint on disk is from before."""
+    named = list(gradients_and_weights(q_network))
+    if what != "weights" or not all(bool(torch.isfinite(t).all()) for _, t in named):
+        raise NonFiniteError(
+            f"{what} not finite at step {step}, update {updates}, learning rate {rate:g}: {describe_nonfinite(named)}; "
+            "the last checkpoint is from before"
+        )
+
+
+class Progress:
+    """The line on the terminal, and the speed since the line before."""
+
+    def __init__(self, total_timesteps: int, step: int):
+        self.total, self.step, self.time = total_timesteps, step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self.step) / (now - self.time)
+        self.step, self.time = step, now
+        return rate
+
+    def show(self, step: int, sps: float, returns: deque[float], rate: float) -> None:
+        mean = f"{np.mean(returns):8.2f}" if returns else "       -"
+        line = f"step {step:>9,} / {self.total:,}   {sps:7.0f} steps/s   return {mean}   rate {rate:.2e}"
+        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def main(args: Args) -> None:
+    """Train one agent; everything it leaves behind is in its run directory."""
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+
+    # Every random draw below comes from one of these streams.
+    streams = np.random.SeedSequence(args.seed).spawn(5)
+    init_seed, env_seed, probe_seed, minibatch_seed = (int(s.generate_state(1)[0]) for s in streams[:4])
+    action_rng = np.random.default_rng(streams[4])
+    minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
+
+    with refusals():
+        env = MinAtarVectorEnv(args.env_id, 1)
+    channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
+    with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
+        torch.manual_seed(init_seed)
+        q_network = QNetwork(channels, actions, args.network == "normalised").to(device)
+        target_network = QNetwork(channels, actions, args.network == "normalised").to(device)
+    optimizer = FlatAdam(list(q_network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
+    target_network.load_state_dict(q_network.state_dict())
+    replay = ReplayMemory(args.buffer_size, channels)
+    gradient_class = ExplicitGradient if args.gradient == "explicit" else AutogradGradient
+    gradient = gradient_class(q_network, target_network, args)
+    act = ExplicitQ(q_network, 1).forward if args.gradient == "explicit" else torch.no_grad()(q_network.forward)
+
+    # elr attaches to the network and the optimiser.
+    layers = scalable_weights(q_network)  # conv.weight, hidden.weight: the head is left out
+    probe_obs = collect_probe(args.env_id, args.probe.size, probe_seed).to(device)
+    rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
+    projection = None
+    if args.nap.enabled:
+        with refusals():
+            projection = Projection(
+                q_network,
+                every=args.nap.every,
+                gains=args.nap.gains,
+                gain_strength=args.nap.gain_strength,
+                check_inputs=probe_obs,
+                allow_scale_dependent=args.nap.allow_scale_dependent,
+            )
+    meter = probe = None
+    if args.probe.meter_every:
+        meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
+    if args.probe.every:
+        probe = Probe(
+            q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau
+        )
+
+    stateful: dict[str, Any] = {
+        "q_network": q_network, "target_network": target_network, "optimizer": optimizer, "rewarming": rewarming,
+        "projection": projection, "meter": meter, "probe": probe, "replay": replay, "env": env,
+    }  # fmt: skip
+    stateful = {name: part for name, part in stateful.items() if part is not None}
+    global_step, updates, recent_returns = 0, 0, deque[float](maxlen=100)
+    obs, _ = env.reset(seed=env_seed)  # [1, C, 10, 10] uint8
+
+    if args.resume:
+        run = Run.resume(args.resume, device=device)
+        state = run.take_state()
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        restore_rng(action_rng, state["action_rng"])
+        restore_rng(minibatch_rng, state["minibatch_rng"])
+        global_step, updates = state["global_step"], state["updates"]
+        recent_returns.extend(state["recent_returns"])
+        obs = env.observation()
+    else:
+        run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
+        run.layout([*layers, *PROBED])
+
+    def checkpoint() -> None:
+        refuse_nonfinite(q_network, "weights", global_step, updates, rewarming.rate)
+        counters = {"global_step": global_step, "updates": updates, "recent_returns": list(recent_returns)}
+        draws = {"action_rng": rng_state(action_rng), "minibatch_rng": rng_state(minibatch_rng)}
+        run.checkpoint(global_step, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
+
+    with run, StopOnSignal() as stop:
+        if not args.resume:
+            if probe:
+                run.scalars(probe.measure(), global_step)
+            checkpoint()
+        progress = Progress(args.total_timesteps, global_step)
+        while global_step < args.total_timesteps and not stop.requested:
+            # Act: epsilon-greedy.
+            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, global_step)
+            if action_rng.random() < epsilon:
+                action = int(action_rng.integers(actions))
+            else:
+                action = int(act(torch.from_numpy(obs).to(device)).argmax())
+            next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
+            replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
+            obs, global_step = next_obs, global_step + 1
+            if "episode" in infos:
+                recent_returns.append(float(infos["episode"]["r"][0]))
+                run.scalar("charts/episodic_return", recent_returns[-1], global_step)
+                run.scalar("charts/episodic_length", int(infos["episode"]["l"][0]), global_step)
+
+            # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
+            while updates < int((global_step - args.learning_starts) * args.replay_ratio):
+                batch = [t.to(device) for t in replay.sample(args.batch_size, minibatch_rng)]
+                loss, q_values = gradient(batch)
+                # Reading the loss waits for a GPU, so there it is read less often; the weights are checked when saved.
+                if (device.type == "cpu" or updates % 100 == 0) and not math.isfinite(loss.item()):
+                    refuse_nonfinite(q_network, f"loss {loss.item()}", global_step, updates, rewarming.rate)
+                if meter:
+                    meter.before_step()
+                optimizer.step()
+                measured = meter is not None and meter.after_step()  # the step really taken, before the projection
+                if projection:
+                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||
+                rate = rewarming.rate
+                rewarmed = rewarming.step(loss)  # trigger? restart the schedule; set the next update's rate
+                updates += 1
+
+                if measured:
+                    run.scalars(meter.scalars(), global_step)
+                if rewarmed:
+                    run.scalar("rewarm/event", 1, global_step)
+                if updates % args.log_every == 0:
+                    run.scalar("charts/learning_rate", rate, global_step)
+                    run.scalar("losses/td_loss", loss.item(), global_step)
+                    run.scalar("losses/q_values", q_values.gather(1, batch[1][:, None]).mean().item(), global_step)
+                    if rewarming.statistic is not None:
+                        run.scalar("rewarm/statistic", rewarming.statistic, global_step)
+                if probe and probe.due(updates):
+                    run.scalars(probe.measure(), global_step)
+
+            if global_step % args.target_network_frequency == 0:
+                target_network.load_state_dict(q_network.state_dict())
+
+            # Report.
+            if global_step % args.log_every == 0:
+                sps = progress.steps_per_second(global_step)
+                run.scalar("charts/SPS", sps, global_step)
+                run.scalar("charts/epsilon", epsilon, global_step)
+                progress.show(global_step, sps, recent_returns, rewarming.rate)
+            if args.eval_every and global_step % args.eval_every == 0:
+                returns = evaluate(q_network, args.env_id, args.eval_episodes, seed=env_seed + global_step)
+                run.scalar("eval/episodic_return", returns.mean(), global_step)
+                run.scalar("eval/episodic_return_std", returns.std(), global_step)
+            if global_step % args.checkpoint_every == 0:
+                checkpoint()
+
+        checkpoint()
+        if stop.requested:
+            run.interrupt(global_step)
+            print(f"\nstopped at step {global_step}; go on with: python {sys.argv[0]} --resume {run.directory}")
+            raise SystemExit(130)
+        run.finish(global_step)
+    mean = f"{np.mean(recent_returns):.2f}" if recent_returns else "none"
+    print(f"\nfinished {global_step} steps; mean return of the last {len(recent_returns)} episodes: {mean}")
+    print(f"tensorboard --logdir {run.directory}")
+
+
+if __name__ == "__main__":
+    exit_with_one_line(lambda: main(parse(Args, PRESETS, prog_description=__doc__.split("\n\n")[0])))

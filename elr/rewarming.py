@@ -1,0 +1,335 @@
+"""Re-warming the effective learning rate: a trigger decides when, a schedule decides how much.
+
+Algorithm 1 of arXiv:2507.20057: after each optimiser step and projection, if ``rewarm(.)`` then restart the schedule.
+
+    optimizer.step()
+    project_to_norms_(weights, norms)
+    fired = rewarming.step(loss)        # sets the rate of the next update
+
+All steps are optimiser updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from elr.changepoint import Cusum
+from elr.schedules import Schedule
+
+Signal = float | Tensor | None
+Moments = Literal["keep", "reset"]
+
+_MOMENT_KEYS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
+_STEP_KEY = "step"
+
+
+class Trigger(Protocol):
+    """Decides when to re-warm: asked once after every optimiser update."""
+
+    @property
+    def statistic(self) -> float | None:
+        """The detector's statistic, None for a trigger that measures nothing."""
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """True if the schedule restarts after update number ``update`` (1, 2, ...)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to go on from exactly."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from :meth:`state_dict`."""
+
+
+class Never:
+    """The schedule runs once."""
+
+    statistic: None = None
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """Never."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: nothing is remembered."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept only the empty state."""
+        _check_keys("Never", state, set())
+
+
+class Every:
+    """A fixed cycle: fires after updates period, 2 period, ...
+
+    Args:
+        period: updates, >= 1.
+    Raises:
+        ValueError: the period is not a whole number >= 1.
+    """
+
+    statistic: None = None
+
+    def __init__(self, period: int) -> None:
+        if period != int(period) or period < 1:
+            raise ValueError(f"period = {period} is not a number of updates; Every needs a whole number >= 1")
+        self.period = period
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """True at multiples of the period."""
+        return update % self.period == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the update count is the caller's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept only the empty state."""
+        _check_keys("Every", state, set())
+
+
+class OnCusum:
+    """Fires at an alarm of a change-point detector fed with the signal.
+
+    Args:
+        cusum: the detector; it sees one value per update.
+    """
+
+    def __init__(self, cusum: Cusum) -> None:
+        self.cusum = cusum
+
+    @property
+    def statistic(self) -> float:
+        """The detector's S."""
+        return self.cusum.statistic
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """Feed the signal; True at an alarm.
+
+        Raises:
+            ValueError: there is no signal. Errors of :meth:`Cusum.update` pass through.
+        """
+        if signal is None:
+            raise ValueError(f"update {update} came without a signal; OnCusum needs one per update, e.g. step(loss)")
+        return self.cusum.update(signal)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The detector's state."""
+        return {"cusum": self.cusum.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the detector."""
+        _check_keys("OnCusum", state, {"cusum"})
+        self.cusum.load_state_dict(state["cusum"])
+
+
+class AtKnownChange:
+    """Fires once at the first check after the script has said that the world changed (the oracle)."""
+
+    statistic: None = None
+
+    def __init__(self) -> None:
+        self._pending = False
+
+    def notify(self) -> None:
+        """The world has changed. Several calls before a check count as one."""
+        self._pending = True
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """True once after :meth:`notify`."""
+        pending, self._pending = self._pending, False
+        return pending
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether a change is announced and not yet answered."""
+        return {"pending": self._pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the announcement."""
+        _check_keys("AtKnownChange", state, {"pending"})
+        self._pending = state["pending"]
+
+
+class Rewarming:
+    """Drives an optimiser's learning rates by a trigger and a schedule.
+
+    With eta the schedule, s the updates since the last trigger (or the start) and lr_g the groups' rates found at
+    construction, group g runs its next update at
+        eta(s) * lr_g / max_g' lr_g'
+    so the schedule is the rate of the fastest group and per-layer ratios last. Construction sets eta(0).
+
+    A group's rate stays a Python float, or is filled in place if it is a tensor (a captured CUDA graph sees it). When
+    the rate has not changed, the groups are not touched.
+
+    Args:
+        optimizer: its groups' rates give the ratios; all its groups must exist already.
+        schedule: updates since the last trigger -> rate, finite and >= 0.
+        trigger: when to restart the schedule.
+        moments: at a trigger, "keep" the optimiser's moments or "reset" moments and step counts to zero, in place.
+    Raises:
+        ValueError: no group has a positive rate, a rate is negative or not finite, or ``moments`` is unknown.
+    Source: arXiv:2507.20057, Alg. 1.
+    Deviation: the paper does not say what happens to Adam's moments at a re-warming; the default keeps them.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Schedule, trigger: Trigger, moments: Moments = "keep"
+    ) -> None:
+        if moments not in get_args(Moments):
+            raise ValueError(f"moments = {moments!r} is not known; choose one of {get_args(Moments)}")
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.trigger = trigger
+        self.moments = moments
+        self.events: list[int] = []
+        self._updates = 0
+        self._since = 0
+        self._base = [float(group["lr"]) for group in optimizer.param_groups]
+        _check_base(self._base)
+        self._fastest = max(self._base)
+        self._set_rate(schedule(0))
+
+    @property
+    def rate(self) -> float:
+        """Rate of the fastest group at the next update."""
+        return self._rate
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates so far."""
+        return self._updates
+
+    @property
+    def updates_since_trigger(self) -> int:
+        """Optimiser updates since the last trigger, or since the start."""
+        return self._since
+
+    @property
+    def statistic(self) -> float | None:
+        """The detector's statistic, None for a trigger that measures nothing."""
+        return self.trigger.statistic
+
+    def step(self, signal: Signal = None) -> bool:
+        """Count one update, ask the trigger, set the rate of the next update.
+
+        Call once per optimiser update, after the optimiser step and the projection.
+
+        Args:
+            signal: what the trigger watches, one number (the loss); read without host sync unless the trigger must.
+        Returns:
+            Whether the trigger fired after this update; its number is then the last of ``events``.
+        Raises:
+            ValueError: the trigger refuses the signal, the schedule gives a rate that is negative or not finite, or the
+                optimiser's state holds something that ``moments="reset"`` does not know.
+        """
+        self._updates += 1
+        self._since += 1
+        fired = self.trigger.fires(self._updates, signal)
+        if fired:
+            if self.moments == "reset":
+                reset_moments_(self.optimizer)
+            self._since = 0
+            self.events.append(self._updates)
+        rate = self.schedule(self._since)
+        if rate != self._rate:
+            self._set_rate(rate)
+        return fired
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to go on from exactly; the optimiser's own state is not in it."""
+        return {
+            "updates": self._updates,
+            "since": self._since,
+            "events": list(self.events),
+            "base": list(self._base),
+            "trigger_type": type(self.trigger).__name__,
+            "trigger": self.trigger.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from :meth:`state_dict`, and set the rate of the next update.
+
+        Schedule, trigger and ``moments`` are configuration: build with the same. May come before or after the
+        optimiser's own ``load_state_dict``.
+
+        Raises:
+            ValueError: wrong keys, another type of trigger, or another number of groups.
+        """
+        _check_keys("Rewarming", state, {"updates", "since", "events", "base", "trigger_type", "trigger"})
+        if state["trigger_type"] != type(self.trigger).__name__:
+            raise ValueError(
+                f"state comes from the trigger {state['trigger_type']}, this run has {type(self.trigger).__name__}; "
+                "build the Rewarming with the stored run's trigger"
+            )
+        self._check_groups(len(state["base"]))
+        self.trigger.load_state_dict(state["trigger"])
+        self._updates = state["updates"]
+        self._since = state["since"]
+        self.events = list(state["events"])
+        self._base = list(state["base"])
+        self._fastest = max(self._base)
+        self._set_rate(self.schedule(self._since))
+
+    def _set_rate(self, rate: float) -> None:
+        if not (math.isfinite(rate) and rate >= 0.0):
+            raise ValueError(f"{self.schedule} gives the rate {rate} at step {self._since}; it must be finite and >= 0")
+        self._check_groups(len(self._base))
+        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
+            # The fastest group gets the schedule's value, and all groups their own at the fastest's, without rounding.
+            value = base if rate == self._fastest else rate * (base / self._fastest)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+        self._rate = rate
+
+    def _check_groups(self, recorded: int) -> None:
+        present = len(self.optimizer.param_groups)
+        if present != recorded:
+            raise ValueError(
+                f"the optimiser has {present} parameter groups but rates were recorded for {recorded}; "
+                "add all groups before building the Rewarming"
+            )
+
+
+@torch.no_grad()
+def reset_moments_(optimizer: torch.optim.Optimizer) -> None:
+    """Zero an optimiser's moments and step counts in place, for every parameter.
+
+    Known keys: exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer, step (the Adam family and SGD). For Adam the
+    next update equals that of a new optimiser on the same parameters; for SGD with dampening d it is smaller by 1 - d,
+    because a new SGD does not damp its first momentum.
+
+    Raises:
+        ValueError: some state has another key; nothing has been changed then.
+    """
+    unknown = {key for state in optimizer.state.values() for key in state} - _MOMENT_KEYS - {_STEP_KEY}
+    if unknown:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps {sorted(unknown)}, which cannot be reset by zeroing for certain; use "
+            f"moments='keep' or an optimiser whose state is within {sorted(_MOMENT_KEYS | {_STEP_KEY})}"
+        )
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                value.zero_()
+            elif key == _STEP_KEY:
+                state[key] = 0
+            elif value is not None:  # SGD without momentum stores None
+                raise ValueError(f"{key} is a {type(value).__name__}; only tensors can be zeroed in place")
+
+
+def _check_base(base: list[float]) -> None:
+    if not all(math.isfinite(lr) and lr >= 0.0 for lr in base):
+        raise ValueError(f"the groups' learning rates are {base}; each must be finite and >= 0")
+    if not any(base):
+        raise ValueError(f"the groups' learning rates are {base}; ratios need at least one > 0")
+
+
+def _check_keys(owner: str, state: Mapping[str, Any], expected: set[str]) -> None:
+    if set(state) != expected:
+        raise ValueError(f"state has keys {sorted(state)}; {owner} needs exactly {sorted(expected)}")

@@ -1,0 +1,1 @@
+"""What a run leaves behind, how to launch many, how to compare them."""

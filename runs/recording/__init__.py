@@ -1,0 +1,44 @@
+"""What a training run leaves behind: configuration, provenance, scalars, checkpoints, and how it is stopped."""
+
+from runs.recording.checkpoint import load_checkpoint, save_checkpoint
+from runs.recording.commandline import Preset, parse
+from runs.recording.config import config_from_dict, config_to_dict
+from runs.recording.directory import Run, read_json, read_status
+from runs.recording.errors import RunError
+from runs.recording.finite import NonFiniteError, describe_nonfinite, gradients_and_weights
+from runs.recording.interrupt import StopOnSignal, exit_with_one_line
+from runs.recording.layout import layout
+from runs.recording.plain import from_plain, to_plain
+from runs.recording.refusing import refusals, refuse_inert
+from runs.recording.rng import restore_rng, rng_state
+from runs.recording.table import read_scalars
+from runs.recording.tags import TAGS, Tag, check_tag
+
+__all__ = [
+    "TAGS",
+    "NonFiniteError",
+    "Preset",
+    "Run",
+    "RunError",
+    "StopOnSignal",
+    "Tag",
+    "check_tag",
+    "config_from_dict",
+    "config_to_dict",
+    "describe_nonfinite",
+    "exit_with_one_line",
+    "from_plain",
+    "gradients_and_weights",
+    "layout",
+    "load_checkpoint",
+    "parse",
+    "read_json",
+    "read_scalars",
+    "read_status",
+    "refusals",
+    "refuse_inert",
+    "restore_rng",
+    "rng_state",
+    "save_checkpoint",
+    "to_plain",
+]

@@ -1,0 +1,330 @@
+"""A run directory: what one training run leaves behind, and from which it can be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import numbers
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from runs.recording.checkpoint import load_checkpoint, save_checkpoint
+from runs.recording.errors import RunError
+from runs.recording.files import failures_named, replace_atomically
+from runs.recording.layout import layout
+from runs.recording.lock import RunLock
+from runs.recording.provenance import provenance
+from runs.recording.screen import EventFile
+from runs.recording.table import TABLE, ScalarTable
+from runs.recording.tags import check_tag
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, PROVENANCE, STATUS, CHECKPOINT, LOCK = "config.json", "provenance.json", "status.json", "checkpoint.pt", "lock"
+_FLUSH_SECONDS, _FLUSH_BYTES = 30.0, 1 << 20
+
+
+class Run:
+    """An open run. Made by `create` or `resume`, ended by `finish`, `interrupt` or `fail`; one process at a time.
+
+    As a context manager it marks itself failed when an exception passes through (interrupted for KeyboardInterrupt),
+    and interrupted when the block is left without one of the three endings.
+
+    Attributes:
+        directory: where the files are.
+        step: the latest step recorded; after `resume`, the step of the checkpoint.
+    """
+
+    def __init__(self, directory: Path, lock: RunLock, table: ScalarTable, events: EventFile, step: int):
+        self.directory, self.step = directory, step
+        self._lock, self._table, self._events = lock, table, events
+        self._restored: dict[str, Any] | None = None
+        self._open = True
+        self._flushed_at = time.monotonic()
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        config: Mapping[str, Any],
+        *,
+        argv: Sequence[str],
+        device: str | torch.device | None = None,
+    ) -> Run:
+        """Start a run in a directory that holds none; other files there are left alone.
+
+        Args:
+            directory: made if missing.
+            config: the resolved configuration as plain data (`config_to_dict`).
+            argv: the command line, script first.
+            device: what the run computes on, for the record.
+        Raises:
+            RunError: the directory holds a run, finished or not, or cannot be written.
+        """
+        directory = Path(directory)
+        with failures_named("make a run", directory / CONFIG):
+            directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory) as lock:
+            _refuse_existing(directory)
+            _write_json(directory / PROVENANCE, {**provenance(argv, device), "resumed": []})
+            _write_json(directory / CONFIG, dict(config))
+            run = cls(directory, lock, ScalarTable(directory), EventFile(directory), step=0)
+            run._write_status("running")
+            return run
+
+    @classmethod
+    def resume(
+        cls, directory: Path, *, argv: Sequence[str] | None = None, device: str | torch.device | None = None
+    ) -> Run:
+        """Open an unfinished run at its checkpoint; `take_state` then hands out what `checkpoint` was given.
+
+        The table is cut to its length at the checkpoint, and TensorBoard drops every later step.
+
+        Args:
+            directory: a run directory.
+            argv: the command line that resumes, for the record; None means sys.argv.
+            device: as for `create`.
+        Raises:
+            RunError: no such directory, no run or no checkpoint in it, already finished, open in another process,
+                or its files are damaged.
+        """
+        directory = Path(directory)
+        _require_resumable(directory)
+        with _locked(directory) as lock:
+            _refuse_finished(directory)  # it may have finished while the lock was another's
+            saved = load_checkpoint(directory / CHECKPOINT)
+            if not saved.keys() >= {"step", "table_bytes", "state"}:
+                raise RunError(f"{directory / CHECKPOINT} lacks step, table_bytes or state: no run wrote it")
+            session = provenance(sys.argv if argv is None else argv, device)
+            _add_resumption(directory, {"step": saved["step"], **session})
+            table = ScalarTable(directory, saved["table_bytes"])
+            run = cls(directory, lock, table, EventFile(directory, saved["step"] + 1), saved["step"])
+            run._restored = saved["state"]
+            run._write_status("running")
+            return run
+
+    def take_state(self) -> dict[str, Any]:
+        """Hand out the restored state once, and let go of it: a replay memory should not stay in memory twice.
+
+        Raises:
+            RunError: the run was not resumed, or the state was already taken.
+        """
+        if self._restored is None:
+            raise RunError(f"{self.directory} has no state to take: it was not resumed, or the state was taken before")
+        state, self._restored = self._restored, None
+        return state
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Record one number in the table and on the screen.
+
+        Args:
+            tag: a documented tag (`TAGS`).
+            value: a Python or numpy number; nan and inf are recorded as such.
+            step: agent decisions, or optimiser updates in supervised scripts; a whole number, zero or more.
+        Raises:
+            ValueError: unknown tag, a tensor or array as value (take `.item()` where the wait for the device is
+                meant), or a step that is not a whole number.
+            RunError: the disk is full, or the run is closed.
+        """
+        self._require_open()
+        check_tag(tag)
+        number, step = _as_float(tag, value), _as_step(tag, step)
+        self._table.add(tag, number, step)
+        self._events.add(tag, number, step)
+        self.step = max(self.step, step)
+        if self._table.file.pending > _FLUSH_BYTES or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self.flush()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record several numbers of one step; see `scalar`."""
+        for tag, value in values.items():
+            self.scalar(tag, value, step)
+
+    def layout(self, layers: Sequence[str]) -> None:
+        """Give TensorBoard the grouping of charts for these layers; see `runs.recording.layout`."""
+        self._require_open()
+        self._events.add_layout(layout(layers))
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same
+        step belongs, after a resume, to the lost part of the table.
+
+        Raises:
+            ValueError: the state holds something that is not plain data.
+            RunError: the disk is full (the previous checkpoint stays), or the run is closed.
+        """
+        self._require_open()
+        self.flush()
+        content = {"step": _as_step("checkpoint", step), "table_bytes": self._table.length(), "state": state}
+        save_checkpoint(self.directory / CHECKPOINT, content)
+        self.step = max(self.step, step)
+        self._write_status("running")
+
+    def flush(self) -> None:
+        """Bring table and event file up to date on disk.
+
+        Raises:
+            RunError: the disk is full, or the run is closed.
+        """
+        self._table.file.flush()
+        self._events.file.flush()
+        self._flushed_at = time.monotonic()
+
+    def finish(self, step: int) -> None:
+        """End the run for good: neither `create` nor `resume` will open it again."""
+        self._end("finished", step)
+
+    def interrupt(self, step: int) -> None:
+        """End this process's part; `resume` continues from the latest checkpoint."""
+        self._end("interrupted", step)
+
+    def fail(self, step: int, message: str) -> None:
+        """End with an error, which the status file keeps; `resume` may try again from the latest checkpoint."""
+        self._end("failed", step, message)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._open:
+            return
+        if error is None:
+            self.interrupt(self.step)
+            return
+        with contextlib.suppress(RunError):  # on a full disk the first failure is the one to report
+            if isinstance(error, KeyboardInterrupt):
+                self.interrupt(self.step)
+            else:
+                self.fail(self.step, f"{type(error).__name__}: {error}")
+
+    def _end(self, status: str, step: int, message: str | None = None) -> None:
+        self._require_open()
+        self._open = False
+        self.step = _as_step(status, step)
+        with contextlib.ExitStack() as closing:  # each is attempted, also when the one before it fails
+            closing.callback(self._lock.release)
+            if status != "finished":
+                closing.callback(self._write_status, status, message)
+            closing.callback(self._events.file.close)
+            closing.callback(self._table.file.close)
+            if status == "finished":  # claimed only once the numbers are on the disk
+                self._table.file.flush(durable=True)
+                self._events.file.flush(durable=True)
+                self._write_status(status, message)
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise RunError(f"the run in {self.directory} is closed: nothing more can be recorded")
+
+    def _write_status(self, status: str, message: str | None = None) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        content = {"status": status, "step": self.step, "message": message, "written": now}
+        _write_json(self.directory / STATUS, content)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """A run's status: {"status": running | interrupted | failed | finished, "step", "message", "written"}.
+
+    A killed run still says running; only `resume` can tell, by its lock.
+
+    Raises:
+        RunError: there is no status file, or it is not one.
+    """
+    status = read_json(Path(directory) / STATUS)
+    if not {"status", "step"} <= status.keys():
+        raise RunError(f"{Path(directory) / STATUS} is not a status file: it lacks status or step")
+    return status
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file is missing or holds something else.
+    """
+    try:
+        with failures_named(f"read {path.name}", path):
+            content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    data = (json.dumps(content, indent=2) + "\n").encode()
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    replace_atomically(path, write)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[RunLock]:
+    """The run's lock, given back if opening the run fails."""
+    lock = RunLock(directory / LOCK)
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _refuse_existing(directory: Path) -> None:
+    elsewhere = "choose another directory or name"
+    if (directory / STATUS).exists():
+        status = read_status(directory)
+        if status["status"] == "finished":
+            raise RunError(f"{directory} holds a finished run (step {status['step']}); {elsewhere}")
+        if (directory / CHECKPOINT).exists():
+            found = f"an unfinished run (step {status['step']})"
+            raise RunError(f"{directory} holds {found}; continue it with --resume {directory}, or {elsewhere}")
+        raise RunError(f"{directory} holds a run that stopped before its first checkpoint; {elsewhere}")
+    for name in (CONFIG, PROVENANCE, TABLE, CHECKPOINT):
+        if (directory / name).exists():
+            raise RunError(f"{directory} already holds {name}, part of another run; {elsewhere}")
+
+
+def _require_resumable(directory: Path) -> None:
+    if not directory.is_dir():
+        raise RunError(f"cannot resume {directory}: there is no such directory")
+    if not (directory / CONFIG).exists():
+        raise RunError(f"cannot resume {directory}: it is not a run directory (no {CONFIG})")
+    _refuse_finished(directory)
+    if not (directory / CHECKPOINT).exists():
+        raise RunError(f"cannot resume {directory}: the run stopped before its first checkpoint; start a new one")
+
+
+def _refuse_finished(directory: Path) -> None:
+    if (directory / STATUS).exists():
+        status = read_status(directory)
+        if status["status"] == "finished":
+            raise RunError(f"cannot resume {directory}: already finished at step {status['step']}")
+
+
+def _add_resumption(directory: Path, description: Mapping[str, Any]) -> None:
+    record = read_json(directory / PROVENANCE)
+    _write_json(directory / PROVENANCE, {**record, "resumed": [*record.get("resumed", []), description]})
+
+
+def _as_float(tag: str, value: object) -> float:
+    if (not isinstance(value, numbers.Real) and type(value).__module__ != "numpy") or getattr(value, "ndim", 0) != 0:
+        raise ValueError(
+            f"{tag} was given a {type(value).__name__}; a scalar is a Python or numpy number (use .item() on a tensor)"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _as_step(what: str, step: object) -> int:
+    if isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0:
+        raise ValueError(f"{what} was given the step {step!r}; a step is a whole number, zero or more")
+    return int(step)

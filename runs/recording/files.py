@@ -1,0 +1,120 @@
+"""Writing to disk so that a kill or a full disk never leaves half a file where a whole one is expected."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from runs.recording.errors import RunError
+
+
+@contextlib.contextmanager
+def failures_named(action: str, path: Path) -> Iterator[None]:
+    """Turn an operating-system error into a RunError that says what could not be done, where and why.
+
+    Raises:
+        RunError: "cannot <action> in <directory>: <reason>".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot {action} in {path.parent}: {error.strerror or error}") from error
+
+
+def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+
+    Until the move the old file is untouched; after it, file and directory entry are on the disk.
+
+    Raises:
+        RunError: the disk is full or the directory cannot be written. The old file stays, the temporary one is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with failures_named(f"write {path.name}", path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name != "posix":  # elsewhere a directory cannot be opened, and the rename is durable on its own
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class AppendFile:
+    """A file that only grows: bytes gather in memory and reach the file on `flush`.
+
+    Python's own buffered files try again at close and at exit after a failed write, and print a traceback each time;
+    this one gives up once, with a RunError.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._buffer = bytearray()
+        with failures_named(f"open {path.name}", path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._handle: int | None = os.open(path, flags, 0o666)
+
+    def write(self, data: bytes) -> int:
+        """Add `data` to what the next flush writes; returns its length, as files do."""
+        self._buffer += data
+        return len(data)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that no flush has written yet."""
+        return len(self._buffer)
+
+    def flush(self, durable: bool = False) -> None:
+        """Write what is pending; with `durable`, return only once it is on the disk.
+
+        Raises:
+            RunError: the disk is full, or the file is closed (after a failure it is).
+        """
+        if self._handle is None:
+            raise RunError(f"{self.path} is closed: nothing more can be recorded")
+        try:
+            with failures_named(f"write {self.path.name}", self.path):
+                while self._buffer:
+                    del self._buffer[: os.write(self._handle, self._buffer)]
+                if durable:
+                    os.fsync(self._handle)
+        except RunError:
+            self._abandon()
+            raise
+
+    def size(self) -> int:
+        """Length of the file in bytes, without what is pending."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Write what is pending and close; closing twice, or after a failure, does nothing.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        if self._handle is not None:
+            self.flush()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._buffer.clear()
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)

@@ -1,0 +1,40 @@
+"""Naming the layer at which a run stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from runs.recording.errors import RunError
+
+
+class NonFiniteError(RunError):
+    """A loss, gradient or weight is nan or infinite; the message says at which step, layer and rate."""
+
+
+def gradients_and_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every gradient, then every weight of `module`, named for `describe_nonfinite`."""
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            yield f"the gradient of {name}", parameter.grad
+    for name, parameter in module.named_parameters():
+        yield f"the weight {name}", parameter.detach()
+
+
+def describe_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Name the first tensor that is not finite and count what it holds; waits for the device.
+
+    Args:
+        named_tensors: in the order of search, for instance `gradients_and_weights(network)`.
+    Returns:
+        "the gradient of fc1.weight holds 3 nan and 0 inf among 64 entries", or that all are finite.
+    """
+    count = 0
+    for name, tensor in named_tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+            return f"{name} holds {nan} nan and {inf} inf among {tensor.numel()} entries"
+        count += 1
+    return f"all {count} tensors examined are finite"

@@ -1,0 +1,49 @@
+"""The custom TensorBoard tab: the curves of one question side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from runs.recording.tags import check_tag
+
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+
+_FEATURE_LEARNING = ("delta_c", "delta_a", "flipped_fraction")
+_PLASTICITY = ("dead_fraction", "dormant_fraction", "effective_rank", "stable_rank", "srank", "feature_norm")
+
+
+def layout(layers: Sequence[str]) -> Layout:
+    """Group the documented tags of `layers` into charts, in the form that TensorBoard's custom scalars take.
+
+    Args:
+        layers: layer names as they stand in the tags.
+    Returns:
+        {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
+    Raises:
+        ValueError: no layer is given, or a name cannot stand in a tag.
+    """
+    if not layers:
+        raise ValueError("a layout of no layers was asked for; name at least one layer")
+    return {
+        "return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")},
+        "rate and realised ELR": {
+            "learning rate": _chart("charts/learning_rate"),
+            "realised ELR": _per_layer("elr", layers),
+            "nominal ELR": _per_layer("elr_nominal", layers),
+            "re-warming": _chart("rewarm/event", "rewarm/statistic"),
+            "updates since trigger": _chart("rewarm/updates_since_trigger"),
+        },
+        "feature learning": {name: _per_layer(f"plasticity/{name}", layers) for name in _FEATURE_LEARNING},
+        "plasticity": {name: _per_layer(f"plasticity/{name}", layers) for name in _PLASTICITY},
+        "norms": {name: _per_layer(f"norms/{name}", layers) for name in ("parameter", "gradient", "update")},
+    }
+
+
+def _per_layer(prefix: str, layers: Sequence[str]) -> tuple[str, list[str]]:
+    return _chart(*(f"{prefix}/{layer}" for layer in layers))
+
+
+def _chart(*tags: str) -> tuple[str, list[str]]:
+    # TensorBoard matches from the start of the tag only: without the anchors fc1 would draw fc10 as well
+    return "Multiline", [f"^{re.escape(check_tag(tag))}$" for tag in tags]

@@ -1,0 +1,50 @@
+"""One writer per run: a lock that the operating system lets go of when its holder dies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from runs.recording.errors import RunError
+from runs.recording.files import failures_named
+
+try:
+    import fcntl
+except ImportError:  # Windows: no such lock, and two writers are not detected
+    fcntl = None  # type: ignore[assignment]
+
+
+class RunLock:
+    """Held from construction to `release`; the lock file itself stays, since removing it would be a race.
+
+    Raises:
+        RunError: another process holds it (its id is named), or the file system cannot lock.
+    """
+
+    def __init__(self, path: Path):
+        with failures_named("open the lock file", path):
+            self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            return
+        try:
+            with failures_named("lock the run", path):
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except RunError as error:
+            holder = os.read(self._handle, 32).decode(errors="replace").strip() or "unknown"
+            self._close()
+            if isinstance(error.__cause__, BlockingIOError):
+                raise RunError(f"{path.parent} is being written by another process ({holder})") from None
+            raise
+        os.ftruncate(self._handle, 0)
+        os.write(self._handle, f"process {os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Let the next writer in; releasing twice does nothing."""
+        if self._handle is not None and fcntl is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+        self._close()
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)

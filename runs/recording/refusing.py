@@ -1,0 +1,41 @@
+"""Refusing flags that contradict each other or do nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from runs.recording.errors import RunError
+
+
+def refuse_inert(group: str, args: Any, names: Iterable[str], why: str) -> None:
+    """Refuse flags that were changed from their default although nothing reads them.
+
+    Args:
+        group: the flags' group, "" for none: `--<group>.<name>`.
+        args: a dataclass holding them.
+        names: fields of `args` that have no effect.
+        why: completes "--group.name 3 has no effect ...".
+    Raises:
+        ValueError: a field differs from its default; the message names it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name in names:
+        value = getattr(args, name)
+        if value != defaults[name]:
+            flag = (f"{group}." if group else "") + name.replace("_", "-")
+            raise ValueError(f"--{flag} {value} has no effect {why}; drop it")
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn the ValueError by which a library refuses its arguments into a RunError, which is one line to the user.
+
+    Only for setting up: later in a run a ValueError is a defect and keeps its traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(str(error)) from error

@@ -1,0 +1,60 @@
+"""Random generators as data: a restored generator draws exactly what the saved one would have drawn next."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from runs.recording.errors import RunError
+
+AnyGenerator = np.random.Generator | np.random.RandomState | torch.Generator | random.Random
+
+
+def rng_state(generator: AnyGenerator) -> dict[str, Any]:
+    """The state of a numpy Generator or RandomState, torch.Generator or random.Random, ready for a checkpoint.
+
+    A numpy Generator's seed sequence, from which `spawn` draws children, is not part of it: spawn streams at the start.
+
+    Raises:
+        ValueError: not one of the four kinds.
+    """
+    if isinstance(generator, np.random.Generator):
+        state: Any = generator.bit_generator.state
+    elif isinstance(generator, np.random.RandomState):
+        state = generator.get_state(legacy=False)
+    elif isinstance(generator, torch.Generator):
+        state = generator.get_state()
+    elif isinstance(generator, random.Random):
+        state = generator.getstate()
+    else:
+        raise ValueError(f"{type(generator).__name__} is not a generator of numpy, torch or random")
+    return {"kind": _kind(generator), "state": state}
+
+
+def restore_rng(generator: AnyGenerator, saved: dict[str, Any]) -> None:
+    """Set `generator` in place to a state taken by `rng_state`.
+
+    Raises:
+        RunError: the state belongs to another kind of generator.
+    """
+    if _kind(generator) != saved["kind"]:
+        raise RunError(f"the saved random state is of {saved['kind']}, the generator to restore is {_kind(generator)}")
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = saved["state"]
+    elif isinstance(generator, random.Random):
+        generator.setstate(saved["state"])
+    else:
+        generator.set_state(saved["state"])
+
+
+def _kind(generator: AnyGenerator) -> str:
+    if isinstance(generator, np.random.Generator):
+        return f"numpy.random.Generator({type(generator.bit_generator).__name__})"
+    if isinstance(generator, np.random.RandomState):
+        return f"numpy.random.RandomState({generator.get_state(legacy=False)['bit_generator']})"
+    if isinstance(generator, torch.Generator):
+        return f"torch.Generator({generator.device.type})"
+    return "random.Random"

@@ -1,0 +1,57 @@
+"""The screen of record: scalars as TensorBoard event files, written without a thread.
+
+torch's SummaryWriter hands its events to a background thread; when the disk is full that thread dies with a traceback
+of its own and the loop learns of it later. Here the same records are written by the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runs.recording.files import AppendFile
+from runs.recording.layout import Layout
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+_FILE_VERSION = "brain.Event:2"
+
+
+class EventFile:
+    """One event file per process that wrote to the run, named so that they sort in that order.
+
+    Args:
+        directory: the run directory.
+        purge_step: on resume, TensorBoard drops what earlier files hold at this step or later.
+    Raises:
+        RunError: the file cannot be written.
+    """
+
+    def __init__(self, directory: Path, purge_step: int | None = None):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        number = len(list(directory.glob("events.out.tfevents.*")))
+        self.file = AppendFile(directory / f"events.out.tfevents.{number:06d}")
+        self._records = RecordWriter(self.file)
+        self._write(self._event(wall_time=time.time(), file_version=_FILE_VERSION))
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Append one number; event files hold 32-bit floats."""
+        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def add_layout(self, layout: Layout) -> None:
+        """Append the grouping of the custom-scalars tab."""
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        self._write(self._event(wall_time=time.time(), summary=custom_scalars(layout)))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())

@@ -1,0 +1,69 @@
+"""The table of scalars: one line `step,tag,value` per number, exact, readable by anything that reads CSV."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from runs.recording.errors import RunError
+from runs.recording.files import AppendFile, failures_named
+
+TABLE = "scalars.csv"
+_HEADER = b"step,tag,value\n"
+
+
+class ScalarTable:
+    """Appends to scalars.csv; `length` at a checkpoint is where a resumed run cuts it.
+
+    Raises:
+        RunError: the file cannot be written, or is shorter than the checkpoint says.
+    """
+
+    def __init__(self, directory: Path, length: int | None = None):
+        path = directory / TABLE
+        if length is not None:
+            _cut(path, length)
+        self.file = AppendFile(path)
+        if length is None:
+            self.file.write(_HEADER)
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Append one number; repr of a float reads back as the same float, nan and inf included."""
+        self.file.write(f"{step},{tag},{value!r}\n".encode())
+
+    def length(self) -> int:
+        """Bytes written and safe on the disk, after a durable flush."""
+        self.file.flush(durable=True)
+        return self.file.size()
+
+
+def _cut(path: Path, length: int) -> None:
+    with failures_named(f"read {path.name}", path):
+        size = path.stat().st_size
+        if size < length:
+            raise RunError(f"{path} holds {size} bytes but the checkpoint was taken at {length}: lines are missing")
+        os.truncate(path, length)
+
+
+def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read a run's table.
+
+    Args:
+        directory: the run directory; the run may still be going on.
+    Returns:
+        {tag: [(step, value), ...]} in the order of writing. A last line without its end (a kill, or a write under way)
+        is left out: its number may be cut short.
+    Raises:
+        RunError: there is no table, or a complete line is not `step,tag,value`.
+    """
+    path = Path(directory) / TABLE
+    with failures_named(f"read {TABLE}", path):
+        text = path.read_bytes().decode(errors="replace")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for number, line in enumerate(text.split("\n")[1:-1], start=2):
+        try:
+            step, tag, value = line.split(",")
+            curves.setdefault(tag, []).append((int(step), float(value)))
+        except ValueError:
+            raise RunError(f"{path} line {number} is not 'step,tag,value': {line[:80]!r}") from None
+    return curves

@@ -1,0 +1,73 @@
+"""Every scalar a run may record, what it means and in which unit: the same tag means the same in all scripts."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+
+class Tag(NamedTuple):
+    """What a tag means, and the unit of its value."""
+
+    meaning: str
+    unit: str
+
+
+TAGS: dict[str, Tag] = {
+    "charts/episodic_return": Tag("sum of raw rewards of a training episode, when it ends", "reward"),
+    "charts/episodic_length": Tag("agent decisions in a training episode, when it ends", "steps"),
+    "charts/SPS": Tag("agent decisions per second of wall time since this process started", "steps/s"),
+    "charts/learning_rate": Tag("rate handed to the optimiser for the latest update", "1"),
+    "charts/epsilon": Tag("chance that the agent takes a random action", "probability"),
+    "eval/episodic_return": Tag("mean over evaluation episodes of the sum of raw rewards", "reward"),
+    "eval/episodic_return_std": Tag("standard deviation of it over the evaluation episodes", "reward"),
+    "losses/td_loss": Tag("temporal-difference loss of the latest minibatch", "loss"),
+    "losses/q_values": Tag("mean predicted value of the actions in the latest minibatch", "reward"),
+    "losses/policy_loss": Tag("clipped policy objective, negated", "loss"),
+    "losses/value_loss": Tag("value regression loss", "loss"),
+    "losses/entropy": Tag("mean entropy of the policy", "nats"),
+    "losses/approx_kl": Tag("estimated divergence of the new policy from the one that acted", "nats"),
+    "losses/clipfrac": Tag("share of samples whose probability ratio was clipped", "fraction"),
+    "losses/explained_variance": Tag("1 - Var(returns - values) / Var(returns)", "fraction"),
+    "elr/<layer>": Tag("realised effective learning rate ||dW|| / ||W||, dW as the optimiser took it", "1"),
+    "elr_nominal/<layer>": Tag("effective learning rate that the schedule asks for: rate / ||W||", "1"),
+    "norms/parameter/<layer>": Tag("Frobenius norm of the weight", "1"),
+    "norms/gradient/<layer>": Tag("Frobenius norm of the gradient of the weight", "loss"),
+    "norms/update/<layer>": Tag("Frobenius norm of the step the optimiser took, before projection", "1"),
+    "plasticity/delta_c/<layer>": Tag("change of the normalised feature covariance since the last probe", "1"),
+    "plasticity/delta_a/<layer>": Tag("Frobenius norm of the change of the activation pattern", "1"),
+    "plasticity/flipped_fraction/<layer>": Tag("share of probe activations that changed sign pattern", "fraction"),
+    "plasticity/dead_fraction/<layer>": Tag("share of units that are zero on every probe input", "fraction"),
+    "plasticity/dormant_fraction/<layer>": Tag("share of units with a normalised score of at most tau", "fraction"),
+    "plasticity/effective_rank/<layer>": Tag("exp of the entropy of the normalised singular values", "rank"),
+    "plasticity/stable_rank/<layer>": Tag("||F||_F^2 / ||F||_2^2", "rank"),
+    "plasticity/srank/<layer>": Tag("fewest singular values that hold 1 - delta of their sum", "rank"),
+    "plasticity/feature_norm/<layer>": Tag("mean Euclidean norm of a feature vector", "1"),
+    "rewarm/event": Tag("1 at the update at which the schedule was restarted", "1"),
+    "rewarm/statistic": Tag("the trigger's statistic (cumulative sum for CUSUM)", "standard deviations"),
+    "rewarm/updates_since_trigger": Tag("position within the schedule", "updates"),
+    "shift/task": Tag("index of the task being trained on", "index"),
+    "shift/boundary": Tag("1 at the step at which the task changed", "1"),
+    "train/loss": Tag("loss on the training set or the latest minibatch", "loss"),
+    "train/accuracy": Tag("share of training samples classified correctly", "fraction"),
+    "test/loss": Tag("loss on the test set", "loss"),
+    "test/accuracy": Tag("share of test samples classified correctly", "fraction"),
+}
+
+_LAYER = r"[^/,\"\s]+"  # a module path such as encoder.0; no slash, so that groups keep their depth, and no CSV syntax
+_KNOWN = re.compile("|".join(re.escape(tag).replace("<layer>", _LAYER) for tag in TAGS))
+
+
+@cache
+def check_tag(tag: str) -> str:
+    """Return `tag` if TAGS documents it.
+
+    Raises:
+        ValueError: it does not; the message names the documented tags of the same group.
+    """
+    if _KNOWN.fullmatch(tag):
+        return tag
+    group = tag.split("/", 1)[0] + "/"
+    near = [known for known in TAGS if known.startswith(group)] or sorted({k.split("/")[0] + "/" for k in TAGS})
+    raise ValueError(f"{tag!r} is not in the table of tags (runs/recording/tags.py); documented: {', '.join(near)}")

@@ -1,0 +1,420 @@
+"""CUSUM: numbers from a vectorised twin over many streams, Siegmund's approximation, properties, exact resume."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elr import changepoint
+from elr.changepoint import Cusum
+
+DEFAULTS = {"threshold": 10.0, "slack": 1.0, "burn_in": 50, "refractory": 100, "smoothing": 0.01}
+
+
+@dataclass
+class Twin:
+    """The rules of Cusum on [streams] of block means at once; with ``known`` the estimates stay at 0 and 1."""
+
+    streams: int
+    threshold: float
+    slack: float
+    burn_in: int
+    refractory: int
+    smoothing: float
+    known: bool = False
+
+    def __post_init__(self) -> None:
+        n = self.streams
+        self.mean, self.var, self.s = np.zeros(n), np.zeros(n), np.zeros(n)
+        self.estimated, self.left = np.zeros(n, int), np.zeros(n, int)
+        self.tested = 0
+
+    def step(self, y: np.ndarray) -> np.ndarray:
+        if self.known:
+            return self._step_known(y)
+        resting, burning = self.left > 0, self.estimated < self.burn_in
+        self.left = np.maximum(0, self.left - 1)
+        n, d = self.estimated + 1, y - self.mean
+        test, learn = ~burning & ~resting, ~burning & (self.s == 0)
+        z = d / np.sqrt(np.where(burning, 1.0, self.var))
+        self.s = np.where(test, np.maximum(0.0, self.s + z - self.slack), self.s)
+        self.tested += int(test.sum())
+        alarm = self.s > self.threshold
+        welford = np.where(n > 1, self.var * (n - 2) / np.maximum(n - 1, 1) + d * d / n, 0.0)
+        a = self.smoothing
+        self.var = np.where(burning, welford, np.where(learn, (1 - a) * (self.var + a * d * d), self.var))
+        self.mean = np.where(burning, self.mean + d / n, np.where(learn, self.mean + a * d, self.mean))
+        self.estimated = np.where(burning, n, self.estimated)
+        for array in (self.mean, self.var, self.s, self.estimated):
+            array[alarm] = 0
+        self.left[alarm] = self.refractory
+        return alarm
+
+    def _step_known(self, y: np.ndarray) -> np.ndarray:
+        self.s = np.maximum(0.0, self.s + y - self.slack)
+        alarm = self.s > self.threshold
+        self.s[alarm] = 0.0
+        self.tested += len(y)
+        return alarm
+
+
+class BlockMeans:
+    """Exact block means of a stationary AR(1) stream in units of their own deviation (rho = 0: iid)."""
+
+    def __init__(self, streams: int, rho: float, block: int, rng: np.random.Generator) -> None:
+        age = block - np.arange(1, block + 1)  # updates from each innovation to the block's end
+        to_end = rho**age * math.sqrt(1 - rho**2)
+        to_mean = (1 - rho ** (age + 1)) / (1 - rho) / block * math.sqrt(1 - rho**2)
+        self.end_sd = math.sqrt(to_end @ to_end)
+        self.shared = to_end @ to_mean / self.end_sd
+        self.own = math.sqrt(max(0.0, to_mean @ to_mean - self.shared**2))
+        self.carry_end = rho**block
+        self.carry_mean = float((rho ** np.arange(1, block + 1)).mean())
+        self.deviation = math.sqrt(self.carry_mean**2 + to_mean @ to_mean)
+        self.rng, self.x = rng, rng.standard_normal(streams)
+
+    def __call__(self) -> np.ndarray:
+        e, f = self.rng.standard_normal((2, len(self.x)))
+        mean = self.carry_mean * self.x + self.shared * e + self.own * f
+        self.x = self.carry_end * self.x + self.end_sd * e
+        return mean / self.deviation
+
+
+class SquaredErrorMeans:
+    """Means of 50 squared standard normals, standardised: a skewed stream like a squared loss."""
+
+    def __init__(self, streams: int, rng: np.random.Generator) -> None:
+        self.streams, self.rng = streams, rng
+
+    def __call__(self) -> np.ndarray:
+        return (self.rng.standard_gamma(25.0, self.streams) - 25.0) / 5.0
+
+
+def false_alarms(draw, streams: int, blocks: int, **settings_) -> tuple[int, int]:
+    """(alarms, tested blocks) of streams in which nothing happens."""
+    twin = Twin(streams, **{**DEFAULTS, **settings_})
+    alarms = sum(int(twin.step(draw()).sum()) for _ in range(blocks))
+    return alarms, twin.tested
+
+
+def delays(streams: int, jump: float, seed: int, quiet: int = 250, **settings_) -> np.ndarray:
+    """Blocks from a jump (in sd of a block mean) to the alarm, 1 if at once, 0 if not within 400; early alarms left out."""
+    twin = Twin(streams, **{**DEFAULTS, **settings_})
+    draw = BlockMeans(streams, 0.0, 1, np.random.default_rng(seed))
+    early = np.zeros(streams, bool)
+    for _ in range(quiet):
+        early |= twin.step(draw())
+    delay = np.zeros(streams, int)
+    for t in range(1, 401):
+        alarm = twin.step(draw() + jump)
+        delay[alarm & (delay == 0)] = t
+    return delay[~early]
+
+
+def siegmund(drift: float, threshold: float) -> float:
+    b = threshold + 1.166
+    return (math.exp(-2 * drift * b) + 2 * drift * b - 1) / (2 * drift**2)
+
+
+def feed(detector: Cusum, stream) -> list[int]:
+    return [i for i, x in enumerate(stream) if detector.update(x)]
+
+
+def test_block_means_of_the_simulation_have_the_law_of_an_averaged_ar1_stream() -> None:
+    rho, block, n = 0.9, 50, 4000
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(n)
+    direct = np.zeros((3, n))
+    for b in range(3):
+        for _ in range(block):
+            x = rho * x + math.sqrt(1 - rho**2) * rng.standard_normal(n)
+            direct[b] += x / block
+    draw = BlockMeans(n, rho, block, rng)
+    exact = np.stack([draw() for _ in range(3)])
+    assert direct.std() == pytest.approx(draw.deviation, rel=0.03)
+    assert exact.std() == pytest.approx(1.0, rel=0.03)
+    # rho (1 - rho^B)^2 / (B (1 - rho^2) - 2 rho (1 - rho^B)), the lag-one correlation of AR(1) block means
+    tail = 1 - rho**block
+    lag_one = rho * tail**2 / (block * (1 - rho**2) - 2 * rho * tail)
+    for means in (direct, exact):
+        assert np.corrcoef(means[0], means[1])[0, 1] == pytest.approx(lag_one, abs=0.04)
+
+
+@pytest.mark.parametrize(("threshold", "false_alarm"), [(4.0, 338), (5.0, 938)])
+def test_with_known_parameters_the_false_alarm_rate_is_siegmunds(threshold: float, false_alarm: int) -> None:
+    assert siegmund(-0.5, threshold) == pytest.approx(false_alarm, abs=1)
+    draw = BlockMeans(1000, 0.0, 1, np.random.default_rng(0))
+    alarms, tested = false_alarms(draw, 1000, 1500, threshold=threshold, slack=0.5, known=True)
+    assert tested / alarms == pytest.approx(false_alarm, rel=3 / math.sqrt(alarms) + 0.01)
+
+
+@pytest.mark.parametrize(("threshold", "jump", "delay"), [(4, 1, 8.3), (4, 2, 3.2), (5, 1, 10.3), (5, 2, 3.9)])
+def test_with_known_parameters_the_delay_is_siegmunds(threshold: float, jump: float, delay: float) -> None:
+    assert siegmund(jump - 0.5, threshold) == pytest.approx(delay, abs=0.05)
+    seen = delays(3000, jump, seed=0, quiet=1, threshold=threshold, slack=0.5, known=True)
+    assert seen.mean() == pytest.approx(delay, rel=0.05)
+
+
+DOCUMENTED_RATES = [  # slack, threshold, block of AR(1) 0.9 (None: iid), blocks per false alarm
+    (1.0, 10.0, 10, 2622),
+    (1.0, 10.0, 1, 192),
+    (0.5, 12.0, 50, 15552),
+    (0.5, 12.0, None, 1.5e5),
+]
+
+
+@pytest.mark.parametrize(("slack", "threshold", "block", "documented"), DOCUMENTED_RATES)
+def test_documented_false_alarm_rates(slack: float, threshold: float, block: int | None, documented: float) -> None:
+    draw = BlockMeans(1500, 0.9 if block else 0.0, block or 1, np.random.default_rng(5))
+    alarms, tested = false_alarms(draw, 1500, 1200, slack=slack, threshold=threshold)
+    expected = tested / documented
+    assert abs(alarms - expected) <= 3.5 * math.sqrt(expected) + 0.03 * expected
+    assert f"{documented:g}".replace("+05", "5").replace("150000", "1.5e5") in (changepoint.__doc__ or "")
+
+
+def test_defaults_are_silent_for_a_million_blocks_of_each_stream() -> None:
+    n, rng = 1000, np.random.default_rng(6)
+    for draw in (BlockMeans(n, 0.0, 1, rng), BlockMeans(n, 0.9, 50, rng), SquaredErrorMeans(n, rng)):
+        alarms, tested = false_alarms(draw, n, 1100)
+        assert tested >= 1_000_000
+        assert alarms <= 2  # expected at most 0.16
+
+
+@pytest.mark.parametrize(
+    ("jump", "mean", "late"), [(1.5, 23.3, 80), (2.0, 11.2, 23), (3.0, 5.8, 10), (5.0, 3.2, 4), (10.0, 1.8, 2)]
+)
+def test_documented_delays(jump: float, mean: float, late: int) -> None:
+    delay = delays(1000, jump, seed=8)
+    assert (delay > 0).all()
+    assert delay.mean() == pytest.approx(mean, rel=0.12)
+    assert np.quantile(delay, 0.99) == pytest.approx(late, rel=0.3, abs=1)
+
+
+def test_learning_only_low_blocks_would_alarm_by_itself() -> None:
+    """Negative control for the rule S_{t-1} = 0: with S_t = 0 the estimates drift down and alarms come of nothing."""
+
+    class OnlyLow(Twin):
+        def step(self, y: np.ndarray) -> np.ndarray:
+            z = (y - self.mean) / np.sqrt(np.where(self.var > 0, self.var, 1.0))
+            high = (self.estimated >= self.burn_in) & (self.s + z - self.slack > 0)
+            kept_mean, kept_var = self.mean[high], self.var[high]
+            alarm = super().step(y)
+            still = ~alarm[high]
+            self.mean[high] = np.where(still, kept_mean, 0.0)
+            self.var[high] = np.where(still, kept_var, 0.0)
+            return alarm
+
+    rng = np.random.default_rng(1)
+    ours, naive = Twin(300, **DEFAULTS), OnlyLow(300, **DEFAULTS)
+    counts = np.zeros(2, int)
+    for _ in range(1000):
+        y = rng.standard_normal(300)
+        counts += [ours.step(y).sum(), naive.step(y).sum()]
+    assert counts[0] == 0
+    assert counts[1] > 100
+
+
+@pytest.mark.parametrize("refractory", [0, 7, 40])
+def test_class_agrees_with_the_twin_at_every_block(refractory: int) -> None:
+    rules = {"threshold": 2.5, "slack": 0.3, "burn_in": 12, "refractory": refractory, "smoothing": 0.05}
+    streams, block = 4, 3
+    twin = Twin(streams, **rules)
+    detectors = [Cusum(block=block, min_relative_deviation=0.0, **rules) for _ in range(streams)]
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for t in range(600):
+        x = rng.standard_normal((block, streams)) + (t > 300) + 2.0
+        expected = twin.step(sum(x) / block)
+        for i, detector in enumerate(detectors):
+            fired = [detector.update(float(value)) for value in x[:, i]]
+            assert fired == [False, False, bool(expected[i])]
+            assert detector.statistic == pytest.approx(twin.s[i], abs=1e-9)
+            if twin.estimated[i] >= 2:
+                assert detector.mean == pytest.approx(twin.mean[i], abs=1e-9)
+                assert detector.deviation == pytest.approx(math.sqrt(twin.var[i]), abs=1e-9)
+        alarms += int(expected.sum())
+    assert alarms > 20
+
+
+def test_hand_worked_stream() -> None:
+    detector = Cusum(threshold=3, slack=0.5, block=1, burn_in=2, refractory=4, smoothing=0.5, min_relative_deviation=0)
+    assert math.isnan(detector.mean) and math.isnan(detector.deviation)
+    assert not any(detector.update(x) for x in (1.0, 3.0))
+    assert (detector.mean, detector.deviation) == (2.0, math.sqrt(2.0))
+    assert not detector.update(2.0 + 2 * math.sqrt(2.0))  # z = 2, S = 1.5; learned, for S was 0
+    assert detector.statistic == pytest.approx(1.5)
+    assert detector.mean == pytest.approx(2 + math.sqrt(2.0))
+    assert detector.deviation == pytest.approx(math.sqrt(0.5 * (2 + 0.5 * 8)))
+    frozen = (detector.mean, detector.deviation)
+    assert not detector.update(frozen[0] + frozen[1])  # z = 1, S = 2; not learned
+    assert detector.statistic == pytest.approx(2.0)
+    assert (detector.mean, detector.deviation) == frozen
+    assert detector.update(frozen[0] + 2 * frozen[1])  # z = 2, S = 3.5
+    assert detector.statistic == 0.0 and math.isnan(detector.mean)
+    # two blocks of burn-in and two more of refractory pass untested, the fifth is tested
+    assert feed(detector, [5.0, 6.0, 1e3, 1e3, 1e9]) == [4]
+    assert detector.blocks_seen == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-3, 1e3), st.floats(-100, 100))
+def test_ignores_affine_maps_of_the_stream(seed: int, scale: float, shift: float) -> None:
+    stream = np.random.default_rng(seed).standard_normal(240)
+    stream[120:] += 4.0
+    rules = {"threshold": 5.0, "slack": 0.5, "block": 2, "burn_in": 20, "refractory": 25, "min_relative_deviation": 0.0}
+    one, other = Cusum(**rules), Cusum(**rules)
+    alarms = 0
+    for x in stream:
+        fired = one.update(float(x))
+        assert other.update(float(scale * x + shift)) == fired
+        assert other.statistic == pytest.approx(one.statistic, abs=1e-6)
+        alarms += fired
+    assert alarms >= 1
+
+
+def test_log_ignores_the_unit_of_the_stream() -> None:
+    stream = np.random.default_rng(0).standard_normal(4000) * 0.1 - np.linspace(0, 5, 4000)
+    stream[3000:] += 3.0
+    hits = [feed(Cusum(log=True, block=10), np.exp(stream) * unit) for unit in (1.0, 1e-6, 1e6)]
+    assert hits[0] == hits[1] == hits[2]
+    assert len(hits[0]) == 1 and 3000 <= hits[0][0] < 3050
+
+
+@given(st.floats(-1e6, 1e6, allow_subnormal=False), st.sampled_from([0.0, 0.01]))
+def test_is_quiet_on_constants(value: float, floor: float) -> None:
+    detector = Cusum(block=2, burn_in=5, refractory=0, threshold=0.1, slack=0.01, min_relative_deviation=floor)
+    assert feed(detector, [value] * 60) == []
+    assert detector.deviation > 0
+
+
+def test_is_quiet_while_a_loss_falls_and_after_it_is_memorised() -> None:
+    rng = np.random.default_rng(0)
+    loss = 2.3 * np.exp(-np.arange(60_000) / 8000) * (1 + 0.3 * rng.standard_normal(60_000)) + 1e-4
+    assert feed(Cusum(), loss) == []
+    loss[50_000:] += 2.3
+    hits = feed(Cusum(), loss)
+    assert len(hits) == 1 and hits[0] == 50_049  # the very first block after the jump
+
+
+@settings(deadline=None)
+@given(st.floats(1.5, 1e4), st.floats(0.1, 10.0))
+def test_delay_is_bounded_on_a_noiseless_jump(jump_in_floors: float, level: float) -> None:
+    h, k, a = 10.0, 1.0, 0.01
+    detector = Cusum(block=1, refractory=0)
+    floor = 0.01 * level
+    assert feed(detector, [level] * 100) == []
+    hits = feed(detector, [level + jump_in_floors * floor] * 200)
+    z = jump_in_floors
+    # the first block is learned (S was 0): a smaller z from then on, constant because the estimates are frozen
+    mean = level * (1 + a * 0.01 * z)
+    deviation = max(0.01 * mean, floor * math.sqrt((1 - a) * a) * z)
+    bound = 1 + max(0, math.ceil((h - (z - k)) / ((1 - a) * z * floor / deviation - k) + 1e-6))
+    assert len(hits) >= 1 and hits[0] + 1 <= bound
+
+
+def test_downward_jumps_are_not_alarms() -> None:
+    assert feed(Cusum(block=1), [1.0] * 100 + [0.1] * 400) == []
+
+
+@pytest.mark.parametrize("cut", [0, 7, 333, 334, 1001, 2999])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_resume_is_exact_also_within_a_block(cut: int, as_tensor: bool) -> None:
+    rules = {"threshold": 3.0, "slack": 0.2, "block": 10, "burn_in": 10, "refractory": 12}
+    values = torch.rand(3000, generator=torch.Generator().manual_seed(0))
+    stream = list(values) if as_tensor else values.tolist()
+    whole, first, second = Cusum(**rules), Cusum(**rules), Cusum(**rules)
+    expected = feed(whole, stream)
+    hits = feed(first, stream[:cut])
+    state = first.state_dict()
+    assert all(type(value) in (int, float) for value in state.values())
+    second.load_state_dict(state)
+    hits += [cut + i for i in feed(second, stream[cut:])]
+    assert hits == expected and len(expected) > 3
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_tensor_is_read_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: reads.append(1) or read(self))
+    forbidden = ("item", "__bool__", "tolist", "cpu", "numpy")
+    for name in forbidden:
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *_: pytest.fail("host sync"))
+    detector = Cusum(block=20)
+    feed(detector, torch.ones(100))
+    assert len(reads) == 5
+
+
+def test_meta_tensors_pass_until_the_block_is_full() -> None:
+    detector = Cusum(block=3)
+    assert feed(detector, [torch.ones((), device="meta")] * 2) == []  # a meta tensor cannot be read: a sync would raise
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.float64])
+def test_sums_of_narrow_dtypes_do_not_lose_values(dtype: torch.dtype) -> None:
+    detector = Cusum(block=1000, burn_in=2)
+    feed(detector, torch.ones(2000, dtype=dtype))
+    assert detector.mean == 1.0 and detector.blocks_seen == 2
+
+
+def test_stream_with_a_graph_is_detached() -> None:
+    detector = Cusum(block=3)
+    weight = torch.ones((), requires_grad=True)
+    detector.update(weight * 2)
+    assert not detector._block_sum.requires_grad
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_non_finite_block_raises_and_leaves_the_estimates_alone(bad: float, as_tensor: bool) -> None:
+    detector = Cusum(block=2, burn_in=5)
+    feed(detector, [1.0, 2.0] * 10 + [3.0, 4.0])
+    before = detector.state_dict()
+    detector.update(torch.tensor(bad) if as_tensor else bad)
+    with pytest.raises(FloatingPointError, match="block 12 has mean (nan|-?inf)"):
+        detector.update(1.0)
+    assert detector.state_dict() == before
+    assert feed(detector, [1.5] * 10) == []
+
+
+def test_log_refuses_non_positive_blocks() -> None:
+    with pytest.raises(ValueError, match=r"block 1 has mean -1\.0; log=True needs > 0"):
+        Cusum(block=1, log=True).update(-1.0)
+
+
+def test_vector_signals_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        Cusum().update(torch.ones(2))
+
+
+def test_state_of_another_detector_is_refused() -> None:
+    long = Cusum(block=50)
+    feed(long, [1.0] * 30)
+    with pytest.raises(ValueError, match="30 values of a block"):
+        Cusum(block=10).load_state_dict(long.state_dict())
+    with pytest.raises(ValueError, match="exactly"):
+        Cusum().load_state_dict({"mean": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", 0.0),
+        ("threshold", math.inf),
+        ("slack", -0.1),
+        ("block", 0),
+        ("block", 1.5),
+        ("burn_in", 1),
+        ("refractory", -1),
+        ("smoothing", 1.0),
+        ("smoothing", math.nan),
+        ("min_relative_deviation", -0.01),
+    ],
+)
+def test_bad_arguments_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} = {value} .* must be"):
+        Cusum(**{name: value})

@@ -1,0 +1,318 @@
+"""Re-warming: when and how much, exact rates, bit-equality when off, moments, exact resume."""
+
+import copy
+import math
+import timeit
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from elr.changepoint import Cusum
+from elr.rewarming import AtKnownChange, Every, Never, OnCusum, Rewarming, Trigger, reset_moments_
+from elr.schedules import Constant, Cyclic, LinearDecay, Schedule, WarmupCosine
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def batch(update: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(update))
+    return x, x.sum(1, keepdim=True).sin()
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, updates: range, after: Callable[[Tensor], object]) -> None:
+    for update in updates:
+        x, y = batch(update)
+        loss = (net(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after(loss)
+
+
+def two_groups(net: nn.Sequential, first: float = 1e-3, second: float = 1e-2, **kwargs) -> torch.optim.Adam:
+    groups = [{"params": net[0].parameters(), "lr": first}, {"params": net[2].parameters(), "lr": second}]
+    return torch.optim.Adam(groups, **kwargs)
+
+
+def bit_equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def cusum() -> Cusum:
+    return Cusum(block=1, burn_in=10, refractory=10, threshold=5.0, slack=0.5)
+
+
+@pytest.mark.parametrize("fastest", [1e-3, 6.25e-5, 0.1, 1 / 3])
+def test_never_and_constant_equal_plain_adam_bit_for_bit(fastest: float) -> None:
+    plain, rewarmed = network(), network()
+    optimizers = [two_groups(net, fastest / 7, fastest) for net in (plain, rewarmed)]
+    rewarming = Rewarming(optimizers[1], Constant(fastest), Never())
+    train(plain, optimizers[0], range(50), lambda loss: None)
+    train(rewarmed, optimizers[1], range(50), rewarming.step)
+    assert bit_equal(plain, rewarmed)
+    assert [g["lr"] for g in optimizers[1].param_groups] == [fastest / 7, fastest]
+    assert all(type(g["lr"]) is float for g in optimizers[1].param_groups)
+
+
+def test_another_rate_does_move_the_parameters() -> None:
+    plain, rewarmed = network(), network()
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (plain, rewarmed)]
+    train(plain, optimizers[0], range(5), lambda loss: None)
+    train(rewarmed, optimizers[1], range(5), Rewarming(optimizers[1], Constant(1.0001e-3), Never()).step)
+    assert not bit_equal(plain, rewarmed)
+
+
+def test_every_update_runs_at_the_schedules_rate() -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.5)
+    schedule = LinearDecay(1.0, 0.1, 3)
+    rewarming = Rewarming(optimizer, schedule, Every(4))
+    used, fired = [], []
+    for _ in range(9):
+        used.append(optimizer.param_groups[0]["lr"])  # the rate the optimiser step would use
+        fired.append(rewarming.step())
+    assert used == [schedule(t) for t in (0, 1, 2, 3, 0, 1, 2, 3, 0)]
+    assert fired == [False, False, False, True] * 2 + [False]
+    assert rewarming.events == [4, 8]
+    assert (rewarming.updates, rewarming.updates_since_trigger, rewarming.rate) == (9, 1, schedule(1))
+    assert rewarming.statistic is None
+
+
+def test_every_with_a_one_cycle_long_schedule_is_cyclic() -> None:
+    schedule = Cyclic(1e-6, 6.25e-5, 20)
+    optimizers = [torch.optim.Adam(network().parameters(), lr=1.0) for _ in range(2)]
+    cycled, restarted = (Rewarming(o, schedule, t) for o, t in zip(optimizers, (Never(), Every(20)), strict=True))
+    for _ in range(70):
+        cycled.step()
+        restarted.step()
+        assert cycled.rate == restarted.rate == optimizers[1].param_groups[0]["lr"]
+
+
+@given(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=2).filter(any), st.floats(1e-8, 10.0))
+def test_groups_keep_their_ratios_and_the_fastest_gets_the_schedule(base: list[float], rate: float) -> None:
+    optimizer = two_groups(network(), *base)
+    Rewarming(optimizer, Constant(rate), Never())
+    rates = [g["lr"] for g in optimizer.param_groups]
+    assert max(rates) == rate
+    for lr, before in zip(rates, base, strict=True):
+        assert lr == pytest.approx(rate * before / max(base), rel=1e-12, abs=1e-300)
+
+
+def test_ratios_survive_a_rate_of_zero() -> None:
+    optimizer = two_groups(network(), 1e-3, 1e-2)
+    rewarming = Rewarming(optimizer, WarmupCosine(peak=1e-2, warmup_steps=1, decay_steps=1, final=0.0), Never())
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.0]
+    rewarming.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-2]
+    rewarming.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.0]
+
+
+def test_tensor_rates_are_filled_in_place() -> None:
+    net = network()
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate, capturable=False)
+    held = optimizer.param_groups[0]["lr"]
+    rewarming = Rewarming(optimizer, LinearDecay(0.5, 0.25, 2), Never())
+    assert held.item() == 0.5
+    rewarming.step()
+    rewarming.step()
+    assert optimizer.param_groups[0]["lr"] is held
+    assert held.item() == 0.25
+
+
+def test_unchanged_rate_leaves_the_groups_alone() -> None:
+    optimizer = torch.optim.Adam(network().parameters(), lr=0.1)
+    rewarming = Rewarming(optimizer, Constant(0.1), Every(2))
+    optimizer.param_groups[0]["lr"] = 0.7
+    assert [rewarming.step() for _ in range(4)] == [False, True, False, True]
+    assert optimizer.param_groups[0]["lr"] == 0.7
+
+
+def test_cusum_rewarms_after_a_planted_jump_and_only_then() -> None:
+    optimizer = torch.optim.Adam(network().parameters(), lr=0.1)
+    rewarming = Rewarming(optimizer, LinearDecay(0.1, 0.01, 50), OnCusum(cusum()))
+    loss = torch.rand(400, generator=torch.Generator().manual_seed(0)) + 1
+    loss[200:] += 5
+    statistics = []
+    for value in loss:
+        rewarming.step(value)
+        statistics.append(rewarming.statistic)
+        assert rewarming.rate == optimizer.param_groups[0]["lr"] == rewarming.schedule(rewarming.updates_since_trigger)
+    assert rewarming.events == [201]
+    assert max(statistics) > 0
+
+
+def test_cusum_without_a_signal_is_refused() -> None:
+    rewarming = Rewarming(torch.optim.Adam(network().parameters()), Constant(0.1), OnCusum(cusum()))
+    with pytest.raises(ValueError, match="update 1 came without a signal"):
+        rewarming.step()
+
+
+def test_known_change_fires_once_at_the_next_check() -> None:
+    trigger = AtKnownChange()
+    rewarming = Rewarming(torch.optim.Adam(network().parameters()), Constant(0.1), trigger)
+    fired = []
+    for update in range(1, 8):
+        if update in (3, 6):
+            trigger.notify()
+            trigger.notify()
+        fired.append(rewarming.step())
+    assert rewarming.events == [3, 6]
+    assert sum(fired) == 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: torch.optim.Adam(p, lr=1e-2),
+        lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=True),
+        lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=1e-2),
+    ],
+)
+def test_reset_equals_a_new_optimiser_and_keeps_the_tensors(build) -> None:
+    net = network()
+    optimizer = build(net.parameters())
+    rewarming = Rewarming(optimizer, Constant(1e-2), Every(20), moments="reset")
+    train(net, optimizer, range(19), rewarming.step)
+    before = {id(v) for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)}
+    train(net, optimizer, range(19, 20), rewarming.step)
+    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    assert {id(v) for v in state} == before
+    assert all(not v.any() for v in state)
+
+    fresh_net = copy.deepcopy(net)
+    fresh = build(fresh_net.parameters())
+    train(net, optimizer, range(20, 30), lambda loss: None)
+    train(fresh_net, fresh, range(20, 30), lambda loss: None)
+    assert bit_equal(net, fresh_net)
+
+
+def test_keep_leaves_moments_and_so_differs_from_a_new_optimiser() -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    train(net, optimizer, range(20), Rewarming(optimizer, Constant(1e-2), Every(20)).step)
+    assert all(state["step"] == 20 and state["exp_avg"].any() for state in optimizer.state.values())
+
+
+def test_integer_step_counts_are_reset() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.state[parameter] = {"step": 7, "exp_avg": torch.ones(2), "momentum_buffer": None}
+    reset_moments_(optimizer)
+    assert optimizer.state[parameter]["step"] == 0 and not optimizer.state[parameter]["exp_avg"].any()
+
+
+def test_unknown_optimiser_state_is_refused_before_anything_is_reset() -> None:
+    net = network()
+    optimizer = torch.optim.NAdam(net.parameters(), lr=1e-2)
+    rewarming = Rewarming(optimizer, Constant(1e-2), Every(5), moments="reset")
+    with pytest.raises(ValueError, match=r"NAdam keeps \['mu_product'\]"):
+        train(net, optimizer, range(5), rewarming.step)
+    assert all(state["exp_avg"].any() and state["step"] == 5 for state in optimizer.state.values())
+    assert rewarming.events == []
+
+
+TRIGGERS: list[Callable[[], Trigger]] = [Never, lambda: Every(7), lambda: OnCusum(cusum()), AtKnownChange]
+
+
+@pytest.mark.parametrize("make_trigger", TRIGGERS)
+@pytest.mark.parametrize("optimizer_first", [True, False])
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+def test_resume_is_exact(make_trigger: Callable[[], Trigger], optimizer_first: bool, moments: str) -> None:
+    def build() -> tuple[nn.Sequential, torch.optim.Adam, Rewarming]:
+        net = network()
+        optimizer = two_groups(net, 3e-3, 1e-2)
+        return net, optimizer, Rewarming(optimizer, LinearDecay(1e-2, 0.0, 30), make_trigger(), moments)
+
+    def run(net: nn.Sequential, optimizer: torch.optim.Adam, rewarming: Rewarming, updates: range) -> None:
+        def after(loss: Tensor) -> None:
+            rewarming.step(loss.detach() + (5.0 if rewarming.updates > 44 else 0.0))
+            if isinstance(rewarming.trigger, AtKnownChange) and rewarming.updates in (20, 33):
+                rewarming.trigger.notify()
+
+        train(net, optimizer, updates, after)
+
+    whole = build()
+    run(*whole, range(60))
+    net, optimizer, rewarming = build()
+    run(net, optimizer, rewarming, range(33))  # rate 0 for Never, a pending notice for AtKnownChange
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), rewarming.state_dict()))
+
+    net, optimizer, rewarming = build()
+    net.load_state_dict(saved[0])
+    if optimizer_first:
+        optimizer.load_state_dict(saved[1])
+    rewarming.load_state_dict(saved[2])
+    if not optimizer_first:
+        optimizer.load_state_dict(saved[1])
+    run(net, optimizer, rewarming, range(33, 60))
+    assert bit_equal(net, whole[0])
+    assert rewarming.state_dict() == whole[2].state_dict()
+    assert rewarming.events or make_trigger is Never
+    assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in whole[1].param_groups]
+
+
+@pytest.mark.parametrize("make_trigger", TRIGGERS)
+def test_state_of_another_trigger_is_refused(make_trigger: Callable[[], Trigger]) -> None:
+    with pytest.raises(ValueError, match="exactly"):
+        make_trigger().load_state_dict({"other": 1})
+    stored = Rewarming(torch.optim.Adam(network().parameters()), Constant(0.1), make_trigger()).state_dict()
+    other = Every(3) if stored["trigger_type"] != "Every" else Never()
+    with pytest.raises(ValueError, match=f"state comes from the trigger {stored['trigger_type']}"):
+        Rewarming(torch.optim.Adam(network().parameters()), Constant(0.1), other).load_state_dict(stored)
+
+
+def test_groups_that_come_or_go_are_refused() -> None:
+    optimizer = torch.optim.Adam(network().parameters(), lr=0.1)
+    rewarming = Rewarming(optimizer, LinearDecay(0.1, 0.0, 5), Never())
+    other = Rewarming(two_groups(network()), LinearDecay(0.1, 0.0, 5), Never())
+    with pytest.raises(ValueError, match=r"1 parameter groups but rates were recorded for 2"):
+        rewarming.load_state_dict(other.state_dict())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match=r"2 parameter groups but rates were recorded for 1"):
+        rewarming.step()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Every(0), "period = 0"),
+        (lambda: Every(2.5), r"period = 2\.5"),
+        (lambda: Rewarming(two_groups(network(), 0.0, 0.0), Constant(0.1), Never()), "at least one > 0"),
+        (lambda: Rewarming(two_groups(network()), lambda t: math.nan, Never()), "gives the rate nan at step 0"),
+        (lambda: Rewarming(two_groups(network()), Constant(0.1), Never(), "drop"), r"moments = 'drop'"),
+    ],
+)
+def test_bad_arguments_are_refused(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.inf])
+def test_invalid_group_rates_are_refused(rate: float) -> None:
+    optimizer = two_groups(network())
+    optimizer.param_groups[0]["lr"] = rate
+    with pytest.raises(ValueError, match="each must be finite and >= 0"):
+        Rewarming(optimizer, Constant(0.1), Never())
+
+
+@pytest.mark.parametrize("trigger", [Never(), Every(100)])
+def test_a_step_costs_little(trigger: Trigger) -> None:
+    schedule: Schedule = Constant(0.1)
+    rewarming = Rewarming(two_groups(network()), schedule, trigger)
+    seconds = min(timeit.repeat(rewarming.step, number=2000, repeat=7)) / 2000
+    assert seconds < 5e-6

@@ -1,0 +1,77 @@
+"""Tags and layout: every chart draws documented tags, each exactly once."""
+
+import re
+
+import pytest
+
+from runs.recording import TAGS, check_tag, layout
+
+LAYERS = ["fc1", "fc10", "encoder.0"]
+
+
+def concrete():
+    return [tag.replace("<layer>", layer) for tag in TAGS for layer in (LAYERS if "<layer>" in tag else [""])]
+
+
+def test_every_documented_tag_passes_and_has_a_meaning_and_a_unit():
+    assert all(check_tag(tag) == tag for tag in concrete())
+    assert all(tag.meaning and tag.unit for tag in TAGS.values())
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "",
+        "elr",
+        "elr/",
+        "elr/a/b",
+        "elr/a,b",
+        "elr/a\n",
+        "charts/sps",
+        "charts/SPS/x",
+        "xcharts/SPS",
+        "plasticity/rank/fc1",
+    ],
+)
+def test_other_tags_are_refused(tag):
+    with pytest.raises(ValueError, match=re.escape(repr(tag))):
+        check_tag(tag)
+
+
+def test_a_refused_tag_names_its_neighbours():
+    with pytest.raises(ValueError, match="losses/td_loss"):
+        check_tag("losses/tdloss")
+
+
+def test_each_chart_expression_matches_one_documented_tag():
+    groups = layout(LAYERS)
+    assert list(groups) == ["return", "rate and realised ELR", "feature learning", "plasticity", "norms"]
+    expressions = [e for charts in groups.values() for kind, tags in charts.values() for e in tags]
+    assert len(expressions) == len(set(expressions)) == 7 + (2 + 3 + 6 + 3) * len(LAYERS) - 1
+    for expression in expressions:
+        assert len([tag for tag in concrete() if re.match(expression, tag)]) == 1
+
+
+def test_tensorboard_reads_the_layout_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    from runs.recording import Run
+
+    run = Run.create(tmp_path, {}, argv=["x.py"])
+    run.layout(LAYERS)
+    run.finish(0)
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    [event] = accumulator.Tensors("custom_scalars__config__")
+    read = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert {c.title: [chart.title for chart in c.chart] for c in read.category} == {
+        group: list(charts) for group, charts in layout(LAYERS).items()
+    }
+
+
+def test_no_layers_and_bad_names_are_refused():
+    with pytest.raises(ValueError, match="at least one layer"):
+        layout([])
+    with pytest.raises(ValueError, match="a/b"):
+        layout(["a/b"])

@@ -1,0 +1,160 @@
+"""Rules that hold for the tree as a whole: what imports what, what is declared, and what the documents promise."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pytest itself depends on tomli there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("elr", "envs", "runs", "agents")
+# Import names of which the distribution is called otherwise, or that need one more than their own.
+DISTRIBUTIONS = {"ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
+# What each package may import of ours, by prefix.
+MAY_IMPORT = {
+    "elr": ("elr",),
+    "envs": ("envs",),
+    "runs": ("runs",),
+    "agents": ("elr", "envs", "runs.recording"),
+}
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def sources(*folders: str) -> list[Path]:
+    logs = ROOT / "runs" / "logs"
+    found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+    return [path for path in found if logs not in path.parents]
+
+
+def name_of(requirement: str) -> str:
+    """The distribution that a requirement asks for."""
+    return re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Absolute dotted names of everything imported anywhere below a node; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                module = ".".join([*above, module]).rstrip(".")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> list[str]:
+    """Everything that a file of ours imports."""
+    return list(imports(ast.parse(path.read_text()), ".".join(path.relative_to(ROOT).parent.parts)))
+
+
+def starts_with(name: str, prefix: str) -> bool:
+    """Whether a dotted name is a module, or lies in it."""
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+def forbidden(names: list[str], package: str) -> list[str]:
+    """The imports of ours that the architecture does not allow a package."""
+    ours = [name for name in names if name.split(".")[0] in (*OURS, "tests")]
+    return [name for name in ours if not any(starts_with(name, prefix) for prefix in MAY_IMPORT[package])]
+
+
+def third_party(names: list[str]) -> set[str]:
+    """Distributions needed by a list of imported names."""
+    needed = {DISTRIBUTIONS[prefix] for name in names for prefix in DISTRIBUTIONS if starts_with(name, prefix)}
+    roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - set(OURS)
+    return needed | {DISTRIBUTIONS.get(root, root).replace("_", "-") for root in roots}
+
+
+def code_lines(document: str) -> list[str]:
+    """Lines inside the fenced blocks of a Markdown text."""
+    return [
+        line for block in re.findall(r"^```[^\n]*\n(.*?)^```", document, re.M | re.S) for line in block.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_packages_import_only_what_the_architecture_allows(package):
+    files = sources(package)
+    assert files, f"{package}/ holds no Python file"
+    assert {str(path.relative_to(ROOT)): bad for path in files if (bad := forbidden(imports_of(path), package))} == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "text", "found"),
+    [
+        ("elr", "import envs", ["envs"]),
+        ("elr", "from elr.schedules import Cosine", []),
+        ("elr", "from .schedules import Cosine", []),
+        ("elr", "from ..envs import minatar", ["envs.minatar"]),
+        ("envs", "def f():\n    import elr.projection", ["elr.projection"]),
+        ("runs", "from agents import dqn_minatar", ["agents.dqn_minatar"]),
+        ("agents", "from runs import recording", []),
+        ("agents", "from runs import recordings", ["runs.recordings"]),
+        ("agents", "from agents.dqn_minatar import QNetwork", ["agents.dqn_minatar.QNetwork"]),
+    ],
+)
+def test_the_architecture_rule_sees_each_form_of_import(package, text, found):
+    assert forbidden(list(imports(ast.parse(text), package)), package) == found
+
+
+def test_every_import_is_declared():
+    declared = {name_of(requirement) for requirement in pyproject()["project"]["dependencies"]}
+    needed = {path: third_party(imports_of(path)) for path in sources("elr", "envs", "agents", "runs")}
+    assert {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)} == {}
+    assert {"torch", "numpy"} <= set.union(*needed.values())  # the walk sees imports at all
+
+
+def test_torch_tensorboard_counts_as_tensorboard():
+    assert third_party(["torch.utils.tensorboard.SummaryWriter", "os.path", "elr"]) == {"torch", "tensorboard"}
+    assert third_party(["torch.nn", "ale_py"]) == {"torch", "ale-py"}
+
+
+def test_every_test_import_is_declared():
+    project = pyproject()["project"]
+    declared = {name_of(r) for r in (*project["dependencies"], *project["optional-dependencies"]["dev"])}
+    assert set().union(*(third_party(imports_of(path)) for path in sources("tests"))) - declared <= {"tomli"}
+
+
+def test_dependencies_have_lower_bounds_and_no_upper_ones():
+    project = pyproject()["project"]
+    extras = (requirement for group in project["optional-dependencies"].values() for requirement in group)
+    odd = [r for r in (*project["dependencies"], *extras) if not re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", r)]
+    assert odd == []
+
+
+def test_every_file_says_what_it_is():
+    silent = [path for path in sources(*OURS, "tests") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+def test_file_names_of_tests_are_unique():
+    names = [path.name for path in sources("tests")]
+    assert len(names) == len(set(names))
+
+
+def test_the_readme_and_ci_run_the_same_test_command():
+    commands = [line for line in code_lines((ROOT / "README.md").read_text()) if line.endswith("/pytest")]
+    assert len(commands) == 1
+    assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_code_lines_skips_prose():
+    assert code_lines("a/pytest\n```sh\nb/pytest\n```\nc/pytest\n```\nd\n```\n") == ["b/pytest", "d"]
+
+
+def test_the_version_is_the_same_everywhere():
+    version = pyproject()["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == version
