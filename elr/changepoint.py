@@ -19,10 +19,13 @@ How often it is wrong and how late it is right, simulated with everything but th
     99th percentile                          80      23     10     4      2
     mean delay, slack 0.5, threshold 12      12.4    8.5    5.3    3.2    1.9
 
-The default is therefore silent for about 3e8 updates (6e6 blocks of 50) when nothing happens, and answers a jump of five
-deviations of a block mean (0.7 deviations of one value, if the 50 are independent) within about 200 updates. With known
-mean and deviation, slack 0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's
-approximation is 938. A trend counts as a change only if it outruns the estimates' memory of 1 / smoothing blocks.
+The default is therefore silent for about 3e8 updates (6e6 blocks of 50) when nothing happens, and answers a jump of
+five deviations of a block mean (0.7 deviations of one value, if the 50 are independent) within about 200 updates. A
+jump of 1.5 is now and then absorbed by the estimates instead (5 of 4000 streams). With known mean and deviation, slack
+0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's approximation is 938.
+
+A stream that falls by c per block keeps mu about c / smoothing too high and sd at least that large: it raises no alarm,
+and it hides jumps of that size.
 """
 
 from __future__ import annotations

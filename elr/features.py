@@ -284,7 +284,6 @@ class Probe:
             raise ValueError(f"update={update}: updates are counted from 0")
         return update % self.every == 0
 
-    @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Measure now; tags `plasticity/<metric>/<layer>`.
 
@@ -355,7 +354,7 @@ class Probe:
         ]
         try:
             with torch.no_grad(), _undisturbed(self._network, self._inputs):
-                self._network(self._inputs)
+                self._network(self._inputs.clone())  # a first layer that works in place would write to the inputs
         finally:
             for handle in handles:
                 handle.remove()

@@ -187,7 +187,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         Args:
             seed: an int seeds game i with `game_seed(seed, i)`; a sequence of N gives each game its own
                 `numpy.random.RandomState` seed, as it is; None, alone or in the sequence, continues the stream.
-            options: none are supported.
+            options: none are supported, `reset_mask` included.
         Returns:
             Observations [N, C, 10, 10], and an empty dictionary.
         Raises:
@@ -199,8 +199,8 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
                 "outside, they restart by themselves in step; call reset(seed=...) to restart all of them"
             )
         seeds = _seeds_per_game(seed, self.num_envs)
-        if isinstance(seed, int):
-            super().reset(seed=seed)
+        if isinstance(seed, (int, np.integer)):
+            super().reset(seed=int(seed))  # only for `np_random_seed`: no game draws from Gymnasium's generator
         for seat, one_seed in zip(self._seats, seeds, strict=True):
             seat.reset(one_seed)
         self._started = True

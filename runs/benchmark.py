@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -33,9 +33,15 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-CLEANRL_ENV_ID = "MinAtar/Breakout-v1"
-# Both scripts are told these, because they set how much work a step is: the batch, and how often the network acts.
-SHARED_FLAGS = ("--batch-size", "32", "--buffer-size", "100000", "--start-e", "0.1", "--end-e", "0.1")
+ENV_ID = "MinAtar/Breakout-v1"
+# Both scripts are told these, because they set how much work a step is: the game, the batch, how often the network acts.
+SHARED_FLAGS = (
+    *("--env-id", ENV_ID),
+    *("--batch-size", "32"),
+    *("--buffer-size", "100000"),
+    *("--start-e", "0.1"),
+    *("--end-e", "0.1"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class Args:
     """agent steps before the first update, not measured"""
     threads: int = 1
     """threads of both scripts; 0 leaves each as it ships"""
-    ours: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """a word put before our script's flags, such as a preset's name; repeatable"""
+    preset: str = "baseline"
+    """preset of agents/dqn_minatar.py; baseline is the algorithm of CleanRL's script, with our probes and meter on"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first minute is spent."""
@@ -263,7 +269,7 @@ def measure_cleanrl(args: Args, replay_ratio: float) -> float:
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_dqn.py"
         script.write_text(substitute(text, substitutions(args.threads)))
-        flags = ["--env-id", CLEANRL_ENV_ID, "--train-frequency", str(train_frequency(replay_ratio)), *SHARED_FLAGS]
+        flags = ["--train-frequency", str(train_frequency(replay_ratio)), *SHARED_FLAGS]
         flags += ["--learning-starts", str(args.learning_starts)]
         flags += ["--total-timesteps", str(args.learning_starts + 1 + args.steps)]
         return timed_rate(run_script([script, *flags], Path(name), child_environment(args.threads, args.cleanrl)))
@@ -273,7 +279,9 @@ def measure_ours(args: Args, replay_ratio: float, script: Path = ROOT / "agents"
     """Agent steps per second of our script while it learns, from the charts/SPS it records."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"
-        flags = [*args.ours, "--replay-ratio", str(replay_ratio), "--directory", str(directory), *SHARED_FLAGS]
+        flags = [args.preset, "--replay-ratio", str(replay_ratio), "--directory", str(directory), *SHARED_FLAGS]
+        flags += ["--eval-every", "0"]  # CleanRL's script evaluates nothing while it learns
+        flags += ["--threads", str(args.threads)] if args.threads else []
         flags += ["--learning-starts", str(args.learning_starts)]
         flags += ["--total-timesteps", str(args.learning_starts + args.steps)]
         run_script([script, *flags], Path(name), child_environment(args.threads, args.cleanrl))
@@ -312,7 +320,7 @@ def summarise(pairs: Sequence[Pair]) -> str:
 def main(args: Args) -> None:
     """Measure and print, pair by pair."""
     threads = f"{args.threads} thread(s)" if args.threads else "threads as each script ships"
-    print(f"agent steps per second, {CLEANRL_ENV_ID}, {threads}, torch {torch.__version__}, {args.steps} steps each")
+    print(f"agent steps per second, {ENV_ID}, {threads}, torch {torch.__version__}, {args.steps} steps each")
     for ratio in args.replay_ratios:
         print(f"replay ratio {ratio:g}", flush=True)
         pairs: list[Pair] = []

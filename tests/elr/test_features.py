@@ -76,7 +76,13 @@ def test_ranks_of_an_orthogonal_matrix(d: int) -> None:
     Q = _orthogonal(d)
     assert features.effective_rank(Q) == pytest.approx(d, rel=1e-9)
     assert features.stable_rank(Q) == pytest.approx(d, rel=1e-9)
-    assert features.srank(Q) == math.ceil(0.99 * d)  # 99 of 100 and 198 of 200: the tie at 1 - delta counts as reached
+    assert features.srank(Q) == math.ceil(0.99 * d)  # 99 of 100 and 198 of 200
+
+
+def test_srank_counts_a_tie_as_reached() -> None:
+    # 3 of 10 equal values hold exactly a share 1 - 0.7, but (1.0 - 0.7) * 10 > 3 in float64.
+    assert (1.0 - 0.7) * 10 > 3
+    assert features.srank(torch.eye(10), 0.7) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -316,9 +322,10 @@ def test_probe_reports_the_pure_functions() -> None:
 
 def test_a_later_in_place_operation_does_not_reach_the_captured_features() -> None:
     network = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
-    inputs = -torch.ones(3, 2)
+    inputs = -torch.ones(3, 2, dtype=torch.float64)  # float32 would be copied by the conversion to float64
     probe = Probe(network, inputs, ["0"], every=1)
-    assert probe.measure()["plasticity/feature_norm/0"] == pytest.approx(math.sqrt(2))
+    for _ in range(2):  # nor may it reach the inputs of the next measurement
+        assert probe.measure()["plasticity/feature_norm/0"] == pytest.approx(math.sqrt(2))
 
 
 def _careless_measure(network: nn.Module, inputs: Tensor) -> Callable[[], object]:
@@ -364,6 +371,7 @@ class _Restless(nn.Module):
         self.fail = False
 
     def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
         self.written += 1
         self.rebound = self.rebound + 1
         if self.fail:

@@ -50,7 +50,7 @@ def bit_equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def cusum() -> Cusum:
-    return Cusum(block=1, burn_in=10, refractory=10, threshold=5.0, slack=0.5)
+    return Cusum(block=1, burn_in=10, refractory=10, threshold=12.0, slack=0.5)
 
 
 @pytest.mark.parametrize("fastest", [1e-3, 6.25e-5, 0.1, 1 / 3])
@@ -99,7 +99,7 @@ def test_every_with_a_one_cycle_long_schedule_is_cyclic() -> None:
         assert cycled.rate == restarted.rate == optimizers[1].param_groups[0]["lr"]
 
 
-@given(st.lists(st.floats(0.0, 10.0), min_size=2, max_size=2).filter(any), st.floats(1e-8, 10.0))
+@given(st.lists(st.just(0.0) | st.floats(1e-8, 10.0), min_size=2, max_size=2).filter(any), st.floats(1e-8, 10.0))
 def test_groups_keep_their_ratios_and_the_fastest_gets_the_schedule(base: list[float], rate: float) -> None:
     optimizer = two_groups(network(), *base)
     Rewarming(optimizer, Constant(rate), Never())

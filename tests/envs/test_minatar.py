@@ -1,8 +1,8 @@
 """envs.minatar: the package's games bit for bit, Gymnasium's vector contract, and exact saving."""
 
+import importlib
 import subprocess
 import sys
-import warnings
 
 import gymnasium
 import numpy as np
@@ -22,11 +22,14 @@ GAMES = sorted(GAME_FILES)
 
 @pytest.fixture(scope="module")
 def package():
-    """The package itself, with its plotting imports (slow, and loud about deprecations)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import minatar
-    return minatar
+    """The package itself, without its plotting imports: they take seconds, and it plays without them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("matplotlib", "seaborn"):
+            patch.setitem(sys.modules, name, None)
+        package = importlib.import_module("minatar")
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] == "minatar"]:
+        del sys.modules[name]
 
 
 def make(game, num_envs=1, version=1, **kwargs):
@@ -48,9 +51,6 @@ def rollout(env, actions):
 
 def identical(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-# --- the games are the package's
 
 
 @pytest.mark.parametrize("ramping", [True, False], ids=["ramp", "flat"])
@@ -124,9 +124,6 @@ def test_always_sticky_ignores_the_actions():
     assert ups[1].sum() == 0.0
 
 
-# --- what is imported
-
-
 def test_no_plotting_package_is_imported():
     code = (
         "import sys; from envs.minatar import MinAtarVectorEnv, GAME_FILES\n"
@@ -143,9 +140,6 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install minatar"):
         make("Breakout")
-
-
-# --- arguments
 
 
 @pytest.mark.parametrize(
@@ -187,9 +181,6 @@ def test_bad_actions_are_refused_before_any_game_moves(actions):
 def test_step_needs_a_reset_first():
     with pytest.raises(gymnasium.error.ResetNeeded):
         make("Breakout").step(np.array([0]))
-
-
-# --- Gymnasium's vector contract
 
 
 @pytest.mark.parametrize("version", [0, 1])
@@ -275,9 +266,6 @@ def test_gymnasiums_own_statistics_agree():
     assert episodes >= 15 and sum(env.return_queue) > 0
 
 
-# --- seeds
-
-
 @given(seed=st.integers(0, 2**64), n=st.integers(1, 5))
 def test_game_seeds_are_the_spawned_streams(seed, n):
     spawned = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(n)]
@@ -338,9 +326,6 @@ def test_the_global_stream_is_left_alone():
     assert np.array_equal(np.random.get_state()[1], before)
 
 
-# --- saving
-
-
 def assert_plain(value):
     if isinstance(value, dict):
         assert all(type(key) is str for key in value)
@@ -369,7 +354,7 @@ def test_a_saved_environment_continues_exactly(game):
     assert identical(first, rollout(other, actions))
     np.testing.assert_equal(other.state_dict(), env.state_dict())
     other.load_state_dict(saved)  # neither run has written into the saved copy
-    assert identical(first, rollout(other, actions))
+    assert identical([column[:100] for column in first], rollout(other, actions[:100]))
 
 
 def test_loading_keeps_one_stream_per_game():
@@ -424,9 +409,6 @@ def test_what_cannot_be_saved_exactly_is_refused():
     env._seats[0].game.extra = object()
     with pytest.raises(TypeError, match="object"):
         env.state_dict()
-
-
-# --- frames
 
 
 def test_frame_shows_each_cell_in_the_colour_of_its_last_channel():

@@ -186,7 +186,7 @@ def test_threads_are_set_only_when_asked():
 def test_the_patched_script_runs_and_sees_its_episodes(clone, monkeypatch, capsys):
     script = clone / "patched.py"
     script.write_text(benchmark.substitute(MINIATURE, benchmark.substitutions(threads=1)))
-    flags = ["--env-id", benchmark.CLEANRL_ENV_ID, "--learning-starts", "10", "--total-timesteps", "40"]
+    flags = [*benchmark.SHARED_FLAGS, "--learning-starts", "10", "--total-timesteps", "40"]
     monkeypatch.setattr(sys, "argv", [str(script), *flags])
     monkeypatch.syspath_prepend(clone)
     state = runpy.run_path(str(script), run_name="__main__")
@@ -255,7 +255,8 @@ def test_measure_ours_runs_the_script_and_reads_its_table(clone, tmp_path):
     script.write_text(
         "import pathlib, sys\n"
         "words = sys.argv[1:]\n"
-        "assert words[0] == 'preset' and words[words.index('--replay-ratio') + 1] == '0.5'\n"
+        "assert words[0] == 'nap' and words[words.index('--threads') + 1] == '1'\n"
+        "assert words[words.index('--replay-ratio') + 1] == '0.5'\n"
         "last = int(words[words.index('--total-timesteps') + 1])\n"
         "run = pathlib.Path(words[words.index('--directory') + 1])\n"
         "run.mkdir()\n"
@@ -263,7 +264,7 @@ def test_measure_ours_runs_the_script_and_reads_its_table(clone, tmp_path):
         "lines = [f'{step},charts/SPS,{rate}' for step, rate in rows]\n"
         "(run / 'scalars.csv').write_text('\\n'.join(['step,tag,value', *lines]))\n"
     )
-    args = Args(cleanrl=clone, steps=2000, ours=("preset",))
+    args = Args(cleanrl=clone, steps=2000, preset="nap")
     assert benchmark.measure_ours(args, 0.5, script) == pytest.approx(300.0)
 
 

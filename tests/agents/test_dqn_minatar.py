@@ -1,0 +1,398 @@
+"""The shipped DQN script: its gradient, its optimiser, its flags, and that all-off is the plain agent bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents import dqn_minatar as script
+from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory
+from envs.minatar import MinAtarVectorEnv
+from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+
+SHORT = {"total_timesteps": 900, "learning_starts": 200, "buffer_size": 500, "eval_every": 400, "eval_episodes": 2}
+SMALL_PROBE = script.ProbeArgs(every=100, size=16, meter_every=50)
+
+
+def short(directory, **changes):
+    return Args(**{**SHORT, "probe": SMALL_PROBE, "log_every": 100, "directory": directory, **changes})
+
+
+def random_network(channels=4, actions=3, normalised=True, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    network = QNetwork(channels, actions, normalised).to(dtype)
+    for p in network.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=dtype) * 0.2 + (p.dim() == 1) * 0.5
+    return network
+
+
+def random_batch(channels=4, actions=3, size=32, seed=1, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    obs, next_obs = (torch.from_numpy(rng.integers(0, 2, (size, channels, 10, 10), dtype=np.uint8)) for _ in range(2))
+    action = torch.from_numpy(rng.integers(0, actions, size))
+    reward, terminated = (torch.from_numpy(rng.integers(0, 2, size)).to(dtype) for _ in range(2))
+    return [obs, action, reward, next_obs, terminated]
+
+
+def recorded(directory):
+    """Every scalar but the speed."""
+    return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
+
+
+# the explicit gradient
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("channels, actions", [(4, 3), (10, 6)])
+@pytest.mark.parametrize("double_q", [True, False])
+def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q):
+    online = random_network(channels, actions, normalised)
+    target = random_network(channels, actions, normalised, seed=9)
+    batch, args = random_batch(channels, actions), Args(double_q=double_q)
+    for p in online.parameters():
+        p.grad = torch.full_like(p, math.nan)  # whatever is not written shows
+    loss, q = ExplicitGradient(online, target, args)(batch)
+    explicit = [p.grad.clone() for p in online.parameters()]
+    loss_again, q_again = script.AutogradGradient(online, target, args)(batch)
+    torch.testing.assert_close(loss, loss_again, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(q, q_again, rtol=1e-12, atol=1e-12)
+    for (name, p), grad in zip(online.named_parameters(), explicit, strict=True):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+        assert p.grad.abs().max() > 0, name
+
+
+def test_explicit_network_acts_on_one_observation_and_sees_changed_weights():
+    network = random_network()
+    explicit, obs = ExplicitQ(network, 1), random_batch(size=1)[0]
+    before = explicit.forward(obs).clone()
+    torch.testing.assert_close(before, network(obs), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        network.conv.weight.mul_(-1.5)
+    torch.testing.assert_close(explicit.forward(obs), network(obs), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(explicit.forward(obs), before)
+
+
+def test_td_error_by_hand():
+    q = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    next_q = torch.tensor([[10.0, 20.0], [30.0, 5.0]])
+    batch = [None, torch.tensor([1, 0]), torch.tensor([0.5, 1.0]), None, torch.tensor([0.0, 1.0])]
+    # r + 0.9 max Q' = 0.5 + 18 = 18.5; terminated: 1
+    torch.testing.assert_close(script.td_error(q, next_q, None, batch, 0.9), torch.tensor([2 - 18.5, 3 - 1.0]))
+    # double: the online network's choice, action 0: 0.5 + 9
+    chosen = torch.tensor([0, 1])
+    torch.testing.assert_close(script.td_error(q, next_q, chosen, batch, 0.9), torch.tensor([2 - 9.5, 3 - 1.0]))
+
+
+@pytest.mark.parametrize("bootstrap, value", [(True, 2.0), (False, 1.0)])
+def test_learns_the_value_of_an_endless_reward(bootstrap, value):
+    """Reward 1 for ever with gamma = 0.5 is worth 1 / (1 - gamma) = 2; a target that never bootstraps stays at 1."""
+    torch.manual_seed(0)
+    online, target = QNetwork(4, 3), QNetwork(4, 3)
+    obs = random_batch(size=32)[0]
+    terminated = torch.zeros(32) if bootstrap else torch.ones(32)
+    batch = [obs, torch.arange(32) % 3, torch.ones(32), obs, terminated]
+    optimizer = FlatAdam(list(online.parameters()), lr=3e-3, eps=1e-8)
+    gradient = ExplicitGradient(online, target, Args(gamma=0.5))
+    for update in range(400):
+        gradient(batch)
+        optimizer.step()
+        if update % 20 == 0:
+            target.load_state_dict(online.state_dict())
+    chosen = online(obs).gather(1, batch[1][:, None])
+    assert chosen.mean().item() == pytest.approx(value, abs=0.05)
+
+
+# the optimiser
+
+
+def test_flat_adam_is_adam_to_the_last_bit():
+    ours, theirs = random_network(dtype=torch.float32), random_network(dtype=torch.float32)
+    flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, eps=1e-8, fused=True)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(20):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            grad = torch.randn(p.shape, generator=generator)
+            p.grad.copy_(grad)
+            q.grad = grad
+        for optimizer in (flat, adam):
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(flat.state[p]["exp_avg_sq"], adam.state[q]["exp_avg_sq"])
+
+
+def test_flat_adam_continues_from_its_state():
+    networks = [random_network(dtype=torch.float32) for _ in range(2)]
+    first, second = (FlatAdam(list(n.parameters()), lr=1e-3, eps=1e-8) for n in networks)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(3):
+        first.grad.normal_(generator=generator)
+        first.step()
+    networks[1].load_state_dict(networks[0].state_dict())
+    second.load_state_dict(first.state_dict())
+    for optimizer in (first, second):
+        optimizer.grad.fill_(0.1)
+        optimizer.step()
+    assert second.steps.item() == 4
+    assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
+
+
+# the replay memory
+
+
+def test_replay_keeps_the_last_transitions_and_saves_them_exactly():
+    rng, replay = np.random.default_rng(0), ReplayMemory(8, 4)
+    pictures = rng.integers(0, 2, (12, 4, 10, 10), dtype=np.uint8)
+    for i in range(11):
+        replay.add(pictures[i], i % 3, float(i), pictures[i + 1], i % 2 == 0)
+    assert (replay.size, replay.position) == (8, 3)
+    assert sorted(replay.rewards.tolist()) == [float(i) for i in range(3, 11)]
+    again = ReplayMemory(8, 4)
+    again.load_state_dict(replay.state_dict())
+    draws = [r.sample(64, torch.Generator().manual_seed(1)) for r in (replay, again)]
+    assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+    obs, action, reward, next_obs, terminated = draws[0]
+    index = reward.long()
+    assert torch.equal(obs, torch.from_numpy(pictures)[index])
+    assert torch.equal(next_obs, torch.from_numpy(pictures)[index + 1])
+    assert torch.equal(action, index % 3)
+    assert torch.equal(terminated, (index % 2 == 0).float())
+    with pytest.raises(RunError, match="does not fit"):
+        ReplayMemory(4, 4).load_state_dict(replay.state_dict())
+
+
+def test_replay_samples_uniformly():
+    replay = ReplayMemory(10, 4)
+    for i in range(10):
+        replay.add(np.zeros((4, 10, 10)), 0, float(i), np.zeros((4, 10, 10)), False)
+    counts = torch.bincount(replay.sample(20_000, torch.Generator().manual_seed(0))[2].long(), minlength=10)
+    chi_squared = ((counts - 2000.0) ** 2 / 2000).sum().item()
+    assert chi_squared < 27.9  # 99.9 % point with 9 degrees of freedom
+
+
+# all off is the plain agent
+
+
+def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
+    """DQN as in the literature, on torch.optim.Adam, with nothing of elr: the literal twin of the script's loop."""
+    init_seed, env_seed, minibatch_seed, action_rng = seeds
+    torch.manual_seed(init_seed)
+    network, target = QNetwork(4, 3), QNetwork(4, 3)
+    target.load_state_dict(network.state_dict())
+    adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    env, memory, returns = MinAtarVectorEnv(args.env_id, 1), [], []
+    minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
+    obs, _ = env.reset(seed=env_seed)
+    for step in range(args.total_timesteps):
+        epsilon = args.start_e + (args.end_e - args.start_e) * min(step / args.exploration_steps, 1)
+        if action_rng.random() < epsilon:
+            action = int(action_rng.integers(3))
+        else:
+            with torch.no_grad():
+                action = int(network(torch.from_numpy(obs)).argmax())
+        next_obs, reward, terminated, _, infos = env.step(np.array([action]))
+        true_next = infos["final_obs"] if "final_obs" in infos else next_obs
+        memory.append((obs[0], action, np.float32(reward[0]), true_next[0], np.float32(terminated[0])))
+        obs = next_obs
+        if "episode" in infos:
+            returns.append((step + 1, float(infos["episode"]["r"][0])))
+        if step + 1 > args.learning_starts:
+            chosen = [memory[i] for i in torch.randint(len(memory), (args.batch_size,), generator=minibatch_rng)]
+            o, a, r, n, d = (torch.from_numpy(np.stack(column)) for column in zip(*chosen, strict=True))
+            with torch.no_grad():
+                y = r + args.gamma * (1 - d) * target(n).max(1).values
+            loss = F.mse_loss(network(o).gather(1, a[:, None])[:, 0], y)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        if (step + 1) % args.target_network_frequency == 0:
+            target.load_state_dict(network.state_dict())
+    return returns, network
+
+
+def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
+    args = short(
+        tmp_path / "run", gradient="autograd", buffer_size=2000, target_network_frequency=100, exploration_steps=600,
+        checkpoint_every=900,
+    )  # fmt: skip
+    script.main(args)
+    streams = np.random.SeedSequence(args.seed).spawn(5)
+    init, env, _, minibatch = (int(s.generate_state(1)[0]) for s in streams[:4])
+    returns, network = plain_dqn(args, (init, env, minibatch, np.random.default_rng(streams[4])))
+    assert len(returns) > 10
+    assert read_scalars(tmp_path / "run")["charts/episodic_return"] == returns
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["state"]["q_network"]
+    for name, p in network.state_dict().items():
+        assert torch.equal(p, saved[name]), name
+
+
+def test_measuring_changes_nothing(tmp_path):
+    off = script.ProbeArgs(every=0, meter_every=0)
+    for name, probe, evaluations in (("on", SMALL_PROBE, 100), ("off", off, 0)):
+        changes = {"eval_episodes": 10} if not evaluations else {}
+        script.main(short(tmp_path / name, probe=probe, eval_every=evaluations, **changes))
+    on, off = recorded(tmp_path / "on"), recorded(tmp_path / "off")
+    assert {"elr/hidden", "plasticity/delta_a/conv_relu", "eval/episodic_return"} <= set(on) - set(off)
+    assert off == {tag: on[tag] for tag in off}
+
+
+def test_same_seed_repeats_and_another_changes_every_stream(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        script.main(short(tmp_path / name, seed=seed, nap=NapArgs(enabled=True)))
+    a, b, c = (recorded(tmp_path / name) for name in "abc")
+    assert a == b
+    state = [load_checkpoint(tmp_path / name / "checkpoint.pt")["state"] for name in "ac"]
+    assert a["norms/parameter/conv"][0] != c["norms/parameter/conv"][0]  # initialisation
+    assert not np.array_equal(state[0]["replay"]["actions"], state[1]["replay"]["actions"])  # exploration
+    assert not np.array_equal(state[0]["replay"]["obs"], state[1]["replay"]["obs"])  # environment
+    assert str(state[0]["minibatch_rng"]) != str(state[1]["minibatch_rng"])
+    assert a["plasticity/feature_norm/conv_relu"][0] != c["plasticity/feature_norm/conv_relu"][0]
+
+
+def test_projection_holds_the_norms_and_the_rate_follows_the_schedule(tmp_path):
+    args = dataclasses.replace(
+        script.PRESETS["nap-cyclic"].args, **SHORT, probe=SMALL_PROBE, directory=tmp_path / "r", log_every=1,
+        schedule=script.ScheduleArgs(kind="cyclic", period_steps=200),
+    )  # fmt: skip
+    script.main(args)
+    scalars = recorded(tmp_path / "r")
+    for layer in ("conv", "hidden"):
+        norms = [value for _, value in scalars[f"norms/parameter/{layer}"]]
+        assert max(norms) / min(norms) - 1 < 1e-5
+    rates = [value for _, value in scalars["charts/learning_rate"]]
+    schedule = script.make_schedule(args)
+    assert rates == [schedule(i) for i in range(700)]
+    assert max(rates) == pytest.approx(args.learning_rate) and min(rates) == pytest.approx(args.schedule.low)
+
+
+def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
+    args = short(
+        tmp_path / "r", total_timesteps=700,
+        schedule=script.ScheduleArgs(kind="warmup-cosine", period_steps=100),
+        rewarm=script.RewarmArgs(trigger="cusum", block=5, burn_in=20, refractory=20),
+    )  # fmt: skip
+    gradient, calls = script.ExplicitGradient.__call__, []
+
+    def jumping(self, batch):
+        loss, q = gradient(self, batch)
+        calls.append(1)
+        return (torch.tensor(1.0 + 0.1 * (len(calls) % 2)) if len(calls) < 300 else torch.tensor(50.0)), q
+
+    monkeypatch.setattr(script.ExplicitGradient, "__call__", jumping)
+    script.main(args)
+    events = [step for step, _ in recorded(tmp_path / "r")["rewarm/event"]]
+    assert events and 500 <= events[0] <= 510  # update 300 is step 500
+
+
+# flags
+
+
+def test_every_flag_is_read():
+    """No dead flag: each field of each group is an attribute read somewhere in the script outside its own checks."""
+    tree = ast.parse(inspect.getsource(script))
+    checks = {"__post_init__", "_refuse_inert_flags"}
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args"]
+    for node in classes:
+        node.body = [item for item in node.body if getattr(item, "name", None) not in checks]
+    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    for group in (Args, NapArgs, script.ScheduleArgs, script.RewarmArgs, script.ProbeArgs):
+        for field in dataclasses.fields(group):
+            assert field.name in read, f"{group.__name__}.{field.name} is never read"
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
+        (["--nap.gains", "free"], ["--nap.gains", "--nap.enabled"]),
+        (["--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind constant"]),
+        (["--schedule.kind", "cyclic", "--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind cyclic"]),
+        (["--schedule.kind", "cyclic", "--learning-rate", "1e-6"], ["--schedule.low", "--learning-rate"]),
+        (["--rewarm.every-steps", "9"], ["--rewarm.every-steps", "--rewarm.trigger never"]),
+        (["--rewarm.trigger", "every"], ["--rewarm.trigger every", "--schedule.kind constant"]),
+        (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
+        (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
+        (["--batch-size", "64", "--buffer-size", "32"], ["--batch-size", "--buffer-size"]),
+        (["--replay-ratio", "0"], ["--replay-ratio"]),
+        (["--end-e", "0.5", "--start-e", "0.2"], ["--end-e", "--start-e"]),
+        (["nap-cylic"], ["nap-cyclic"]),
+        (["--learning-rat", "1"], ["--learning-rat"]),
+    ],
+)
+def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Args, script.PRESETS, flags)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in named), message
+
+
+def test_every_preset_parses_and_differs(capsys):
+    parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
+    assert list(parsed) == ["baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive"]
+    assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
+    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == 7
+    assert dataclasses.replace(parsed["baseline"], exp_name="dqn", seed=1) == Args()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MinAtar/Breakot-v1", "ALE/Breakout-v5"])
+def test_another_environment_is_refused(env_id, tmp_path):
+    with pytest.raises(RunError, match="Breakout"):
+        script.main(Args(env_id=env_id, directory=tmp_path / "r"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_projecting_the_plain_network_is_refused_unless_meant(tmp_path):
+    with pytest.raises(RunError, match=r"(?s)conv.*allow_scale_dependent"):
+        script.main(short(tmp_path / "r", network="plain", nap=NapArgs(enabled=True)))
+    script.main(
+        short(
+            tmp_path / "meant", network="plain", total_timesteps=250, eval_every=0, eval_episodes=10,
+            nap=NapArgs(enabled=True, gains="free", allow_scale_dependent=True),
+        )  # fmt: skip
+    )
+    assert read_status(tmp_path / "meant")["status"] == "finished"
+
+
+# failures
+
+
+def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch):
+    step, calls = FlatAdam.step, []
+
+    def poisoned(self):
+        step(self)
+        calls.append(1)
+        if len(calls) == 150:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan  # conv.weight
+
+    monkeypatch.setattr(FlatAdam, "step", poisoned)
+    with pytest.raises(NonFiniteError) as error:
+        script.main(short(tmp_path / "r", checkpoint_every=100))
+    for part in ("step 351", "update 150", "rate 0.00025", "conv.weight"):
+        assert part in str(error.value)
+    assert read_status(tmp_path / "r")["status"] == "failed"
+    saved = load_checkpoint(tmp_path / "r" / "checkpoint.pt")
+    assert saved["step"] == 300 and all(torch.isfinite(w).all() for w in saved["state"]["q_network"].values())
+
+
+def test_a_finished_run_is_neither_overwritten_nor_resumed(tmp_path, capsys):
+    script.main(short(tmp_path / "r", total_timesteps=250, eval_every=0, eval_episodes=10))
+    before = (tmp_path / "r" / "scalars.csv").read_bytes()
+    with pytest.raises(RunError, match="finished"):
+        script.main(short(tmp_path / "r"))
+    with pytest.raises(RunError, match="already finished at step 250"):
+        script.main(short(tmp_path / "r", resume=tmp_path / "r"))
+    with pytest.raises(SystemExit):
+        parse(Args, script.PRESETS, ["--resume", str(tmp_path / "r"), "--env-id", "MinAtar/Freeway-v1"])
+    assert "--env-id" in capsys.readouterr().err
+    assert (tmp_path / "r" / "scalars.csv").read_bytes() == before
