@@ -270,14 +270,10 @@ class ReplayMemory:
     def __init__(self, capacity: int, channels: int):
         self.obs = np.zeros((capacity, channels, 10, 10), dtype=np.uint8)
         self.next_obs = np.zeros_like(self.obs)
-        self.actions = np.zeros(capacity, dtype=np.int64)
-        self.rewards = np.zeros(capacity, dtype=np.float32)
-        self.terminated = np.zeros(capacity, dtype=np.float32)
+        self.actions = np.zeros((capacity, 1), dtype=np.int64)
+        self.rewards = np.zeros((capacity, 1), dtype=np.float32)
+        self.terminated = np.zeros((capacity, 1), dtype=np.float32)
         self.capacity, self.size, self.position = capacity, 0, 0
-        self._tensors = [torch.from_numpy(a) for a in self._arrays()]  # the same memory
-
-    def _arrays(self) -> list[np.ndarray]:
-        return [self.obs, self.actions, self.rewards, self.next_obs, self.terminated]
 
     def add(self, obs: np.ndarray, action: int, reward: float, next_obs: np.ndarray, terminated: bool) -> None:
         i = self.position
@@ -287,21 +283,21 @@ class ReplayMemory:
         self.size = min(self.size + 1, self.capacity)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """obs [B, C, 10, 10], actions [B], rewards [B], next_obs [B, C, 10, 10], terminated [B]."""
-        index = torch.randint(self.size, (batch_size,), generator=generator)
-        return [t.index_select(0, index) for t in self._tensors]
+        """obs [B, C, 10, 10], actions [B, 1], rewards [B, 1], next_obs [B, C, 10, 10], terminated [B, 1]."""
+        index = torch.randint(self.size, (batch_size,), generator=generator).numpy()
+        arrays = self.obs, self.actions, self.rewards, self.next_obs, self.terminated
+        return [torch.from_numpy(array.take(index, 0)) for array in arrays]  # NumPy gathers small rows faster
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part; MinAtar's observations are binary, so eight pixels fit in a byte."""
-        obs, actions, rewards, next_obs, terminated = (a[: self.size] for a in self._arrays())
         return {
             "position": self.position,
-            "shape": list(obs.shape),
-            "obs": np.packbits(obs),
-            "next_obs": np.packbits(next_obs),
-            "actions": actions,
-            "rewards": rewards,
-            "terminated": terminated,
+            "shape": [self.size, *self.obs.shape[1:]],
+            "obs": np.packbits(self.obs[: self.size]),
+            "next_obs": np.packbits(self.next_obs[: self.size]),
+            "actions": self.actions[: self.size],
+            "rewards": self.rewards[: self.size],
+            "terminated": self.terminated[: self.size],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -380,47 +376,47 @@ class ExplicitQ:
     """
 
     def __init__(self, network: QNetwork, batch_size: int):
-        b, like = batch_size, {"dtype": network.head.weight.dtype, "device": network.head.weight.device}
-        self.conv, self.hidden, self.head = (p.detach() for p in (network.conv.weight, network.hidden.weight, network.head.weight))
-        c = self.conv.shape[1]
-        self.network, self.head_bias = network, network.head.bias.detach()
-        self.kernel, self.hidden_t, self.head_t = self.conv.view(16, 9 * c), self.hidden.t(), self.head.t()
-        self.norms = [
-            Normalisation(layer, norm)
-            for layer, norm in ((network.conv, network.conv_norm), (network.hidden, network.hidden_norm))
-        ]
+        b, c = batch_size, network.conv.in_channels
+        self.network = network
+        self.conv, self.hidden, self.head = network.conv.weight, network.hidden.weight, network.head.weight
+        self.conv_norm = Normalisation(network.conv, network.conv_norm)
+        self.hidden_norm = Normalisation(network.hidden, network.hidden_norm)
+        # Without a graph: views of the parameters' memory.
+        self.w_conv, self.w_hidden, self.w_head = self.conv.detach().view(16, -1), self.hidden.detach(), self.head.detach()
+        self.w_hidden_t, self.w_head_t, self.b_head = self.w_hidden.t(), self.w_head.t(), network.head.bias.detach()
+
+        like = {"dtype": self.head.dtype, "device": self.head.device}
         self.pixels = torch.zeros(100 * b * c + 2, **like)  # + 2: the last run of 80 ends two pixels past the image
-        windows = self.pixels.as_strided((c, 3, 3, b, 80), (100, 10, 1, 100 * c, 1))
+        self.image = self.pixels[:-2].view(b, c, 10, 10)
+        self.windows = self.pixels.as_strided((c, 3, 3, b, 80), (100, 10, 1, 100 * c, 1))
         self.patches = torch.empty(9 * c, 80 * b, **like)
+        self.runs, self.patches_t = self.patches.view_as(self.windows), self.patches.t()
         self.maps, self.d_maps = torch.zeros(16, 80 * b, **like), torch.zeros(16, 80 * b, **like)
-        self.image, self.windows, self.runs = self.pixels[:-2].view(b, c, 10, 10), windows, self.patches.view_as(windows)
         self.valid, self.d_valid = (  # [B, 16, 8, 8]
             maps.view(16, b, 8, 10)[..., :8].transpose(0, 1) for maps in (self.maps, self.d_maps)
         )
         self.x = torch.empty(b, 16, 8, 8, **like)
 
-    @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] uint8 -> [B, A]
         self.image.copy_(obs)
         self.runs.copy_(self.windows)
-        torch.mm(self.kernel, self.patches, out=self.maps)
+        torch.mm(self.w_conv, self.patches, out=self.maps)
         self.x.copy_(self.valid)  # [B, 16, 8, 8]
-        self.x_out = self.norms[0].forward(self.x).relu_().view(-1, 1024)
-        self.h = torch.mm(self.x_out, self.hidden_t)  # [B, 128]
-        self.h_out = self.norms[1].forward(self.h).relu_()
-        return torch.addmm(self.head_bias, self.h_out, self.head_t)
+        self.x_out = self.conv_norm.forward(self.x).relu_().view(-1, 1024)
+        self.h = torch.mm(self.x_out, self.w_hidden_t)  # [B, 128]
+        self.h_out = self.hidden_norm.forward(self.h).relu_()
+        return torch.addmm(self.b_head, self.h_out, self.w_head_t)
 
-    @torch.no_grad()
     def backward(self, dq: Tensor) -> None:
         """Write d loss / d parameter into every .grad, given dq = d loss / d Q [B, A] at the last forward's input."""
-        net, relu_backward = self.network, torch.ops.aten.threshold_backward
-        torch.mm(dq.t(), self.h_out, out=net.head.weight.grad)
-        torch.sum(dq, 0, out=net.head.bias.grad)
-        dh = self.norms[1].backward(relu_backward(torch.mm(dq, self.head), self.h_out, 0), self.h)  # [B, 128]
-        torch.mm(dh.t(), self.x_out, out=net.hidden.weight.grad)
-        dx = relu_backward(torch.mm(dh, self.hidden), self.x_out, 0).view_as(self.x)
-        self.d_valid.copy_(self.norms[0].backward(dx, self.x))
-        torch.mm(self.d_maps, self.patches.t(), out=net.conv.weight.grad.view(16, -1))
+        torch.mm(dq.t(), self.h_out, out=self.head.grad)
+        torch.sum(dq, 0, out=self.network.head.bias.grad)
+        dh = relu_backward(torch.mm(dq, self.w_head), self.h_out, 0)  # [B, 128]
+        dh = self.hidden_norm.backward(dh, self.h)
+        torch.mm(dh.t(), self.x_out, out=self.hidden.grad)
+        dx = relu_backward(torch.mm(dh, self.w_hidden), self.x_out, 0).view_as(self.x)
+        self.d_valid.copy_(self.conv_norm.backward(dx, self.x))
+        torch.mm(self.d_maps, self.patches_t, out=self.conv.grad.view(16, -1))
 
 
 class Normalisation:
@@ -428,27 +424,31 @@ class Normalisation:
 
     def __init__(self, layer: nn.Module, norm: nn.Module):
         self.norm = norm if isinstance(norm, nn.LayerNorm) else None
-        if self.norm is not None:
-            self.shape, self.weight, self.bias = list(norm.normalized_shape), norm.weight, norm.bias
-        else:
-            self.weight, self.bias = None, layer.bias
+        self.gain, self.offset = (norm.weight, norm.bias) if self.norm else (None, layer.bias)
+        if self.norm:
+            self.shape, self.eps, self.w_gain = list(norm.normalized_shape), norm.eps, norm.weight.detach()
+        self.w_offset = self.offset.detach()
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 16, 8, 8] or [B, 128]
         if self.norm is None:
-            return x + self.bias.view(-1, *[1] * (x.dim() - 2))
-        out, self.mean, self.rstd = torch.native_layer_norm(x, self.shape, self.weight, self.bias, self.norm.eps)
+            return x + self.w_offset.view(-1, *[1] * (x.dim() - 2))
+        out, self.mean, self.rstd = torch.native_layer_norm(x, self.shape, self.w_gain, self.w_offset, self.eps)
         return out
 
     def backward(self, dy: Tensor, x: Tensor) -> Tensor:
         if self.norm is None:
-            self.bias.grad.copy_(dy.sum([d for d in range(dy.dim()) if d != 1]))
+            self.offset.grad.copy_(dy.sum([d for d in range(dy.dim()) if d != 1]))
             return dy
-        dx, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-            dy, x, self.shape, self.mean, self.rstd, self.weight, self.bias, [True, True, True]
+        dx, d_gain, d_offset = layer_norm_backward(
+            dy, x, self.shape, self.mean, self.rstd, self.w_gain, self.w_offset, [True, True, True]
         )
-        self.weight.grad.copy_(d_weight)
-        self.bias.grad.copy_(d_bias)
+        self.gain.grad.copy_(d_gain)
+        self.offset.grad.copy_(d_offset)
         return dx
+
+
+relu_backward = torch.ops.aten.threshold_backward.default
+layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
@@ -460,55 +460,54 @@ def linear_schedule(start: float, end: float, duration: int, step: int) -> float
 
 
 def td_error(q: Tensor, next_q: Tensor, next_actions: Tensor | None, batch: list[Tensor], gamma: float) -> Tensor:
-    """[B]: Q(s, a) - y with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q' or, double, argmax Q.
+    """[B, 1]: Q(s, a) - y with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q' or, double, argmax Q.
 
     A truncated episode bootstraps: only termination ends the return.
     """
     _, actions, rewards, _, terminated = batch
-    if next_actions is None:
-        next_value = next_q.amax(1)
-    else:
-        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)
-    td_target = rewards + gamma * (1.0 - terminated) * next_value
-    return q.gather(1, actions[:, None]).squeeze(1) - td_target
+    next_value = next_q.amax(1, keepdim=True) if next_actions is None else next_q.gather(1, next_actions)
+    td_target = torch.addcmul(rewards, 1.0 - terminated, next_value, value=gamma)
+    return q.gather(1, actions) - td_target
 
 
 class AutogradGradient:
     """Gradient of the mean squared TD error by autograd."""
 
     def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
-        self.q_network, self.target_network, self.args = q_network, target_network, args
+        self.q_network, self.target_network = q_network, target_network
+        self.gamma, self.double_q = args.gamma, args.double_q
 
     def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Write every parameter's .grad; return the loss [] and the Q-values [B, A]."""
         obs, _, _, next_obs, _ = batch
         with torch.no_grad():
             next_q = self.target_network(next_obs)
-            next_actions = self.q_network(next_obs).argmax(1) if self.args.double_q else None
-        q = self.q_network(obs)
-        loss = td_error(q, next_q, next_actions, batch, self.args.gamma).square().mean()
+            next_actions = self.q_network(next_obs).argmax(1, keepdim=True) if self.double_q else None
+        with torch.enable_grad():
+            q = self.q_network(obs)
+            loss = td_error(q, next_q, next_actions, batch, self.gamma).square().mean()
         self.q_network.zero_grad(set_to_none=False)
         loss.backward()
         return loss.detach(), q.detach()
 
 
-class ExplicitGradient(AutogradGradient):
+class ExplicitGradient:
     """The same gradient through ExplicitQ."""
 
     def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
-        super().__init__(q_network, target_network, args)
         self.q, self.target = ExplicitQ(q_network, args.batch_size), ExplicitQ(target_network, args.batch_size)
+        self.gamma, self.double_q = args.gamma, args.double_q
 
-    @torch.no_grad()
     def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Write every parameter's .grad; return the loss [] and the Q-values [B, A]."""
         obs, actions, _, next_obs, _ = batch
         next_q = self.target.forward(next_obs)
-        next_actions = self.q.forward(next_obs).argmax(1) if self.args.double_q else None
+        next_actions = self.q.forward(next_obs).argmax(1, keepdim=True) if self.double_q else None
         q = self.q.forward(obs)
-        error = td_error(q, next_q, next_actions, batch, self.args.gamma)  # [B]
-        dq = torch.zeros_like(q).scatter_(1, actions[:, None], (2.0 / len(error) * error)[:, None])
-        self.q.backward(dq)
-        return error.square().mean(), q
+        error = td_error(q, next_q, next_actions, batch, self.gamma)
+        loss = error.square().mean()
+        self.q.backward(torch.zeros_like(q).scatter_(1, actions, error.mul_(2.0 / len(q))))  # d loss / d Q
+        return loss, q
 
 
 class FlatAdam(torch.optim.Adam):
@@ -651,7 +650,7 @@ def main(args: Args) -> None:
     replay = ReplayMemory(args.buffer_size, channels)
     gradient_class = ExplicitGradient if args.gradient == "explicit" else AutogradGradient
     gradient = gradient_class(q_network, target_network, args)
-    act = ExplicitQ(q_network, 1).forward if args.gradient == "explicit" else torch.no_grad()(q_network.forward)
+    act = ExplicitQ(q_network, 1).forward if args.gradient == "explicit" else q_network
 
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(q_network)  # conv.weight, hidden.weight: the head is left out
@@ -704,7 +703,7 @@ def main(args: Args) -> None:
         draws = {"action_rng": rng_state(action_rng), "minibatch_rng": rng_state(minibatch_rng)}
         run.checkpoint(global_step, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
 
-    with run, StopOnSignal() as stop:
+    with run, StopOnSignal() as stop, torch.no_grad():
         if not args.resume:
             if probe:
                 run.scalars(probe.measure(), global_step)
@@ -749,7 +748,7 @@ def main(args: Args) -> None:
                 if updates % args.log_every == 0:
                     run.scalar("charts/learning_rate", rate, global_step)
                     run.scalar("losses/td_loss", loss.item(), global_step)
-                    run.scalar("losses/q_values", q_values.gather(1, batch[1][:, None]).mean().item(), global_step)
+                    run.scalar("losses/q_values", q_values.gather(1, batch[1]).mean().item(), global_step)
                     if rewarming.statistic is not None:
                         run.scalar("rewarm/statistic", rewarming.statistic, global_step)
                 if probe and probe.due(updates):

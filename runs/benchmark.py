@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV_ID = "MinAtar/Breakout-v1"
-# Both scripts are told these, because they set how much work a step is: the game, the batch, how often the network acts.
+# Told to both scripts, because they set how much work a step is: game, batch, and how often the network acts.
 SHARED_FLAGS = (
     *("--env-id", ENV_ID),
     *("--batch-size", "32"),

@@ -36,8 +36,8 @@ def random_network(channels=4, actions=3, normalised=True, dtype=torch.float64, 
 def random_batch(channels=4, actions=3, size=32, seed=1, dtype=torch.float64):
     rng = np.random.default_rng(seed)
     obs, next_obs = (torch.from_numpy(rng.integers(0, 2, (size, channels, 10, 10), dtype=np.uint8)) for _ in range(2))
-    action = torch.from_numpy(rng.integers(0, actions, size))
-    reward, terminated = (torch.from_numpy(rng.integers(0, 2, size)).to(dtype) for _ in range(2))
+    action = torch.from_numpy(rng.integers(0, actions, (size, 1)))
+    reward, terminated = (torch.from_numpy(rng.integers(0, 2, (size, 1))).to(dtype) for _ in range(2))
     return [obs, action, reward, next_obs, terminated]
 
 
@@ -82,12 +82,12 @@ def test_explicit_network_acts_on_one_observation_and_sees_changed_weights():
 def test_td_error_by_hand():
     q = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     next_q = torch.tensor([[10.0, 20.0], [30.0, 5.0]])
-    batch = [None, torch.tensor([1, 0]), torch.tensor([0.5, 1.0]), None, torch.tensor([0.0, 1.0])]
+    column = lambda *values: torch.tensor(values)[:, None]  # noqa: E731
+    batch = [None, column(1, 0), column(0.5, 1.0), None, column(0.0, 1.0)]
     # r + 0.9 max Q' = 0.5 + 18 = 18.5; terminated: 1
-    torch.testing.assert_close(script.td_error(q, next_q, None, batch, 0.9), torch.tensor([2 - 18.5, 3 - 1.0]))
+    torch.testing.assert_close(script.td_error(q, next_q, None, batch, 0.9), column(2 - 18.5, 3 - 1.0))
     # double: the online network's choice, action 0: 0.5 + 9
-    chosen = torch.tensor([0, 1])
-    torch.testing.assert_close(script.td_error(q, next_q, chosen, batch, 0.9), torch.tensor([2 - 9.5, 3 - 1.0]))
+    torch.testing.assert_close(script.td_error(q, next_q, column(0, 1), batch, 0.9), column(2 - 9.5, 3 - 1.0))
 
 
 @pytest.mark.parametrize("bootstrap, value", [(True, 2.0), (False, 1.0)])
@@ -96,8 +96,8 @@ def test_learns_the_value_of_an_endless_reward(bootstrap, value):
     torch.manual_seed(0)
     online, target = QNetwork(4, 3), QNetwork(4, 3)
     obs = random_batch(size=32)[0]
-    terminated = torch.zeros(32) if bootstrap else torch.ones(32)
-    batch = [obs, torch.arange(32) % 3, torch.ones(32), obs, terminated]
+    terminated = torch.zeros(32, 1) if bootstrap else torch.ones(32, 1)
+    batch = [obs, torch.arange(32)[:, None] % 3, torch.ones(32, 1), obs, terminated]
     optimizer = FlatAdam(list(online.parameters()), lr=3e-3, eps=1e-8)
     gradient = ExplicitGradient(online, target, Args(gamma=0.5))
     for update in range(400):
@@ -105,7 +105,7 @@ def test_learns_the_value_of_an_endless_reward(bootstrap, value):
         optimizer.step()
         if update % 20 == 0:
             target.load_state_dict(online.state_dict())
-    chosen = online(obs).gather(1, batch[1][:, None])
+    chosen = online(obs).gather(1, batch[1])
     assert chosen.mean().item() == pytest.approx(value, abs=0.05)
 
 
@@ -155,17 +155,17 @@ def test_replay_keeps_the_last_transitions_and_saves_them_exactly():
     for i in range(11):
         replay.add(pictures[i], i % 3, float(i), pictures[i + 1], i % 2 == 0)
     assert (replay.size, replay.position) == (8, 3)
-    assert sorted(replay.rewards.tolist()) == [float(i) for i in range(3, 11)]
+    assert sorted(replay.rewards[:, 0].tolist()) == [float(i) for i in range(3, 11)]
     again = ReplayMemory(8, 4)
     again.load_state_dict(replay.state_dict())
     draws = [r.sample(64, torch.Generator().manual_seed(1)) for r in (replay, again)]
     assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
     obs, action, reward, next_obs, terminated = draws[0]
-    index = reward.long()
+    index = reward[:, 0].long()
     assert torch.equal(obs, torch.from_numpy(pictures)[index])
     assert torch.equal(next_obs, torch.from_numpy(pictures)[index + 1])
-    assert torch.equal(action, index % 3)
-    assert torch.equal(terminated, (index % 2 == 0).float())
+    assert torch.equal(action[:, 0], index % 3)
+    assert torch.equal(terminated[:, 0], (index % 2 == 0).float())
     with pytest.raises(RunError, match="does not fit"):
         ReplayMemory(4, 4).load_state_dict(replay.state_dict())
 
@@ -174,7 +174,7 @@ def test_replay_samples_uniformly():
     replay = ReplayMemory(10, 4)
     for i in range(10):
         replay.add(np.zeros((4, 10, 10)), 0, float(i), np.zeros((4, 10, 10)), False)
-    counts = torch.bincount(replay.sample(20_000, torch.Generator().manual_seed(0))[2].long(), minlength=10)
+    counts = torch.bincount(replay.sample(20_000, torch.Generator().manual_seed(0))[2][:, 0].long(), minlength=10)
     chi_squared = ((counts - 2000.0) ** 2 / 2000).sum().item()
     assert chi_squared < 27.9  # 99.9 % point with 9 degrees of freedom
 
@@ -209,7 +209,8 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
             chosen = [memory[i] for i in torch.randint(len(memory), (args.batch_size,), generator=minibatch_rng)]
             o, a, r, n, d = (torch.from_numpy(np.stack(column)) for column in zip(*chosen, strict=True))
             with torch.no_grad():
-                y = r + args.gamma * (1 - d) * target(n).max(1).values
+                next_value = target(n).max(1).values
+                y = torch.addcmul(r, 1 - d, next_value, value=args.gamma)  # r + gamma (1 - d) max Q', rounded once
             loss = F.mse_loss(network(o).gather(1, a[:, None])[:, 0], y)
             adam.zero_grad()
             loss.backward()
