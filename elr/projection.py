@@ -58,10 +58,7 @@ def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None
     _require_positive(norms)
     if not weights:
         return
-    tensors = list(weights)
-    factors = torch._foreach_reciprocal(torch._foreach_norm(tensors))
-    torch._foreach_mul_(factors, norms)
-    torch._foreach_mul_(tensors, factors)
+    _rescale_(weights, [None] * len(weights), norms)
 
 
 @torch.no_grad()
@@ -84,19 +81,34 @@ def project_gains_(gains: Sequence[Tensor], offsets: Sequence[Tensor | None]) ->
         raise ValueError(f"got {len(gains)} gains and {len(offsets)} offsets: give an offset or None for each gain")
     if not gains:
         return
-    paired = [i for i, offset in enumerate(offsets) if offset is not None]
-    present = [offset for offset in offsets if offset is not None]
-    squares = _squared_norms(gains)
+    _rescale_(gains, offsets, [math.sqrt(gain.numel()) for gain in gains])
+
+
+def _rescale_(tensors: Sequence[Tensor], partners: Sequence[Tensor | None], norms: Sequence[float]) -> None:
+    """(x, y) <- (x, y) rho / sqrt(||x||^2 + ||y||^2) for each tensor x, its partner y or None, and its norm rho."""
+    paired = [i for i, partner in enumerate(partners) if partner is not None]
+    everything = [*tensors, *(partner for partner in partners if partner is not None)]
+    measured = torch._foreach_norm(everything)
+    scales: list[Any] = (_scales_on_host if everything[0].device.type == "cpu" else _scales)(measured, paired, norms)
+    torch._foreach_mul_(everything, [*scales, *(scales[i] for i in paired)])
+
+
+def _scales(measured: Sequence[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[Tensor]:
+    """rho_i / sqrt(m_i^2 + m_j^2), j the partner of i; `measured` holds the norms of all i, then of the partners."""
+    squares = list(torch._foreach_mul(measured, measured))
     if paired:
-        torch._foreach_add_([squares[i] for i in paired], _squared_norms(present))
-    factors = torch._foreach_reciprocal(torch._foreach_sqrt(squares))
-    torch._foreach_mul_(factors, [math.sqrt(gain.numel()) for gain in gains])
-    torch._foreach_mul_([*gains, *present], [*factors, *(factors[i] for i in paired)])
+        torch._foreach_add_([squares[i] for i in paired], squares[len(norms) :])
+    scales = torch._foreach_reciprocal(torch._foreach_sqrt(squares[: len(norms)]))
+    torch._foreach_mul_(scales, list(norms))
+    return list(scales)
 
 
-def _squared_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    norms = torch._foreach_norm(list(tensors))
-    return list(torch._foreach_mul(norms, norms))
+def _scales_on_host(measured: Sequence[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[float]:
+    """The same as numbers: on a CPU nobody waits, and it spares a walk of tiny operations over the tensors."""
+    totals: list[float] = torch.stack(list(measured)).tolist()
+    for i, partner in zip(paired, totals[len(norms) :], strict=True):
+        totals[i] = math.hypot(totals[i], partner)
+    return [rho / total if 0.0 < total < math.inf else math.nan for rho, total in zip(norms, totals, strict=False)]
 
 
 def scalable_weights(
@@ -369,8 +381,14 @@ class Projection:
         self._cache_lists()
 
     def _cache_lists(self) -> None:
-        self._weight_list: list[Tensor] = list(self.weights.values())
-        self._norm_list = [self.norms[name] for name in self.weights]
+        """What a projection rescales, and to which norms."""
+        self._tensors: list[Tensor] = list(self.weights.values())
+        self._partners: list[Tensor | None] = [None] * len(self._tensors)
+        self._radii = [self.norms[name] for name in self.weights]
+        if self.gains == "joint":
+            self._tensors += self._gains
+            self._partners += self._offsets
+            self._radii += [math.sqrt(gain.numel()) for gain in self._gains]
 
     @property
     def updates(self) -> int:
@@ -391,9 +409,7 @@ class Projection:
         if self.gain_strength > 0.0:
             self._pull_gains(lr)
         if self._updates % self.every == 0:
-            project_to_norms_(self._weight_list, self._norm_list)
-            if self.gains == "joint":
-                project_gains_(self._gains, self._offsets)
+            _rescale_(self._tensors, self._partners, self._radii)
 
     def _pull_gains(self, lr: float | Tensor) -> None:
         pull: Any = lr * self.gain_strength  # the foreach functions take a number or a 0-d tensor

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from elr import projection as projection_module
 from elr.projection import (
     Projection,
     check_scale_invariance,
@@ -126,6 +127,15 @@ def test_hot_path_never_reads_a_tensor():
             projection.step(torch.tensor(0.1))
     with pytest.raises(AssertionError, match="host"), NoHostRead():
         torch.ones(1).item()
+
+
+def test_scales_on_the_host_are_those_on_a_device():
+    measured = [torch.tensor(x) for x in (2.0, 3.0, 0.0, 4.0)]  # of three tensors, then of the second one's partner
+    on_host = projection_module._scales_on_host(measured, [1], [1.0, 10.0, 1.0])
+    on_device = torch.stack(projection_module._scales(measured, [1], [1.0, 10.0, 1.0]))
+    assert on_host[:2] == [0.5, 2.0] and math.isnan(on_host[2])
+    torch.testing.assert_close(on_device[:2], torch.tensor([0.5, 2.0]))
+    assert not (torch.zeros(1) * on_device[2]).isfinite().any()  # 0 * inf: a zero weight turns to NaN there as well
 
 
 # which weights
