@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
@@ -79,7 +78,9 @@ class NapArgs:
 class ScheduleArgs:
     """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
 
-    kind: Literal["constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"] = "constant"
+    kind: Literal[
+        "constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"
+    ] = "constant"  # fmt: skip
     """shape of the schedule"""
     low: float = 4e-6
     """rate at the bottom of a cycle or at the end of a decay (the paper's ratio of high to low is 62.5)"""
@@ -201,7 +202,7 @@ class Args:
         if self.batch_size > self.buffer_size:
             raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
         if min(self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts) < 0:
-            raise ValueError("--probe.every, --probe.meter-every, --eval-every and --learning-starts cannot be negative")
+            raise ValueError("--probe.every, --probe.meter-every, --eval-every, --learning-starts cannot be negative")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: this torch sees no GPU; install a CUDA build or use --device cpu")
         self._refuse_inert_flags()
@@ -209,7 +210,8 @@ class Args:
     def _refuse_inert_flags(self) -> None:
         nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe
         if not nap.enabled:
-            refuse_inert("nap", nap, ["every", "gains", "gain_strength", "allow_scale_dependent"], "without --nap.enabled")
+            unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
+            refuse_inert("nap", nap, unused, "without --nap.enabled")
         unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(SCHEDULE_FLAGS[schedule.kind])
         refuse_inert("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
         if schedule.kind != "constant" and schedule.low > self.learning_rate:
@@ -382,8 +384,9 @@ class ExplicitQ:
         self.conv_norm = Normalisation(network.conv, network.conv_norm)
         self.hidden_norm = Normalisation(network.hidden, network.hidden_norm)
         # Without a graph: views of the parameters' memory.
-        self.w_conv, self.w_hidden, self.w_head = self.conv.detach().view(16, -1), self.hidden.detach(), self.head.detach()
-        self.w_hidden_t, self.w_head_t, self.b_head = self.w_hidden.t(), self.w_head.t(), network.head.bias.detach()
+        self.w_conv, self.w_hidden = self.conv.detach().view(16, -1), self.hidden.detach()
+        self.w_head, self.b_head = self.head.detach(), network.head.bias.detach()
+        self.w_hidden_t, self.w_head_t = self.w_hidden.t(), self.w_head.t()
 
         like = {"dtype": self.head.dtype, "device": self.head.device}
         self.pixels = torch.zeros(100 * b * c + 2, **like)  # + 2: the last run of 80 ends two pixels past the image
@@ -613,7 +616,7 @@ class Progress:
     """The line on the terminal, and the speed since the line before."""
 
     def __init__(self, total_timesteps: int, step: int):
-        self.total, self.step, self.time = total_timesteps, step, time.perf_counter()
+        self.total, self.step, self.time, self.shown = total_timesteps, step, time.perf_counter(), 0.0
 
     def steps_per_second(self, step: int) -> float:
         now = time.perf_counter()
@@ -622,9 +625,12 @@ class Progress:
         return rate
 
     def show(self, step: int, sps: float, returns: deque[float], rate: float) -> None:
-        mean = f"{np.mean(returns):8.2f}" if returns else "       -"
-        line = f"step {step:>9,} / {self.total:,}   {sps:7.0f} steps/s   return {mean}   rate {rate:.2e}"
-        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        now, terminal = time.perf_counter(), sys.stdout.isatty()
+        if now - self.shown < (1.0 if terminal else 10.0) and step < self.total:
+            return
+        self.shown, mean = now, f"{np.mean(returns):.2f}" if returns else "none"
+        line = f"step {step:,} of {self.total:,}   {sps:.0f} steps/s   mean return {mean}   learning rate {rate:.2e}"
+        print(f"\r{line:<100}" if terminal else line, end="" if terminal else "\n", flush=True)
 
 
 def main(args: Args) -> None:
@@ -671,9 +677,7 @@ def main(args: Args) -> None:
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
-        probe = Probe(
-            q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau
-        )
+        probe = Probe(q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau)
 
     stateful: dict[str, Any] = {
         "q_network": q_network, "target_network": target_network, "optimizer": optimizer, "rewarming": rewarming,
@@ -686,13 +690,14 @@ def main(args: Args) -> None:
     if args.resume:
         run = Run.resume(args.resume, device=device)
         state = run.take_state()
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        restore_rng(action_rng, state["action_rng"])
-        restore_rng(minibatch_rng, state["minibatch_rng"])
-        global_step, updates = state["global_step"], state["updates"]
-        recent_returns.extend(state["recent_returns"])
-        obs = env.observation()
+        with refusals(f"{args.resume}: the checkpoint does not fit this version of the script"):
+            for name, part in stateful.items():
+                part.load_state_dict(state[name])
+            restore_rng(action_rng, state["action_rng"])
+            restore_rng(minibatch_rng, state["minibatch_rng"])
+            global_step, updates = state["global_step"], state["updates"]
+            recent_returns.extend(state["recent_returns"])
+            obs = env.observation()
     else:
         run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
         run.layout([*layers, *PROBED])
@@ -716,7 +721,7 @@ def main(args: Args) -> None:
                 action = int(action_rng.integers(actions))
             else:
                 action = int(act(torch.from_numpy(obs).to(device)).argmax())
-            next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
+            next_obs, rewards, terminated, _, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
             obs, global_step = next_obs, global_step + 1
             if "episode" in infos:

@@ -58,7 +58,7 @@ def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None
     _require_positive(norms)
     if not weights:
         return
-    _rescale_(weights, [None] * len(weights), norms)
+    _rescale_(list(weights), [], list(norms))
 
 
 @torch.no_grad()
@@ -81,19 +81,29 @@ def project_gains_(gains: Sequence[Tensor], offsets: Sequence[Tensor | None]) ->
         raise ValueError(f"got {len(gains)} gains and {len(offsets)} offsets: give an offset or None for each gain")
     if not gains:
         return
-    _rescale_(gains, offsets, [math.sqrt(gain.numel()) for gain in gains])
+    _rescale_(*_with_partners(gains, offsets), [math.sqrt(gain.numel()) for gain in gains])
 
 
-def _rescale_(tensors: Sequence[Tensor], partners: Sequence[Tensor | None], norms: Sequence[float]) -> None:
-    """(x, y) <- (x, y) rho / sqrt(||x||^2 + ||y||^2) for each tensor x, its partner y or None, and its norm rho."""
+def _with_partners(tensors: Sequence[Tensor], partners: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    """The tensors, then those partners that exist; and for each of these the index of its tensor."""
     paired = [i for i, partner in enumerate(partners) if partner is not None]
-    everything = [*tensors, *(partner for partner in partners if partner is not None)]
-    measured = torch._foreach_norm(everything)
-    scales: list[Any] = (_scales_on_host if everything[0].device.type == "cpu" else _scales)(measured, paired, norms)
-    torch._foreach_mul_(everything, [*scales, *(scales[i] for i in paired)])
+    return [*tensors, *(partner for partner in partners if partner is not None)], paired
 
 
-def _scales(measured: Sequence[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[Tensor]:
+def _rescale_(tensors: list[Tensor], paired: list[int], norms: list[float]) -> None:
+    """(x_i, y_i) <- (x_i, y_i) rho_i / sqrt(||x_i||^2 + ||y_i||^2), y_i the partner of x_i or nothing.
+
+    Args:
+        tensors: all x_i, then the partners, as `_with_partners` returns them.
+        paired: the index of each partner's tensor.
+        norms: rho_i.
+    """
+    measured = list(torch._foreach_norm(tensors))
+    scales: list[Any] = (_scales_on_host if tensors[0].device.type == "cpu" else _scales)(measured, paired, norms)
+    torch._foreach_mul_(tensors, scales + [scales[i] for i in paired])
+
+
+def _scales(measured: list[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[Tensor]:
     """rho_i / sqrt(m_i^2 + m_j^2), j the partner of i; `measured` holds the norms of all i, then of the partners."""
     squares = list(torch._foreach_mul(measured, measured))
     if paired:
@@ -103,9 +113,9 @@ def _scales(measured: Sequence[Tensor], paired: Sequence[int], norms: Sequence[f
     return list(scales)
 
 
-def _scales_on_host(measured: Sequence[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[float]:
+def _scales_on_host(measured: list[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[float]:
     """The same as numbers: on a CPU nobody waits, and it spares a walk of tiny operations over the tensors."""
-    totals: list[float] = torch.stack(list(measured)).tolist()
+    totals: list[float] = torch.stack(measured).tolist()
     for i, partner in zip(paired, totals[len(norms) :], strict=True):
         totals[i] = math.hypot(totals[i], partner)
     return [rho / total if 0.0 < total < math.inf else math.nan for rho, total in zip(norms, totals, strict=False)]
@@ -382,13 +392,13 @@ class Projection:
 
     def _cache_lists(self) -> None:
         """What a projection rescales, and to which norms."""
-        self._tensors: list[Tensor] = list(self.weights.values())
-        self._partners: list[Tensor | None] = [None] * len(self._tensors)
+        weights: list[Tensor] = list(self.weights.values())
+        partners: list[Tensor | None] = [None] * len(weights)
         self._radii = [self.norms[name] for name in self.weights]
         if self.gains == "joint":
-            self._tensors += self._gains
-            self._partners += self._offsets
+            weights, partners = weights + self._gains, partners + self._offsets
             self._radii += [math.sqrt(gain.numel()) for gain in self._gains]
+        self._tensors, self._paired = _with_partners(weights, partners)
 
     @property
     def updates(self) -> int:
@@ -409,7 +419,7 @@ class Projection:
         if self.gain_strength > 0.0:
             self._pull_gains(lr)
         if self._updates % self.every == 0:
-            _rescale_(self._tensors, self._partners, self._radii)
+            _rescale_(self._tensors, self._paired, self._radii)
 
     def _pull_gains(self, lr: float | Tensor) -> None:
         pull: Any = lr * self.gain_strength  # the foreach functions take a number or a 0-d tensor

@@ -4,8 +4,9 @@
     python -m runs.benchmark --cleanrl cleanrl
 
 Both scripts learn MinAtar Breakout with the same network, batch and exploration, at one update per agent step and at
-one per four. Runs alternate (CleanRL, ours, CleanRL, ours, ...), so that a machine that slows down slows both, and the
-ratio is taken within each pair. Start-up and the steps before learning starts are left out on both sides.
+one per four; ours projects, meters and probes meanwhile. Runs alternate (CleanRL, ours, CleanRL, ours, ...), so that a
+machine that slows down slows both, and the ratio is taken within each pair. Start-up and the steps before learning
+starts are left out on both sides.
 
 None of CleanRL's code lies here. The clone's text is read, and the substitutions below, each of which must match
 exactly once, make it run on Gymnasium 1.x and MinAtar. Its NumPy replay buffer, its default Adam and its TensorBoard
@@ -60,8 +61,8 @@ class Args:
     """agent steps before the first update, not measured"""
     threads: int = 1
     """threads of both scripts; 0 leaves each as it ships"""
-    preset: str = "baseline"
-    """preset of agents/dqn_minatar.py; baseline is the algorithm of CleanRL's script, with our probes and meter on"""
+    preset: str = "nap"
+    """preset of agents/dqn_minatar.py; baseline is CleanRL's algorithm, nap projects on top; meter and probe are on"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first minute is spent."""

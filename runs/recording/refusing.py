@@ -30,12 +30,16 @@ def refuse_inert(group: str, args: Any, names: Iterable[str], why: str) -> None:
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Turn the ValueError by which a library refuses its arguments into a RunError, which is one line to the user.
+def refusals(prefix: str = "") -> Iterator[None]:
+    """Turn the error by which a library refuses its arguments or a state into a RunError: one line to the user.
 
-    Only for setting up: later in a run a ValueError is a defect and keeps its traceback.
+    Only for setting up and loading: later in a run the same errors are defects and keep their traceback.
+
+    Args:
+        prefix: what was being done, put before the library's own message.
     """
     try:
         yield
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        message = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{prefix}: {message}" if prefix else message) from error

@@ -200,7 +200,7 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
             with torch.no_grad():
                 action = int(network(torch.from_numpy(obs)).argmax())
         next_obs, reward, terminated, _, infos = env.step(np.array([action]))
-        true_next = infos["final_obs"] if "final_obs" in infos else next_obs
+        true_next = infos.get("final_obs", next_obs)
         memory.append((obs[0], action, np.float32(reward[0]), true_next[0], np.float32(terminated[0])))
         obs = next_obs
         if "episode" in infos:
@@ -284,7 +284,7 @@ def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
     gradient, calls = script.ExplicitGradient.__call__, []
 
     def jumping(self, batch):
-        loss, q = gradient(self, batch)
+        _, q = gradient(self, batch)
         calls.append(1)
         return (torch.tensor(1.0 + 0.1 * (len(calls) % 2)) if len(calls) < 300 else torch.tensor(50.0)), q
 
@@ -359,8 +359,8 @@ def test_projecting_the_plain_network_is_refused_unless_meant(tmp_path):
         short(
             tmp_path / "meant", network="plain", total_timesteps=250, eval_every=0, eval_episodes=10,
             nap=NapArgs(enabled=True, gains="free", allow_scale_dependent=True),
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     assert read_status(tmp_path / "meant")["status"] == "finished"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from runs.recording import load_checkpoint, read_scalars, read_status
 
 SCRIPT = Path(__file__).parents[2] / "agents" / "dqn_minatar.py"
 # Everything that has a state is on: projection, schedule, detector, meter, probe, a replay memory that wraps around.
-FLAGS = (
+FLAGS = shlex.split(
     "adaptive --env-id MinAtar/Asterix-v1 --seed 7 --total-timesteps 2600 --learning-starts 100 --buffer-size 700 "
     "--exploration-steps 1500 --target-network-frequency 150 --checkpoint-every 70 --log-every 50 --eval-every 600 "
     "--eval-episodes 3 --nap.every 3 --schedule.period-steps 400 --rewarm.block 5 --rewarm.burn-in 10 "
     "--rewarm.threshold 2 --rewarm.slack 0.1 --rewarm.refractory 5 --rewarm.moments reset "
     "--probe.every 90 --probe.size 16 --probe.meter-every 37"
-).split()
+)
 
 
 def start(*flags):

@@ -1,0 +1,118 @@
+"""Draw scalars of finished or running runs over their steps, one panel per tag, one curve per run.
+
+    python -m runs.plot runs/logs/RUN_A runs/logs/RUN_B --tags charts/episodic_return elr/hidden --out curves.png
+
+Episodic returns are averaged over windows of `--window` steps, other tags drawn as recorded. Needs the `plots` extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runs.recording import RunError, exit_with_one_line, read_json, read_scalars
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DEFAULT_TAGS = (
+    "charts/episodic_return",
+    "charts/learning_rate",
+    "elr/hidden",
+    "plasticity/flipped_fraction/hidden_relu",
+)
+LOGARITHMIC = ("charts/learning_rate", "elr/", "elr_nominal/")
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Draw scalars of runs."""
+
+    directories: tuple[Path, ...]
+    """run directories; the label of a curve is its run's exp_name and seed"""
+    tags: tuple[str, ...] = DEFAULT_TAGS
+    """one panel each"""
+    out: Path = Path("curves.png")
+    """picture to write"""
+    window: int = 10_000
+    """steps over which episodic returns are averaged"""
+    until: int | None = None
+    """leave out what lies beyond this step"""
+
+
+def windowed_means(curve: Sequence[tuple[int, float]], window: int) -> Curve:
+    """Mean of the values in (k window - window, k window], at k window; windows without a value are left out.
+
+    Raises:
+        ValueError: window is not positive.
+    """
+    if window < 1:
+        raise ValueError(f"window = {window}: episodes are averaged over at least one step")
+    grouped: dict[int, list[float]] = {}
+    for step, value in curve:
+        grouped.setdefault(-(-step // window) * window, []).append(value)
+    return [(step, sum(values) / len(values)) for step, values in sorted(grouped.items())]
+
+
+def label(directory: Path) -> str:
+    """exp_name and seed of a run, from its config.json."""
+    config = read_json(directory / "config.json")
+    return f"{config.get('exp_name', directory.name)}, seed {config.get('seed', '?')}"
+
+
+def curves(directory: Path, tags: Sequence[str], window: int, until: int | None) -> list[Curve]:
+    """The run's curve of each tag.
+
+    Raises:
+        RunError: the run recorded none of the tags; a single missing tag is an empty curve.
+    """
+    scalars = read_scalars(directory)
+    if not any(tag in scalars for tag in tags):
+        raise RunError(
+            f"{directory} holds none of {', '.join(tags)}; it holds {', '.join(sorted(scalars)) or 'nothing'}"
+        )
+    found = [[(s, v) for s, v in scalars.get(tag, []) if until is None or s <= until] for tag in tags]
+    return [
+        windowed_means(c, window) if tag == "charts/episodic_return" else c for tag, c in zip(tags, found, strict=True)
+    ]
+
+
+def draw(axes: Axes, tag: str, named: Sequence[tuple[str, Curve]]) -> None:
+    """One panel."""
+    for colour, (name, curve) in enumerate(named):
+        axes.plot(*zip(*curve, strict=True) if curve else ([], []), label=name, color=f"C{colour}", linewidth=1.2)
+    axes.set_title(tag, fontsize=10)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    if tag.startswith(LOGARITHMIC):
+        axes.set_yscale("log")
+
+
+def main(args: Args) -> None:
+    """Read the runs, draw the panels, write the picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
+    drawn = [(label(d), curves(d, args.tags, args.window, args.until)) for d in args.directories]
+    columns = min(2, len(args.tags))
+    rows = -(-len(args.tags) // columns)
+    figure = Figure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for i, (panel, tag) in enumerate(zip(panels, args.tags, strict=False)):
+        draw(panel, tag, [(name, found[i]) for name, found in drawn])
+    panels[0].legend(fontsize=8)
+    for panel in list(panels)[len(args.tags) :]:
+        panel.set_visible(False)
+    figure.savefig(args.out, dpi=110)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    exit_with_one_line(lambda: main(tyro.cli(Args, config=(tyro.conf.PositionalRequiredArgs,))))
