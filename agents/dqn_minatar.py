@@ -203,8 +203,10 @@ class Args:
             raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
         if min(self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts) < 0:
             raise ValueError("--probe.every, --probe.meter-every, --eval-every, --learning-starts cannot be negative")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: this torch sees no GPU; install a CUDA build or use --device cpu")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
+            )
         self._refuse_inert_flags()
 
     def _refuse_inert_flags(self) -> None:
@@ -251,6 +253,16 @@ PRESETS = {
     "nap": Preset("normalize-and-project, constant high rate", Args(exp_name="nap", nap=_nap)),
     "nap-cyclic": Preset(
         "normalize-and-project, cycling rate", Args(exp_name="nap-cyclic", nap=_nap, schedule=_cyclic)
+    ),
+    "quickstart": Preset(
+        "nap-cyclic on Breakout in a few minutes",
+        Args(
+            exp_name="quickstart",
+            nap=_nap,
+            schedule=ScheduleArgs(kind="cyclic", period_steps=25_000),
+            total_timesteps=80_000,
+            exploration_steps=40_000,
+        ),
     ),
     "adaptive": Preset(
         "normalize-and-project, rate decays and is re-warmed when CUSUM fires on the TD loss",
@@ -636,7 +648,8 @@ class Progress:
 def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    with refusals():
+        device, env = torch.device(args.device), MinAtarVectorEnv(args.env_id, 1)
 
     # Every random draw below comes from one of these streams.
     streams = np.random.SeedSequence(args.seed).spawn(5)
@@ -644,8 +657,6 @@ def main(args: Args) -> None:
     action_rng = np.random.default_rng(streams[4])
     minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
 
-    with refusals():
-        env = MinAtarVectorEnv(args.env_id, 1)
     channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
         torch.manual_seed(init_seed)
@@ -768,22 +779,25 @@ def main(args: Args) -> None:
                 run.scalar("charts/SPS", sps, global_step)
                 run.scalar("charts/epsilon", epsilon, global_step)
                 progress.show(global_step, sps, recent_returns, rewarming.rate)
-            if args.eval_every and global_step % args.eval_every == 0:
+            if args.eval_every and (global_step % args.eval_every == 0 or global_step == args.total_timesteps):
                 returns = evaluate(q_network, args.env_id, args.eval_episodes, seed=env_seed + global_step)
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
-            if global_step % args.checkpoint_every == 0:
+            if global_step % args.checkpoint_every == 0 and global_step < args.total_timesteps:
                 checkpoint()
 
         checkpoint()
-        if stop.requested:
+        if global_step < args.total_timesteps:
             run.interrupt(global_step)
             print(f"\nstopped at step {global_step}; go on with: python {sys.argv[0]} --resume {run.directory}")
             raise SystemExit(130)
         run.finish(global_step)
-    mean = f"{np.mean(recent_returns):.2f}" if recent_returns else "none"
-    print(f"\nfinished {global_step} steps; mean return of the last {len(recent_returns)} episodes: {mean}")
-    print(f"tensorboard --logdir {run.directory}")
+    print(f"\nfinished {global_step:,} steps in {run.directory}")
+    if recent_returns:
+        print(f"training return {np.mean(recent_returns):.2f}, mean of the last {len(recent_returns)} episodes")
+    if args.eval_every:
+        print(f"greedy return {returns.mean():.2f}, mean of {args.eval_episodes} episodes")
+    print(f"look at it with: tensorboard --logdir {run.directory}")
 
 
 if __name__ == "__main__":

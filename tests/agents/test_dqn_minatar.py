@@ -339,9 +339,10 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
 
 def test_every_preset_parses_and_differs(capsys):
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
-    assert list(parsed) == ["baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive"]
+    named = {"baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive", "quickstart"}
+    assert set(parsed) == named
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
-    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == 7
+    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)
     assert dataclasses.replace(parsed["baseline"], exp_name="dqn", seed=1) == Args()
 
 

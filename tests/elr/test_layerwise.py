@@ -19,7 +19,7 @@ class Net(nn.Module):
         with torch.no_grad():
             self.body["first"].weight.copy_(torch.tensor([0.5, -0.5]).view(2, 1, 1, 1))
             self.body["first"].bias.zero_()  # mean |.| of {.5, .5, 0, 0} = 0.25
-            self.body["second"].weight.copy_(torch.tensor([[1.0, -1.0], [0.5, -1.5]]))  # mean |.| = 1
+            self.body["second"].weight.copy_(torch.tensor([[0.5, -0.5], [0.25, -0.75]]))  # mean |.| = 0.5
             self.head.weight.copy_(torch.tensor([[0.1, -0.3]]))
             self.head.bias.fill_(-0.2)  # mean |.| of {.1, .3, .2} = 0.2
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
         ("constant", [0.01, 0.01, 0.01, 0.01]),
         ("fast-features", [0.01, 0.01, 0.01, 0.001]),
         ("slow-features", [0.001, 0.001, 0.001, 0.01]),
-        ("even-ratio-abs", [0.0025, 0.01, 0.01, 0.002]),
+        ("even-ratio-abs", [0.005, 0.01, 0.01, 0.004]),
     ],
 )
 def test_hand_worked_table(assignment, rates):
