@@ -202,7 +202,7 @@ class Args:
         if self.batch_size > self.buffer_size:
             raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
         if min(self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts) < 0:
-            raise ValueError("--probe.every, --probe.meter-every, --eval-every, --learning-starts cannot be negative")
+            raise ValueError("--probe.every, --probe.meter-every, --eval-every, --learning-starts must be >= 0")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"

@@ -25,10 +25,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from elr.features import Probe
-from elr.measure import Meter
-from elr.projection import Projection, scalable_weights
-
 SCRIPT = Path(__file__).resolve().parents[1] / "agents" / "dqn_minatar.py"
 
 
@@ -96,12 +92,16 @@ def measure(args: Args) -> tuple[Stopwatch, Any]:
     for _ in range(2000):
         play(a, rng)
     probed = script["collect_probe"](a["args"].env_id, a["args"].probe.size, 0)
-    projection = Projection(a["network"], every=a["args"].nap.every, gains=a["args"].nap.gains, check_inputs=probed)
+    projection = script["Projection"](
+        a["network"], every=a["args"].nap.every, gains=a["args"].nap.gains, check_inputs=probed
+    )
     idle = 10 * args.updates  # so that the idle part of the meter is timed apart from its measurement
-    weights = scalable_weights(a["network"])
-    meter = Meter(weights, every=idle, optimizer=a["optimizer"], nominal_power=1)
-    active = Meter(weights, every=1, optimizer=a["optimizer"], nominal_power=1)
-    probe = Probe(a["network"], probed, script["PROBED"], every=a["args"].probe.every, tau=a["args"].probe.tau)
+    weights = script["scalable_weights"](a["network"])
+    meter = script["Meter"](weights, every=idle, optimizer=a["optimizer"], nominal_power=1)
+    active = script["Meter"](weights, every=1, optimizer=a["optimizer"], nominal_power=1)
+    probe = script["Probe"](
+        a["network"], probed, script["PROBED"], every=a["args"].probe.every, tau=a["args"].probe.tau
+    )
     for update in range(args.updates):
         play(a, rng)
         with watch.part("update"):
