@@ -13,7 +13,7 @@ A step is one decision of the agent; an update is one optimiser step; updates = 
 frame skip, so a step is a frame. Replay ratio 1 is the paper's high update-to-data regime, 0.25 the usual one.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam for RMSProp, squared loss for Huber loss, minimal action
-sets (-v1), and by default LayerNorm before each nonlinearity (`--network plain` is theirs).
+sets (-v1), final exploration 0.05 for 0.1, and LayerNorm before each nonlinearity (`--network plain` is theirs).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Args:
     """agent steps between copies of the network into the target network"""
     start_e: float = 1.0
     """exploration rate at the first step"""
-    end_e: float = 0.1
+    end_e: float = 0.05
     """exploration rate after --exploration-steps"""
     exploration_steps: int = 100_000
     """agent steps in which the exploration rate falls linearly"""

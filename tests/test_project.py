@@ -110,9 +110,12 @@ def test_the_architecture_rule_sees_each_form_of_import(package, text, found):
 
 
 def test_every_import_is_declared():
-    declared = {name_of(requirement) for requirement in pyproject()["project"]["dependencies"]}
+    project = pyproject()["project"]
+    declared = {name_of(requirement) for requirement in project["dependencies"]}
+    plotting = {name_of(requirement) for requirement in project["optional-dependencies"]["plots"]}
     needed = {path: third_party(imports_of(path)) for path in sources("elr", "envs", "agents", "runs")}
-    assert {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)} == {}
+    undeclared = {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)}
+    assert set(undeclared) <= {"runs/plot.py"} and undeclared.get("runs/plot.py", set()) <= plotting
     assert {"torch", "numpy"} <= set.union(*needed.values())  # the walk sees imports at all
 
 
