@@ -259,9 +259,9 @@ PRESETS = {
         Args(
             exp_name="quickstart",
             nap=_nap,
-            schedule=ScheduleArgs(kind="cyclic", period_steps=25_000),
-            total_timesteps=80_000,
-            exploration_steps=40_000,
+            schedule=ScheduleArgs(kind="cyclic", period_steps=18_000),
+            total_timesteps=60_000,
+            exploration_steps=30_000,
         ),
     ),
     "adaptive": Preset(

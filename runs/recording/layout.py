@@ -32,7 +32,6 @@ def layout(layers: Sequence[str]) -> Layout:
             "realised ELR": _per_layer("elr", layers),
             "nominal ELR": _per_layer("elr_nominal", layers),
             "re-warming": _chart("rewarm/event", "rewarm/statistic"),
-            "updates since trigger": _chart("rewarm/updates_since_trigger"),
         },
         "feature learning": {name: _per_layer(f"plasticity/{name}", layers) for name in _FEATURE_LEARNING},
         "plasticity": {name: _per_layer(f"plasticity/{name}", layers) for name in _PLASTICITY},

@@ -17,7 +17,7 @@ class Tag(NamedTuple):
 TAGS: dict[str, Tag] = {
     "charts/episodic_return": Tag("sum of raw rewards of a training episode, when it ends", "reward"),
     "charts/episodic_length": Tag("agent decisions in a training episode, when it ends", "steps"),
-    "charts/SPS": Tag("agent decisions per second of wall time since this process started", "steps/s"),
+    "charts/SPS": Tag("agent decisions per second of wall time since the point before", "steps/s"),
     "charts/learning_rate": Tag("rate handed to the optimiser for the latest update", "1"),
     "charts/epsilon": Tag("chance that the agent takes a random action", "probability"),
     "eval/episodic_return": Tag("mean over evaluation episodes of the sum of raw rewards", "reward"),
@@ -46,7 +46,6 @@ TAGS: dict[str, Tag] = {
     "plasticity/feature_norm/<layer>": Tag("mean Euclidean norm of a feature vector", "1"),
     "rewarm/event": Tag("1 at the update at which the schedule was restarted", "1"),
     "rewarm/statistic": Tag("the trigger's statistic (cumulative sum for CUSUM)", "standard deviations"),
-    "rewarm/updates_since_trigger": Tag("position within the schedule", "updates"),
     "shift/task": Tag("index of the task being trained on", "index"),
     "shift/boundary": Tag("1 at the step at which the task changed", "1"),
     "train/loss": Tag("loss on the training set or the latest minibatch", "loss"),
