@@ -260,7 +260,7 @@ PRESETS = {
             exp_name="quickstart",
             nap=_nap,
             schedule=ScheduleArgs(kind="cyclic", period_steps=18_000),
-            total_timesteps=60_000,
+            total_timesteps=59_000,
             exploration_steps=30_000,
         ),
     ),
