@@ -9,16 +9,20 @@ EXPECTED
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
 those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800.
-A step is one decision of the agent; an update is one optimiser step; updates = replay_ratio x steps. MinAtar has no
-frame skip, so a step is a frame. Replay ratio 1 is the paper's high update-to-data regime, 0.25 the usual one.
+A step is one decision of the agent, and a frame, as MinAtar skips none; an update is one optimiser step; updates =
+replay_ratio x (steps - learning_starts). Ratio 1 is the paper's high update-to-data regime, 0.25 the usual one.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam for RMSProp, squared loss for Huber loss, minimal action
 sets (-v1), final exploration 0.05 for 0.1, and LayerNorm before each nonlinearity (`--network plain` is theirs).
+From Lyle et al. 2025, whose experiments are on Atari: rates 2.5e-4 and 4e-6 (theirs 6.25e-5 and 1e-6, the same ratio),
+cycles of 50,000 steps (4M), three of them before annealing (ten). Projection rescales gains and offsets jointly also in
+the last LayerNorm, before the head; there it bounds the features that the head sees, as no normalisation follows.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections import deque
@@ -47,12 +51,12 @@ from runs.recording import (
     config_to_dict,
     describe_nonfinite,
     exit_with_one_line,
-    gradients_and_weights,
     parse,
     refusals,
     refuse_inert,
     restore_rng,
     rng_state,
+    weights_and_gradients,
 )
 
 # ------------------------------------------------------------------------------------------------------------ flags
@@ -175,7 +179,7 @@ class Args:
     eval_episodes: int = 10
     """episodes of one evaluation, each from a fresh seeded game, greedy, at most 10,000 steps long"""
     log_every: int = 1_000
-    """agent steps between points of losses, rates and speed"""
+    """agent steps between points of speed and exploration, and updates between points of losses and rates"""
     checkpoint_every: int = 50_000
     """agent steps between checkpoints"""
     device: str = "cpu"
@@ -193,7 +197,7 @@ class Args:
         positive = "total_timesteps learning_rate buffer_size batch_size replay_ratio target_network_frequency"
         positive += " exploration_steps log_every checkpoint_every threads eval_episodes adam_eps"
         for name in positive.split():
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if not 0 <= self.end_e <= self.start_e <= 1:
             raise ValueError(f"--end-e {self.end_e} and --start-e {self.start_e}: need 0 <= end <= start <= 1")
@@ -216,8 +220,10 @@ class Args:
             refuse_inert("nap", nap, unused, "without --nap.enabled")
         unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(SCHEDULE_FLAGS[schedule.kind])
         refuse_inert("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
-        if schedule.kind != "constant" and schedule.low > self.learning_rate:
-            raise ValueError(f"--schedule.low {schedule.low} exceeds --learning-rate {self.learning_rate}, its peak")
+        if schedule.kind != "constant" and schedule.low >= self.learning_rate:
+            raise ValueError(
+                f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
+            )
         cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory"]
         unused = {"never": ["every_steps", "moments", *cusum_flags], "every": cusum_flags, "cusum": ["every_steps"]}
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
@@ -226,8 +232,21 @@ class Args:
                 f"--rewarm.trigger {rewarm.trigger} restarts nothing with --schedule.kind constant and "
                 "--rewarm.moments keep; choose another schedule, or --rewarm.moments reset"
             )
+        for flag, steps in (("schedule.period", schedule.period_steps), ("rewarm.every", rewarm.every_steps)):
+            if steps * self.replay_ratio < 1:
+                raise ValueError(f"--{flag}-steps {steps} at --replay-ratio {self.replay_ratio} is not even one update")
+        if rewarm.trigger == "every" and schedule.kind == "cyclic" and rewarm.every_steps % schedule.period_steps == 0:
+            raise ValueError(
+                f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
+                f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
+            )
+        if self.learning_starts >= self.total_timesteps:
+            raise ValueError(
+                f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
+            )
         if probe.every == 0:
-            refuse_inert("probe", probe, ["size", "tau"], "with --probe.every 0")
+            inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
+            refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
 
@@ -614,16 +633,6 @@ def run_directory(args: Args) -> Path:
     )
 
 
-def refuse_nonfinite(q_network: QNetwork, what: str, step: int, updates: int, rate: float) -> None:
-    """Stop before a broken network is saved or stepped: the checkpoint on disk is from before."""
-    named = list(gradients_and_weights(q_network))
-    if what != "weights" or not all(bool(torch.isfinite(t).all()) for _, t in named):
-        raise NonFiniteError(
-            f"{what} not finite at step {step}, update {updates}, learning rate {rate:g}: {describe_nonfinite(named)}; "
-            "the last checkpoint is from before"
-        )
-
-
 class Progress:
     """The line on the terminal, and the speed since the line before."""
 
@@ -648,16 +657,20 @@ class Progress:
 def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     torch.set_num_threads(args.threads)
-    with refusals():
-        device, env = torch.device(args.device), MinAtarVectorEnv(args.env_id, 1)
 
     # Every random draw below comes from one of these streams.
-    streams = np.random.SeedSequence(args.seed).spawn(5)
+    with refusals("--seed"):
+        streams = np.random.SeedSequence(args.seed).spawn(5)
     init_seed, env_seed, probe_seed, minibatch_seed = (int(s.generate_state(1)[0]) for s in streams[:4])
     action_rng = np.random.default_rng(streams[4])
     minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
 
+    with refusals():
+        env = MinAtarVectorEnv(args.env_id, 1)
     channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
+    with refusals("--device", also=(RuntimeError,)):
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
     with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
         torch.manual_seed(init_seed)
         q_network = QNetwork(channels, actions, args.network == "normalised").to(device)
@@ -670,12 +683,13 @@ def main(args: Args) -> None:
     act = ExplicitQ(q_network, 1).forward if args.gradient == "explicit" else q_network
 
     # elr attaches to the network and the optimiser.
-    layers = scalable_weights(q_network)  # conv.weight, hidden.weight: the head is left out
+    layers = scalable_weights(q_network)  # conv and hidden: the head is left out
     probe_obs = collect_probe(args.env_id, args.probe.size, probe_seed).to(device)
-    rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
-    projection = None
+    with refusals("--schedule, --rewarm"):
+        rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
+    projection = meter = probe = None
     if args.nap.enabled:
-        with refusals():
+        with refusals("--nap"):
             projection = Projection(
                 q_network,
                 every=args.nap.every,
@@ -684,43 +698,53 @@ def main(args: Args) -> None:
                 check_inputs=probe_obs,
                 allow_scale_dependent=args.nap.allow_scale_dependent,
             )
-    meter = probe = None
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
-        probe = Probe(q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau)
+        with refusals("--probe"):
+            probe = Probe(q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau)
 
     stateful: dict[str, Any] = {
         "q_network": q_network, "target_network": target_network, "optimizer": optimizer, "rewarming": rewarming,
         "projection": projection, "meter": meter, "probe": probe, "replay": replay, "env": env,
     }  # fmt: skip
     stateful = {name: part for name, part in stateful.items() if part is not None}
-    global_step, updates, recent_returns = 0, 0, deque[float](maxlen=100)
+    global_step, updates, recent_returns, returns = 0, 0, deque[float](maxlen=100), None
     obs, _ = env.reset(seed=env_seed)  # [1, C, 10, 10] uint8
 
-    if args.resume:
-        run = Run.resume(args.resume, device=device)
-        state = run.take_state()
-        with refusals(f"{args.resume}: the checkpoint does not fit this version of the script"):
-            for name, part in stateful.items():
-                part.load_state_dict(state[name])
-            restore_rng(action_rng, state["action_rng"])
-            restore_rng(minibatch_rng, state["minibatch_rng"])
-            global_step, updates = state["global_step"], state["updates"]
-            recent_returns.extend(state["recent_returns"])
-            obs = env.observation()
-    else:
-        run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
-        run.layout([*layers, *PROBED])
+    def require_finite(what: str = "") -> None:
+        """Stop before a broken network is saved, measured or stepped; the checkpoint on disk is from before."""
+        named = [*weights_and_gradients(q_network), ("Adam's second moment", optimizer.exp_avg_sq)]
+        if what or not all(bool(torch.isfinite(t).all()) for _, t in named):
+            raise NonFiniteError(
+                f"{what or 'a network that is'} not finite at step {global_step}, update {updates}, learning rate "
+                f"{rewarming.rate:g}: {describe_nonfinite(named)}; the last checkpoint is from before"
+            )
 
     def checkpoint() -> None:
-        refuse_nonfinite(q_network, "weights", global_step, updates, rewarming.rate)
+        require_finite()
         counters = {"global_step": global_step, "updates": updates, "recent_returns": list(recent_returns)}
         draws = {"action_rng": rng_state(action_rng), "minibatch_rng": rng_state(minibatch_rng)}
         run.checkpoint(global_step, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
 
+    if args.resume:
+        run = Run.resume(args.resume, device=device)
+    else:
+        run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
     with run, StopOnSignal() as stop, torch.no_grad():
-        if not args.resume:
+        if args.resume:
+            state = run.take_state()
+            misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
+            with refusals(misfit, also=(KeyError, RuntimeError)):
+                for name, part in stateful.items():
+                    part.load_state_dict(state[name])
+                restore_rng(action_rng, state["action_rng"])
+                restore_rng(minibatch_rng, state["minibatch_rng"])
+                global_step, updates = state["global_step"], state["updates"]
+                recent_returns.extend(state["recent_returns"])
+                obs = env.observation()
+        else:
+            run.layout(list(layers), PROBED)
             if probe:
                 run.scalars(probe.measure(), global_step)
             checkpoint()
@@ -744,15 +768,15 @@ def main(args: Args) -> None:
             while updates < int((global_step - args.learning_starts) * args.replay_ratio):
                 batch = [t.to(device) for t in replay.sample(args.batch_size, minibatch_rng)]
                 loss, q_values = gradient(batch)
-                # Reading the loss waits for a GPU, so there it is read less often; the weights are checked when saved.
-                if (device.type == "cpu" or updates % 100 == 0) and not math.isfinite(loss.item()):
-                    refuse_nonfinite(q_network, f"loss {loss.item()}", global_step, updates, rewarming.rate)
+                # Reading the loss waits for a GPU: there it is read at the end of a block, before a CUSUM reads it.
+                if (device.type == "cpu" or (updates + 1) % args.rewarm.block == 0) and not math.isfinite(loss.item()):
+                    require_finite(f"loss {loss.item()},")
                 if meter:
                     meter.before_step()
                 optimizer.step()
                 measured = meter is not None and meter.after_step()  # the step really taken, before the projection
                 if projection:
-                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||
+                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
                 rate = rewarming.rate
                 rewarmed = rewarming.step(loss)  # trigger? restart the schedule; set the next update's rate
                 updates += 1
@@ -768,6 +792,7 @@ def main(args: Args) -> None:
                     if rewarming.statistic is not None:
                         run.scalar("rewarm/statistic", rewarming.statistic, global_step)
                 if probe and probe.due(updates):
+                    require_finite()
                     run.scalars(probe.measure(), global_step)
 
             if global_step % args.target_network_frequency == 0:
@@ -789,13 +814,14 @@ def main(args: Args) -> None:
         checkpoint()
         if global_step < args.total_timesteps:
             run.interrupt(global_step)
-            print(f"\nstopped at step {global_step}; go on with: python {sys.argv[0]} --resume {run.directory}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run.directory)])
+            print(f"\nstopped at step {global_step}; go on with: {command}")
             raise SystemExit(130)
         run.finish(global_step)
     print(f"\nfinished {global_step:,} steps in {run.directory}")
     if recent_returns:
         print(f"training return {np.mean(recent_returns):.2f}, mean of the last {len(recent_returns)} episodes")
-    if args.eval_every:
+    if returns is not None:
         print(f"greedy return {returns.mean():.2f}, mean of {args.eval_episodes} episodes")
     print(f"look at it with: tensorboard --logdir {run.directory}")
 

@@ -149,12 +149,17 @@ class Meter:
         groups = self._optimizer.param_groups
         rates = [groups[index]["lr"] for index in self._group_index]
         self._rates = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
-        self._norms = [*torch._foreach_norm(self._weights), *torch._foreach_norm(gradients)]
+        self._norms = [*_norms(self._weights), *_norms(gradients)]
 
     @torch.no_grad()
     def _record_after(self) -> None:
         torch._foreach_sub_(self._before, self._weights)
-        self._norms.extend(torch._foreach_norm(self._before))
+        self._norms.extend(_norms(self._before))
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    # Summed in float64: a float32 sum of many equal squares, as in Adam's first step, is off in the fourth digit.
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
 
 
 def _check(weights: Mapping[str, Tensor], every: int, power: int) -> None:

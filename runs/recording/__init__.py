@@ -5,7 +5,7 @@ from runs.recording.commandline import Preset, parse
 from runs.recording.config import config_from_dict, config_to_dict
 from runs.recording.directory import Run, read_json, read_status
 from runs.recording.errors import RunError
-from runs.recording.finite import NonFiniteError, describe_nonfinite, gradients_and_weights
+from runs.recording.finite import NonFiniteError, describe_nonfinite, weights_and_gradients
 from runs.recording.interrupt import StopOnSignal, exit_with_one_line
 from runs.recording.layout import layout
 from runs.recording.plain import from_plain, to_plain
@@ -28,7 +28,6 @@ __all__ = [
     "describe_nonfinite",
     "exit_with_one_line",
     "from_plain",
-    "gradients_and_weights",
     "layout",
     "load_checkpoint",
     "parse",
@@ -41,4 +40,5 @@ __all__ = [
     "rng_state",
     "save_checkpoint",
     "to_plain",
+    "weights_and_gradients",
 ]

@@ -145,10 +145,10 @@ class Run:
         for tag, value in values.items():
             self.scalar(tag, value, step)
 
-    def layout(self, layers: Sequence[str]) -> None:
+    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None) -> None:
         """Give TensorBoard the grouping of charts for these layers; see `runs.recording.layout`."""
         self._require_open()
-        self._events.add_layout(layout(layers))
+        self._events.add_layout(layout(layers, probed))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same

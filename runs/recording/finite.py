@@ -14,20 +14,23 @@ class NonFiniteError(RunError):
     """A loss, gradient or weight is nan or infinite; the message says at which step, layer and rate."""
 
 
-def gradients_and_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every gradient, then every weight of `module`, named for `describe_nonfinite`."""
+def weights_and_gradients(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight, then every gradient of `module`, named for `describe_nonfinite`.
+
+    Weights come first: one that is not finite was so before this update and makes every gradient nan.
+    """
+    for name, parameter in module.named_parameters():
+        yield f"the weight {name}", parameter.detach()
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
             yield f"the gradient of {name}", parameter.grad
-    for name, parameter in module.named_parameters():
-        yield f"the weight {name}", parameter.detach()
 
 
 def describe_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Name the first tensor that is not finite and count what it holds; waits for the device.
 
     Args:
-        named_tensors: in the order of search, for instance `gradients_and_weights(network)`.
+        named_tensors: in the order of search, for instance `weights_and_gradients(network)`.
     Returns:
         "the gradient of fc1.weight holds 3 nan and 0 inf among 64 entries", or that all are finite.
     """

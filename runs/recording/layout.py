@@ -13,16 +13,18 @@ _FEATURE_LEARNING = ("delta_c", "delta_a", "flipped_fraction")
 _PLASTICITY = ("dead_fraction", "dormant_fraction", "effective_rank", "stable_rank", "srank", "feature_norm")
 
 
-def layout(layers: Sequence[str]) -> Layout:
+def layout(layers: Sequence[str], probed: Sequence[str] | None = None) -> Layout:
     """Group the documented tags of `layers` into charts, in the form that TensorBoard's custom scalars take.
 
     Args:
-        layers: layer names as they stand in the tags.
+        layers: names of the layers whose weights are measured, as they stand in the tags.
+        probed: names of the layers whose features are; None: the same.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
     Raises:
         ValueError: no layer is given, or a name cannot stand in a tag.
     """
+    probed = layers if probed is None else probed
     if not layers:
         raise ValueError("a layout of no layers was asked for; name at least one layer")
     return {
@@ -33,8 +35,8 @@ def layout(layers: Sequence[str]) -> Layout:
             "nominal ELR": _per_layer("elr_nominal", layers),
             "re-warming": _chart("rewarm/event", "rewarm/statistic"),
         },
-        "feature learning": {name: _per_layer(f"plasticity/{name}", layers) for name in _FEATURE_LEARNING},
-        "plasticity": {name: _per_layer(f"plasticity/{name}", layers) for name in _PLASTICITY},
+        "feature learning": {name: _per_layer(f"plasticity/{name}", probed) for name in _FEATURE_LEARNING},
+        "plasticity": {name: _per_layer(f"plasticity/{name}", probed) for name in _PLASTICITY},
         "norms": {name: _per_layer(f"norms/{name}", layers) for name in ("parameter", "gradient", "update")},
     }
 

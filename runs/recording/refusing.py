@@ -30,16 +30,17 @@ def refuse_inert(group: str, args: Any, names: Iterable[str], why: str) -> None:
 
 
 @contextlib.contextmanager
-def refusals(prefix: str = "") -> Iterator[None]:
+def refusals(prefix: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn the error by which a library refuses its arguments or a state into a RunError: one line to the user.
 
     Only for setting up and loading: later in a run the same errors are defects and keep their traceback.
 
     Args:
         prefix: what was being done, put before the library's own message.
+        also: errors that count as a refusal here besides ValueError and ImportError.
     """
     try:
         yield
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, ImportError, *also) as error:
         message = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{prefix}: {message}" if prefix else message) from error

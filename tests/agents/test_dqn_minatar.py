@@ -236,6 +236,53 @@ def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
         assert torch.equal(p, saved[name]), name
 
 
+def test_the_explicit_gradient_trains_as_autograd_does(tmp_path):
+    """The default path is the same agent up to rounding: over a short run in float32 the networks stay together."""
+    for gradient in ("explicit", "autograd"):
+        script.main(
+            short(
+                tmp_path / gradient, gradient=gradient, total_timesteps=260, end_e=1.0, eval_every=0, eval_episodes=10
+            )
+        )
+    explicit, autograd = (load_checkpoint(tmp_path / g / "checkpoint.pt")["state"] for g in ("explicit", "autograd"))
+    assert explicit["updates"] == autograd["updates"] == 60
+    for name, weight in explicit["q_network"].items():
+        torch.testing.assert_close(weight, autograd["q_network"][name], rtol=1e-3, atol=1e-4)
+    assert not torch.equal(explicit["q_network"]["conv.weight"], script.QNetwork(4, 3).conv.weight)
+
+
+@pytest.mark.parametrize("ratio, updates", [(0.25, 175), (2.0, 1400)])
+def test_updates_per_step(ratio, updates, tmp_path):
+    probe, schedule = script.ProbeArgs(every=100, size=16), script.ScheduleArgs(kind="linear-decay", period_steps=700)
+    script.main(short(tmp_path / "r", replay_ratio=ratio, probe=probe, schedule=schedule, log_every=25))
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["updates"] == updates
+    rates = recorded(tmp_path / "r")["charts/learning_rate"]
+    assert len(rates) == updates // 25 and rates[-1][0] == 900
+    # 700 agent steps of decay are all the updates there are; the last one runs one update before the end of it
+    assert rates[-1][1] == pytest.approx(4e-6 + (2.5e-4 - 4e-6) / updates, rel=1e-6)
+
+
+class TwoGames:
+    """Echo environment: rewards 1, 2, then 1, 5; game 0 ends at the first step, game 1 is cut at the second."""
+
+    def __init__(self, *args, **kwargs):
+        self.step_number = 0
+
+    def reset(self, seed):
+        return np.zeros((2, 4, 10, 10), np.uint8), {}
+
+    def step(self, actions):
+        self.step_number += 1
+        first = self.step_number == 1
+        rewards = np.array([1.0, 2.0] if first else [1.0, 5.0])
+        return self.reset(0)[0], rewards, np.array([first, False]), np.array([False, not first]), {}
+
+
+def test_evaluation_counts_the_first_episode_of_each_game(monkeypatch):
+    monkeypatch.setattr(script, "MinAtarVectorEnv", TwoGames)
+    assert script.evaluate(QNetwork(4, 3), "any", 2, seed=0).tolist() == [1.0, 7.0]
+
+
 def test_measuring_changes_nothing(tmp_path):
     off = script.ProbeArgs(every=0, meter_every=0)
     for name, probe, evaluations in (("on", SMALL_PROBE, 100), ("off", off, 0)):
@@ -246,17 +293,44 @@ def test_measuring_changes_nothing(tmp_path):
     assert off == {tag: on[tag] for tag in off}
 
 
-def test_same_seed_repeats_and_another_changes_every_stream(tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        script.main(short(tmp_path / name, seed=seed, nap=NapArgs(enabled=True)))
-    a, b, c = (recorded(tmp_path / name) for name in "abc")
-    assert a == b
-    state = [load_checkpoint(tmp_path / name / "checkpoint.pt")["state"] for name in "ac"]
-    assert a["norms/parameter/conv"][0] != c["norms/parameter/conv"][0]  # initialisation
-    assert not np.array_equal(state[0]["replay"]["actions"], state[1]["replay"]["actions"])  # exploration
-    assert not np.array_equal(state[0]["replay"]["obs"], state[1]["replay"]["obs"])  # environment
-    assert str(state[0]["minibatch_rng"]) != str(state[1]["minibatch_rng"])
-    assert a["plasticity/feature_norm/conv_relu"][0] != c["plasticity/feature_norm/conv_relu"][0]
+def test_the_same_seed_repeats_the_run(tmp_path):
+    for name in "ab":
+        script.main(short(tmp_path / name, nap=NapArgs(enabled=True)))
+    assert recorded(tmp_path / "a") == recorded(tmp_path / "b")
+
+
+def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
+    """Replace one of the five streams at a time by another seed's: only what is drawn from it changes at first."""
+    whole = np.random.SeedSequence
+
+    class OneStreamOfSeedTwo(whole):
+        replaced = None
+
+        def spawn(self, n):
+            streams = whole(1).spawn(n)
+            if n == 5 and self.replaced is not None:
+                streams[self.replaced] = whole(2).spawn(n)[self.replaced]
+            return streams
+
+    monkeypatch.setattr(script.np.random, "SeedSequence", OneStreamOfSeedTwo)
+    seen = {}
+    for name in (None, 0, 1, 2, 3, 4):
+        OneStreamOfSeedTwo.replaced = name
+        script.main(short(tmp_path / str(name), total_timesteps=210, eval_every=0, eval_episodes=10))
+        scalars = recorded(tmp_path / str(name))
+        state = load_checkpoint(tmp_path / str(name) / "checkpoint.pt")["state"]
+        seen[name] = [
+            scalars["norms/parameter/conv"][0],
+            np.asarray(state["replay"]["obs"])[:50].tolist(),
+            scalars["plasticity/feature_norm/conv_relu"][0],
+            str(state["minibatch_rng"]),
+            np.asarray(state["replay"]["actions"])[:5].tolist(),
+        ]
+    for name in range(5):
+        changed = [a != b for a, b in zip(seen[None], seen[name], strict=True)]
+        assert changed[name], f"stream {name} decides nothing"
+        allowed = {0: {0, 2}, 1: {1}, 2: {2}, 3: {3}, 4: {4, 1}}[name]  # features see weights; pictures see actions
+        assert {i for i, c in enumerate(changed) if c} <= allowed, f"stream {name} leaks"
 
 
 def test_projection_holds_the_norms_and_the_rate_follows_the_schedule(tmp_path):
@@ -298,16 +372,17 @@ def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
 
 
 def test_every_flag_is_read():
-    """No dead flag: each field of each group is an attribute read somewhere in the script outside its own checks."""
+    """No dead flag: each is read as args.<flag>, or args.<group>.<flag>, outside the checks of Args itself."""
     tree = ast.parse(inspect.getsource(script))
-    checks = {"__post_init__", "_refuse_inert_flags"}
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args"]
-    for node in classes:
-        node.body = [item for item in node.body if getattr(item, "name", None) not in checks]
-    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-    for group in (Args, NapArgs, script.ScheduleArgs, script.RewarmArgs, script.ProbeArgs):
-        for field in dataclasses.fields(group):
-            assert field.name in read, f"{group.__name__}.{field.name} is never read"
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
+    read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    groups = {"nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs}
+    short_for = {"schedule": "s", "rewarm": "r"}  # in make_schedule and make_trigger
+    flags = [f"args.{field.name}" for field in dataclasses.fields(Args)]
+    flags += [f"args.{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
+    for flag in flags:
+        _, group, *rest = flag.split(".")
+        assert flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read, f"{flag} is never read"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +399,12 @@ def test_every_flag_is_read():
         (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
         (["--batch-size", "64", "--buffer-size", "32"], ["--batch-size", "--buffer-size"]),
         (["--replay-ratio", "0"], ["--replay-ratio"]),
+        (["--replay-ratio", "nan"], ["--replay-ratio"]),
         (["--end-e", "0.5", "--start-e", "0.2"], ["--end-e", "--start-e"]),
+        (["low", "--schedule.kind", "cyclic"], ["--schedule.low", "--learning-rate"]),
+        (["cyclic", "--rewarm.trigger", "every"], ["--rewarm.every-steps", "--schedule.period-steps"]),
+        (["cyclic", "--schedule.period-steps", "0"], ["--schedule.period-steps"]),
+        (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
         (["nap-cylic"], ["nap-cyclic"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
     ],
@@ -344,6 +424,24 @@ def test_every_preset_parses_and_differs(capsys):
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)
     assert dataclasses.replace(parsed["baseline"], exp_name="dqn", seed=1) == Args()
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"schedule": script.ScheduleArgs(kind="cyclic", warmup_frac=2.0)}, "warmup_frac"),
+        ({"schedule": script.ScheduleArgs(kind="cyclic-then-constant", cycles=0)}, "cycles"),
+        ({"schedule": script.ScheduleArgs(kind="cyclic", low=-1.0)}, "low"),
+        ({"schedule": script.ScheduleArgs(kind="cyclic"), "rewarm": script.RewarmArgs("cusum", block=0)}, "block"),
+        ({"probe": script.ProbeArgs(tau=2.0)}, "tau"),
+        ({"seed": -1}, "--seed"),
+        ({"device": "abacus"}, "--device"),
+    ],
+)
+def test_values_out_of_range_are_one_line_before_anything_is_written(changes, named, tmp_path):
+    with pytest.raises(RunError, match=named):
+        script.main(short(tmp_path / "r", **changes))
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "MinAtar/Breakot-v1", "ALE/Breakout-v5"])
@@ -375,12 +473,12 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monke
         step(self)
         calls.append(1)
         if len(calls) == 150:
-            self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan  # conv.weight
+            self.param_groups[0]["params"][3].data.view(-1)[0] = math.nan  # hidden.weight
 
     monkeypatch.setattr(FlatAdam, "step", poisoned)
     with pytest.raises(NonFiniteError) as error:
         script.main(short(tmp_path / "r", checkpoint_every=100))
-    for part in ("step 351", "update 150", "rate 0.00025", "conv.weight"):
+    for part in ("step 351", "update 150", "rate 0.00025", "the weight hidden.weight"):
         assert part in str(error.value)
     assert read_status(tmp_path / "r")["status"] == "failed"
     saved = load_checkpoint(tmp_path / "r" / "checkpoint.pt")
@@ -398,3 +496,12 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed(tmp_path, capsys):
         parse(Args, script.PRESETS, ["--resume", str(tmp_path / "r"), "--env-id", "MinAtar/Freeway-v1"])
     assert "--env-id" in capsys.readouterr().err
     assert (tmp_path / "r" / "scalars.csv").read_bytes() == before
+
+
+def test_resuming_at_the_end_only_finishes(tmp_path, monkeypatch):
+    """Killed between the last checkpoint and the finish: nothing is left to do, and that is no error."""
+    monkeypatch.setattr(script.Run, "finish", lambda run, step: run.interrupt(step))
+    script.main(short(tmp_path / "r", total_timesteps=250))
+    monkeypatch.undo()
+    script.main(short(tmp_path / "r", total_timesteps=250, resume=tmp_path / "r"))
+    assert read_status(tmp_path / "r")["status"] == "finished"

@@ -13,7 +13,7 @@ from runs.recording import (
     StopOnSignal,
     describe_nonfinite,
     exit_with_one_line,
-    gradients_and_weights,
+    weights_and_gradients,
 )
 
 
@@ -77,13 +77,11 @@ def test_a_defect_keeps_its_traceback_and_success_returns():
 def test_the_first_tensor_that_is_not_finite_is_named():
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     network(torch.ones(1, 2)).sum().backward()
-    assert describe_nonfinite(gradients_and_weights(network)) == "all 8 tensors examined are finite"
-    with torch.no_grad():
-        network[0].weight[0, 0] = float("inf")
-    assert (
-        describe_nonfinite(gradients_and_weights(network))
-        == "the weight 0.weight holds 0 nan and 1 inf among 6 entries"
-    )
+    assert describe_nonfinite(weights_and_gradients(network)) == "all 8 tensors examined are finite"
     network[1].weight.grad[0, 1:] = float("nan")
     text = "the gradient of 1.weight holds 2 nan and 0 inf among 3 entries"
-    assert describe_nonfinite(gradients_and_weights(network)) == text
+    assert describe_nonfinite(weights_and_gradients(network)) == text
+    with torch.no_grad():
+        network[1].bias[0] = float("inf")  # a weight was there before the gradient: it is the cause
+    text = "the weight 1.bias holds 0 nan and 1 inf among 1 entries"
+    assert describe_nonfinite(weights_and_gradients(network)) == text
