@@ -5,7 +5,7 @@
     python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM finds a change in the loss
     python agents/dqn_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
 
-Measured on Breakout with `baseline`, n = 1: training return 12.7 over steps 355,000 to 455,000; a uniform policy has 0.5.
+Measured on Breakout with `baseline`, n = 1: training return 12.7 over steps 355,000 to 455,000 (random: 0.5).
 One CPU core makes 300 to 600 steps a second at replay ratio 1. All numbers so far: docs/results.md.
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
