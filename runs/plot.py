@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runs.recording import RunError, exit_with_one_line, read_json, read_scalars
+from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,10 @@ def main(args: Args) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
-    drawn = [(label(d), curves(d, args.tags, args.window, args.until)) for d in args.directories]
+    if not args.tags:
+        raise RunError("--tags is empty: name at least one tag to draw")
+    with refusals("--window"):
+        drawn = [(label(d), curves(d, args.tags, args.window, args.until)) for d in args.directories]
     columns = min(2, len(args.tags))
     rows = -(-len(args.tags) // columns)
     figure = Figure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
@@ -108,7 +111,8 @@ def main(args: Args) -> None:
     panels[0].legend(fontsize=8)
     for panel in list(panels)[len(args.tags) :]:
         panel.set_visible(False)
-    figure.savefig(args.out, dpi=110)
+    with refusals(f"cannot write {args.out}", also=(OSError,)):
+        figure.savefig(args.out, dpi=110)
     print(f"wrote {args.out}")
 
 
