@@ -4,9 +4,9 @@
     python -m runs.benchmark --cleanrl cleanrl
 
 Both scripts learn MinAtar Breakout with the same network, batch and exploration, at one update per agent step and at
-one per four; ours projects, meters and probes meanwhile. Runs alternate (CleanRL, ours, CleanRL, ours, ...), so that a
-machine that slows down slows both, and the ratio is taken within each pair. Start-up and the steps before learning
-starts are left out on both sides.
+one per four. Ours projects meanwhile, its meter and probe on; the probe's turn comes every 10,000 updates, so that
+shorter runs do not see it. Runs alternate (CleanRL, ours, CleanRL, ours, ...), so that a machine that slows down slows
+both, and the ratio is taken within each pair. Start-up and the steps before learning starts are left out on both sides.
 
 None of CleanRL's code lies here. The clone's text is read, and the substitutions below, each of which must match
 exactly once, make it run on Gymnasium 1.x and MinAtar. Its NumPy replay buffer, its default Adam and its TensorBoard
