@@ -34,6 +34,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
@@ -169,8 +170,8 @@ class Args:
     """choose the target's action with the online network (van Hasselt et al. 2016)"""
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and none (Young & Tian 2019)"""
-    gradient: Literal["explicit", "autograd"] = "explicit"
-    """the same gradient, written out by hand (fast on a CPU) or by autograd (readable)"""
+    gradient: Literal["auto", "explicit", "autograd"] = "auto"
+    """the same gradient, written out in NumPy (faster, CPU only) or by autograd; auto is explicit on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -186,7 +187,7 @@ class Args:
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
     threads: int = 1
-    """CPU threads of torch"""
+    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "dqn"
     """first part of the run's name"""
     directory: Path | None = None
@@ -212,6 +213,8 @@ class Args:
             raise ValueError(
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
             )
+        if self.gradient == "explicit" and self.device != "cpu":
+            raise ValueError(f"--gradient explicit runs on a CPU only, not on --device {self.device}; drop one of them")
         self._refuse_inert_flags()
 
     def _refuse_inert_flags(self) -> None:
@@ -304,9 +307,9 @@ class ReplayMemory:
     def __init__(self, capacity: int, channels: int):
         self.obs = np.zeros((capacity, channels, 10, 10), dtype=np.uint8)
         self.next_obs = np.zeros_like(self.obs)
-        self.actions = np.zeros((capacity, 1), dtype=np.int64)
-        self.rewards = np.zeros((capacity, 1), dtype=np.float32)
-        self.terminated = np.zeros((capacity, 1), dtype=np.float32)
+        self.actions = np.zeros(capacity, dtype=np.int64)
+        self.rewards = np.zeros(capacity, dtype=np.float32)
+        self.terminated = np.zeros(capacity, dtype=np.float32)
         self.capacity, self.size, self.position = capacity, 0, 0
 
     def add(self, obs: np.ndarray, action: int, reward: float, next_obs: np.ndarray, terminated: bool) -> None:
@@ -316,11 +319,10 @@ class ReplayMemory:
         self.position = (i + 1) % self.capacity
         self.size = min(self.size + 1, self.capacity)
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """obs [B, C, 10, 10], actions [B, 1], rewards [B, 1], next_obs [B, C, 10, 10], terminated [B, 1]."""
-        index = torch.randint(self.size, (batch_size,), generator=generator).numpy()
-        arrays = self.obs, self.actions, self.rewards, self.next_obs, self.terminated
-        return [torch.from_numpy(array.take(index, 0)) for array in arrays]  # NumPy gathers small rows faster
+    def sample(self, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """obs [B, C, 10, 10], actions [B], rewards [B], next_obs [B, C, 10, 10], terminated [B]."""
+        index = rng.integers(self.size, size=batch_size)
+        return [a.take(index, 0) for a in (self.obs, self.actions, self.rewards, self.next_obs, self.terminated)]
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part; MinAtar's observations are binary, so eight pixels fit in a byte."""
@@ -392,98 +394,140 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] -> [B, A]
         x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.head.weight.dtype))))  # [B, 16, 8, 8]
-        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 128]
+        x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, the order in which ExplicitQ computes them
+        x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, 128]
         return self.head(x)
 
 
 PROBED = ["conv_relu", "hidden_relu"]  # after the nonlinearity, where dead, dormant and pattern are defined
 
 
-class ExplicitQ:
-    """QNetwork for a fixed batch size as explicit matrix products, with its gradient written out by hand.
+class Windows:
+    """The memory in which a valid 3x3 convolution of B images is one matrix product, [80B, 9C] @ [9C, 16].
 
-    The same function of the same parameters (their memory is shared) as QNetwork under autograd. On a CPU a batch of 32
-    takes 0.77 ms forward and back, 1.17 ms under autograd (least of 400 each, one thread). A valid 3x3 convolution of a
-    10x10 image is one matrix product [16, 9C] @ [9C, 80B]: read row by row, output (r, c) sees the pixels
-    10 r + c + 10 i + j, so that the window of kernel offset (i, j) is a run of 80 consecutive pixels. The results in
-    columns c = 8, 9 wrap around a row; they are left out on the way forward and stay zero on the way back.
+    Read row by row, output (r, c) sees the pixels 10 r + c + 10 i + j, so that the window of kernel offset (i, j) is a
+    run of 80 consecutive pixels of a 10x10 image. The results at c = 8, 9 wrap around a row; they are left out on the
+    way forward and stay zero on the way back.
     """
 
     def __init__(self, network: QNetwork, batch_size: int):
-        b, c = batch_size, network.conv.in_channels
-        self.network = network
-        self.conv, self.hidden, self.head = network.conv.weight, network.hidden.weight, network.head.weight
-        self.conv_norm = Normalisation(network.conv, network.conv_norm)
-        self.hidden_norm = Normalisation(network.hidden, network.hidden_norm)
-        # Without a graph: views of the parameters' memory.
-        self.w_conv, self.w_hidden = self.conv.detach().view(16, -1), self.hidden.detach()
-        self.w_head, self.b_head = self.head.detach(), network.head.bias.detach()
-        self.w_hidden_t, self.w_head_t = self.w_hidden.t(), self.w_head.t()
+        b, c, dtype = batch_size, network.conv.in_channels, network.conv.weight.detach().numpy().dtype
+        pixels = np.zeros(100 * b * c + 2, dtype)  # + 2: the last run of 80 ends two pixels past the image
+        self.image = pixels[:-2].reshape(b, c, 10, 10)
+        strides = [pixels.itemsize * n for n in (100, 10, 1, 100 * c, 1)]
+        self.windows = np.lib.stride_tricks.as_strided(pixels, (c, 3, 3, b, 80), strides)
+        self.patches = np.empty((9 * c, 80 * b), dtype)
+        self.runs = self.patches.reshape(c, 3, 3, b, 80)
+        self.maps, self.d_maps = np.zeros((80 * b, 16), dtype), np.zeros((80 * b, 16), dtype)
+        self.valid, self.d_valid = (maps.reshape(b, 8, 10, 16)[:, :, :8] for maps in (self.maps, self.d_maps))
+        self.x = np.empty((b, 8 * 8 * 16), dtype)  # channels last, as QNetwork flattens it
+        self.x_maps = self.x.reshape(b, 8, 8, 16)
 
-        like = {"dtype": self.head.dtype, "device": self.head.device}
-        self.pixels = torch.zeros(100 * b * c + 2, **like)  # + 2: the last run of 80 ends two pixels past the image
-        self.image = self.pixels[:-2].view(b, c, 10, 10)
-        self.windows = self.pixels.as_strided((c, 3, 3, b, 80), (100, 10, 1, 100 * c, 1))
-        self.patches = torch.empty(9 * c, 80 * b, **like)
-        self.runs, self.patches_t = self.patches.view_as(self.windows), self.patches.t()
-        self.maps, self.d_maps = torch.zeros(16, 80 * b, **like), torch.zeros(16, 80 * b, **like)
-        self.valid, self.d_valid = (  # [B, 16, 8, 8]
-            maps.view(16, b, 8, 10)[..., :8].transpose(0, 1) for maps in (self.maps, self.d_maps)
-        )
-        self.x = torch.empty(b, 16, 8, 8, **like)
+    def forward(self, obs: np.ndarray, kernel: np.ndarray) -> np.ndarray:  # [B, C, 10, 10], [16, 9C] -> [B, 1024]
+        np.copyto(self.image, obs)
+        np.copyto(self.runs, self.windows)
+        np.matmul(self.patches.T, kernel.T, out=self.maps)
+        np.copyto(self.x_maps, self.valid)
+        return self.x
 
-    def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] uint8 -> [B, A]
-        self.image.copy_(obs)
-        self.runs.copy_(self.windows)
-        torch.mm(self.w_conv, self.patches, out=self.maps)
-        self.x.copy_(self.valid)  # [B, 16, 8, 8]
-        self.x_out = self.conv_norm.forward(self.x).relu_().view(-1, 1024)
-        self.h = torch.mm(self.x_out, self.w_hidden_t)  # [B, 128]
-        self.h_out = self.hidden_norm.forward(self.h).relu_()
-        return torch.addmm(self.b_head, self.h_out, self.w_head_t)
+    def kernel_gradient(self, dx: np.ndarray) -> np.ndarray:  # [B, 1024] -> [16, 9C], for the last obs
+        np.copyto(self.d_valid, dx.reshape(self.x_maps.shape))
+        return (self.patches @ self.d_maps).T
 
-    def backward(self, dq: Tensor) -> None:
+
+class ExplicitQ:
+    """QNetwork on a CPU for a fixed batch size: its equations, and its gradient by hand, in NumPy.
+
+    The same function of the same parameters as QNetwork under autograd: the arrays share the memory of the parameters
+    and of their gradients. Two networks may share their `windows`; only the last one run forward can go backward.
+    """
+
+    def __init__(self, network: QNetwork, windows: Windows):
+        self.windows = windows
+        self.conv, self.d_conv = (w.reshape(16, -1) for w in shared_arrays(network.conv.weight))  # [16, 9C]
+        self.hidden, self.d_hidden = shared_arrays(network.hidden.weight)  # [128, 1024]
+        self.head, self.d_head = shared_arrays(network.head.weight)  # [A, 128]
+        self.bias, self.d_bias = shared_arrays(network.head.bias)  # [A]
+        self.conv_norm = explicit_norm(network.conv, network.conv_norm)
+        self.hidden_norm = explicit_norm(network.hidden, network.hidden_norm)
+
+    def forward(self, obs: np.ndarray) -> np.ndarray:  # [B, C, 10, 10] uint8 -> [B, A]
+        self.x_out = self.conv_norm.forward(self.windows.forward(obs, self.conv))  # [B, 1024]
+        self.x_active = self.x_out > 0
+        self.x_out *= self.x_active  # ReLU
+        self.h_out = self.hidden_norm.forward(self.x_out @ self.hidden.T)  # [B, 128]
+        self.h_active = self.h_out > 0
+        self.h_out *= self.h_active
+        return self.h_out @ self.head.T + self.bias
+
+    def backward(self, dq: np.ndarray) -> None:
         """Write d loss / d parameter into every .grad, given dq = d loss / d Q [B, A] at the last forward's input."""
-        torch.mm(dq.t(), self.h_out, out=self.head.grad)
-        torch.sum(dq, 0, out=self.network.head.bias.grad)
-        dh = relu_backward(torch.mm(dq, self.w_head), self.h_out, 0)  # [B, 128]
-        dh = self.hidden_norm.backward(dh, self.h)
-        torch.mm(dh.t(), self.x_out, out=self.hidden.grad)
-        dx = relu_backward(torch.mm(dh, self.w_hidden), self.x_out, 0).view_as(self.x)
-        self.d_valid.copy_(self.conv_norm.backward(dx, self.x))
-        torch.mm(self.d_maps, self.patches_t, out=self.conv.grad.view(16, -1))
+        np.matmul(dq.T, self.h_out, out=self.d_head)
+        np.add.reduce(dq, 0, out=self.d_bias)
+        dh = self.hidden_norm.backward((dq @ self.head) * self.h_active)  # [B, 128]
+        np.matmul(dh.T, self.x_out, out=self.d_hidden)
+        dx = dh @ self.hidden  # [B, 1024]
+        dx *= self.x_active
+        self.d_conv[...] = self.windows.kernel_gradient(self.conv_norm.backward(dx))
 
 
-class Normalisation:
-    """What stands between a layer and its nonlinearity, forward and backward: LayerNorm, or in the plain net a bias."""
+def shared_arrays(parameter: nn.Parameter) -> tuple[np.ndarray, np.ndarray]:
+    """The parameter and its gradient as arrays on the same memory; a target network has no gradient, and gets zeros."""
+    value = parameter.detach().numpy()
+    return value, np.zeros_like(value) if parameter.grad is None else parameter.grad.numpy()
 
-    def __init__(self, layer: nn.Module, norm: nn.Module):
-        self.norm = norm if isinstance(norm, nn.LayerNorm) else None
-        self.gain, self.offset = (norm.weight, norm.bias) if self.norm else (None, layer.bias)
-        if self.norm:
-            self.shape, self.eps, self.w_gain = list(norm.normalized_shape), norm.eps, norm.weight.detach()
-        self.w_offset = self.offset.detach()
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, 16, 8, 8] or [B, 128]
-        if self.norm is None:
-            return x + self.w_offset.view(-1, *[1] * (x.dim() - 2))
-        out, self.mean, self.rstd = torch.native_layer_norm(x, self.shape, self.w_gain, self.w_offset, self.eps)
-        return out
+def explicit_norm(layer: nn.Module, norm: nn.Module) -> ExplicitLayerNorm | ExplicitBias:
+    """What stands between a layer and its nonlinearity."""
+    return ExplicitLayerNorm(norm) if isinstance(norm, nn.LayerNorm) else ExplicitBias(layer)
 
-    def backward(self, dy: Tensor, x: Tensor) -> Tensor:
-        if self.norm is None:
-            self.offset.grad.copy_(dy.sum([d for d in range(dy.dim()) if d != 1]))
-            return dy
+
+class ExplicitLayerNorm:
+    """y = g x_hat + o with x_hat = (x - mean) / sqrt(variance + eps), mean and variance over the D features of a row.
+
+    By torch's kernels, each of which is one pass where NumPy needs several.
+    """
+
+    def __init__(self, norm: nn.LayerNorm):
+        arrays = [*shared_arrays(norm.weight), *shared_arrays(norm.bias)]
+        if len(norm.normalized_shape) == 3:  # [16, 8, 8] -> [8, 8, 16], the order of the features here
+            arrays = [a.transpose(1, 2, 0) for a in arrays]
+        self.gain, self.d_gain, self.offset, self.d_offset = arrays
+        self.eps, self.size = norm.eps, [self.gain.size]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:  # [B, D] -> [B, D]
+        if len(x) == 1:  # acting: so small that the call of a kernel costs more than its work
+            x = x - x.sum() / x.size
+            return x * (self.gain.ravel() / math.sqrt(x[0] @ x[0] / x.size + self.eps)) + self.offset.ravel()
+        self.x = torch.from_numpy(x)
+        self.g, self.o = torch.from_numpy(self.gain.ravel()), torch.from_numpy(self.offset.ravel())
+        y, self.mean, self.rstd = torch.native_layer_norm(self.x, self.size, self.g, self.o, self.eps)
+        return y.numpy()
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:  # [B, D] -> [B, D]
         dx, d_gain, d_offset = layer_norm_backward(
-            dy, x, self.shape, self.mean, self.rstd, self.w_gain, self.w_offset, [True, True, True]
+            torch.from_numpy(dy), self.x, self.size, self.mean, self.rstd, self.g, self.o, [True, True, True]
         )
-        self.gain.grad.copy_(d_gain)
-        self.offset.grad.copy_(d_offset)
-        return dx
+        self.d_gain[...] = d_gain.numpy().reshape(self.gain.shape)
+        self.d_offset[...] = d_offset.numpy().reshape(self.gain.shape)
+        return dx.numpy()
 
 
-relu_backward = torch.ops.aten.threshold_backward.default
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+
+
+class ExplicitBias:
+    """y = x + b: what the plain network has instead of a normalisation; features [..., F] with one bias for each F."""
+
+    def __init__(self, layer: nn.Module):
+        self.bias, self.d_bias = shared_arrays(layer.bias)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:  # [B, D] -> [B, D]
+        return (x.reshape(-1, self.bias.size) + self.bias).reshape(x.shape)
+
+    def backward(self, dy: np.ndarray) -> np.ndarray:
+        np.add.reduce(dy.reshape(-1, self.bias.size), 0, out=self.d_bias)
+        return dy
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
@@ -494,33 +538,28 @@ def linear_schedule(start: float, end: float, duration: int, step: int) -> float
     return start + (end - start) * min(step / duration, 1.0)
 
 
-def td_error(q: Tensor, next_q: Tensor, next_actions: Tensor | None, batch: list[Tensor], gamma: float) -> Tensor:
-    """[B, 1]: Q(s, a) - y with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q' or, double, argmax Q.
-
-    A truncated episode bootstraps: only termination ends the return.
-    """
-    _, actions, rewards, _, terminated = batch
-    next_value = next_q.amax(1, keepdim=True) if next_actions is None else next_q.gather(1, next_actions)
-    td_target = torch.addcmul(rewards, 1.0 - terminated, next_value, value=gamma)
-    return q.gather(1, actions) - td_target
-
-
 class AutogradGradient:
-    """Gradient of the mean squared TD error by autograd."""
+    """Gradient of the mean squared TD error by autograd.
+
+    The TD target is y = r + gamma (1 - terminated) Q'(s', a') with a' = argmax Q'(s', .), or, for double Q-learning,
+    a' = argmax Q(s', .). A truncated episode bootstraps: only termination ends the return.
+    """
 
     def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
         self.q_network, self.target_network = q_network, target_network
         self.gamma, self.double_q = args.gamma, args.double_q
 
-    def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Write every parameter's .grad; return the loss [] and the Q-values [B, A]."""
-        obs, _, _, next_obs, _ = batch
+    def __call__(self, batch: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Write every parameter's .grad; return the loss [] and Q(s, a) [B]."""
+        device = self.q_network.head.weight.device
+        obs, actions, rewards, next_obs, terminated = (torch.from_numpy(array).to(device) for array in batch)
         with torch.no_grad():
             next_q = self.target_network(next_obs)
-            next_actions = self.q_network(next_obs).argmax(1, keepdim=True) if self.double_q else None
+            next_actions = (self.q_network(next_obs) if self.double_q else next_q).argmax(1, keepdim=True)
+            td_target = rewards + self.gamma * (1 - terminated) * next_q.gather(1, next_actions)[:, 0]
         with torch.enable_grad():
-            q = self.q_network(obs)
-            loss = td_error(q, next_q, next_actions, batch, self.gamma).square().mean()
+            q = self.q_network(obs).gather(1, actions[:, None])[:, 0]
+            loss = (q - td_target).square().mean()
         self.q_network.zero_grad(set_to_none=False)
         loss.backward()
         return loss.detach(), q.detach()
@@ -530,19 +569,23 @@ class ExplicitGradient:
     """The same gradient through ExplicitQ."""
 
     def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
-        self.q, self.target = ExplicitQ(q_network, args.batch_size), ExplicitQ(target_network, args.batch_size)
-        self.gamma, self.double_q = args.gamma, args.double_q
+        windows = Windows(q_network, args.batch_size)
+        self.q, self.target = ExplicitQ(q_network, windows), ExplicitQ(target_network, windows)
+        self.gamma, self.double_q, self.rows = args.gamma, args.double_q, np.arange(args.batch_size)
 
-    def __call__(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Write every parameter's .grad; return the loss [] and the Q-values [B, A]."""
-        obs, actions, _, next_obs, _ = batch
+    def __call__(self, batch: list[np.ndarray]) -> tuple[float, np.ndarray]:
+        """Write every parameter's .grad; return the loss and Q(s, a) [B]."""
+        obs, actions, rewards, next_obs, terminated = batch
         next_q = self.target.forward(next_obs)
-        next_actions = self.q.forward(next_obs).argmax(1, keepdim=True) if self.double_q else None
-        q = self.q.forward(obs)
-        error = td_error(q, next_q, next_actions, batch, self.gamma)
-        loss = error.square().mean()
-        self.q.backward(torch.zeros_like(q).scatter_(1, actions, error.mul_(2.0 / len(q))))  # d loss / d Q
-        return loss, q
+        next_value = next_q[self.rows, self.q.forward(next_obs).argmax(1)] if self.double_q else next_q.max(1)
+        td_target = rewards + self.gamma * (1 - terminated) * next_value
+        all_q = self.q.forward(obs)
+        q = all_q[self.rows, actions]
+        error = q - td_target
+        dq = np.zeros_like(all_q)
+        dq[self.rows, actions] = 2 / len(q) * error  # d loss / d Q
+        self.q.backward(dq)
+        return float(error @ error) / len(q), q
 
 
 class FlatAdam(torch.optim.Adam):
@@ -658,13 +701,13 @@ class Progress:
 def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)  # NumPy's BLAS: two threads that wait for each other are slower than one
 
     # Every random draw below comes from one of these streams.
     with refusals("--seed"):
         streams = np.random.SeedSequence(args.seed).spawn(5)
-    init_seed, env_seed, probe_seed, minibatch_seed = (int(s.generate_state(1)[0]) for s in streams[:4])
-    action_rng = np.random.default_rng(streams[4])
-    minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
+    init_seed, env_seed, probe_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
+    minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:])
 
     with refusals():
         env = MinAtarVectorEnv(args.env_id, 1)
@@ -679,9 +722,13 @@ def main(args: Args) -> None:
     optimizer = FlatAdam(list(q_network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
     target_network.load_state_dict(q_network.state_dict())
     replay = ReplayMemory(args.buffer_size, channels)
-    gradient_class = ExplicitGradient if args.gradient == "explicit" else AutogradGradient
-    gradient = gradient_class(q_network, target_network, args)
-    act = ExplicitQ(q_network, 1).forward if args.gradient == "explicit" else q_network
+    on_cpu = device.type == "cpu"
+    if args.gradient == "explicit" or (args.gradient == "auto" and on_cpu):
+        gradient = ExplicitGradient(q_network, target_network, args)
+        act = ExplicitQ(q_network, Windows(q_network, 1)).forward
+    else:
+        gradient = AutogradGradient(q_network, target_network, args)
+        act = lambda obs: q_network(torch.from_numpy(obs).to(device))  # noqa: E731
 
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(q_network)  # conv and hidden: the head is left out
@@ -753,10 +800,7 @@ def main(args: Args) -> None:
         while global_step < args.total_timesteps and not stop.requested:
             # Act: epsilon-greedy.
             epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, global_step)
-            if action_rng.random() < epsilon:
-                action = int(action_rng.integers(actions))
-            else:
-                action = int(act(torch.from_numpy(obs).to(device)).argmax())
+            action = int(action_rng.integers(actions)) if action_rng.random() < epsilon else int(act(obs).argmax())
             next_obs, rewards, terminated, _, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
             obs, global_step = next_obs, global_step + 1
@@ -767,11 +811,10 @@ def main(args: Args) -> None:
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
             while updates < int((global_step - args.learning_starts) * args.replay_ratio):
-                batch = [t.to(device) for t in replay.sample(args.batch_size, minibatch_rng)]
-                loss, q_values = gradient(batch)
+                loss, q_values = gradient(replay.sample(args.batch_size, minibatch_rng))
                 # Reading the loss waits for a GPU: there it is read at the end of a block, before a CUSUM reads it.
-                if (device.type == "cpu" or (updates + 1) % args.rewarm.block == 0) and not math.isfinite(loss.item()):
-                    require_finite(f"loss {loss.item()},")
+                if (on_cpu or (updates + 1) % args.rewarm.block == 0) and not math.isfinite(loss):
+                    require_finite(f"loss {float(loss)},")
                 if meter:
                     meter.before_step()
                 optimizer.step()
@@ -788,8 +831,8 @@ def main(args: Args) -> None:
                     run.scalar("rewarm/event", 1, global_step)
                 if updates % args.log_every == 0:
                     run.scalar("charts/learning_rate", rate, global_step)
-                    run.scalar("losses/td_loss", loss.item(), global_step)
-                    run.scalar("losses/q_values", q_values.gather(1, batch[1]).mean().item(), global_step)
+                    run.scalar("losses/td_loss", float(loss), global_step)
+                    run.scalar("losses/q_values", float(q_values.mean()), global_step)
                     if rewarming.statistic is not None:
                         run.scalar("rewarm/statistic", rewarming.statistic, global_step)
                 if probe and probe.due(updates):

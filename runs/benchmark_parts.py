@@ -9,7 +9,6 @@ cadences are the script's defaults. The script is run from its file like any oth
 
 from __future__ import annotations
 
-import os
 import runpy
 import time
 from collections import defaultdict
@@ -20,10 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 SCRIPT = Path(__file__).resolve().parents[1] / "agents" / "dqn_minatar.py"
 
@@ -69,7 +67,7 @@ def agent(script: dict[str, Any]) -> dict[str, Any]:
         "optimizer": optimizer,
         "replay": script["ReplayMemory"](args.buffer_size, 4),
         "gradient": script["ExplicitGradient"](network, target, args),
-        "act": script["ExplicitQ"](network, 1).forward,
+        "act": script["ExplicitQ"](network, script["Windows"](network, 1)).forward,
         "env": env,
         "obs": env.reset(seed=0)[0],
     }
@@ -77,7 +75,7 @@ def agent(script: dict[str, Any]) -> dict[str, Any]:
 
 def play(a: dict[str, Any], rng: np.random.Generator) -> None:
     """One agent step, a tenth of them random."""
-    action = int(a["act"](torch.from_numpy(a["obs"])).argmax()) if rng.random() > 0.1 else int(rng.integers(3))
+    action = int(a["act"](a["obs"]).argmax()) if rng.random() > 0.1 else int(rng.integers(3))
     next_obs, rewards, terminated, _, infos = a["env"].step(np.array([action]))
     a["replay"].add(a["obs"][0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
     a["obs"] = next_obs
@@ -86,9 +84,10 @@ def play(a: dict[str, Any], rng: np.random.Generator) -> None:
 def measure(args: Args) -> tuple[Stopwatch, Any]:
     """Time every part, update by update."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
     script = runpy.run_path(str(SCRIPT))
     a, rng, watch = agent(script), np.random.default_rng(0), Stopwatch()
-    generator = torch.Generator().manual_seed(0)
+    minibatch_rng = np.random.default_rng(1)
     for _ in range(2000):
         play(a, rng)
     probed = script["collect_probe"](a["args"].env_id, a["args"].probe.size, 0)
@@ -105,7 +104,7 @@ def measure(args: Args) -> tuple[Stopwatch, Any]:
     for update in range(args.updates):
         play(a, rng)
         with watch.part("update"):
-            a["gradient"](a["replay"].sample(a["args"].batch_size, generator))
+            a["gradient"](a["replay"].sample(a["args"].batch_size, minibatch_rng))
             a["optimizer"].step()
         with watch.part("projection"):
             projection.step(a["args"].learning_rate)

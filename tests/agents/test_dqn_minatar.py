@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from agents import dqn_minatar as script
-from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory
+from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory, Windows
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 
@@ -33,12 +33,11 @@ def random_network(channels=4, actions=3, normalised=True, dtype=torch.float64, 
     return network
 
 
-def random_batch(channels=4, actions=3, size=32, seed=1, dtype=torch.float64):
+def random_batch(channels=4, actions=3, size=32, seed=1, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    obs, next_obs = (torch.from_numpy(rng.integers(0, 2, (size, channels, 10, 10), dtype=np.uint8)) for _ in range(2))
-    action = torch.from_numpy(rng.integers(0, actions, (size, 1)))
-    reward, terminated = (torch.from_numpy(rng.integers(0, 2, (size, 1))).to(dtype) for _ in range(2))
-    return [obs, action, reward, next_obs, terminated]
+    obs, next_obs = (rng.integers(0, 2, (size, channels, 10, 10), dtype=np.uint8) for _ in range(2))
+    reward, terminated = (rng.integers(0, 2, size).astype(dtype) for _ in range(2))
+    return [obs, rng.integers(0, actions, size), reward, next_obs, terminated]
 
 
 def recorded(directory):
@@ -61,33 +60,51 @@ def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q)
     loss, q = ExplicitGradient(online, target, args)(batch)
     explicit = [p.grad.clone() for p in online.parameters()]
     loss_again, q_again = script.AutogradGradient(online, target, args)(batch)
-    torch.testing.assert_close(loss, loss_again, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(q, q_again, rtol=1e-12, atol=1e-12)
+    assert loss == pytest.approx(loss_again.item(), rel=1e-12)
+    np.testing.assert_allclose(q, q_again, rtol=1e-12, atol=1e-12)
     for (name, p), grad in zip(online.named_parameters(), explicit, strict=True):
         torch.testing.assert_close(grad, p.grad, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
         assert p.grad.abs().max() > 0, name
 
 
-def test_explicit_network_acts_on_one_observation_and_sees_changed_weights():
-    network = random_network()
-    explicit, obs = ExplicitQ(network, 1), random_batch(size=1)[0]
-    before = explicit.forward(obs).clone()
-    torch.testing.assert_close(before, network(obs), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("size", [1, 7])
+def test_explicit_network_is_the_network_and_sees_changed_weights(normalised, size):
+    network = random_network(normalised=normalised)
+    explicit, obs = ExplicitQ(network, Windows(network, size)), random_batch(size=size)[0]
+    before = explicit.forward(obs).copy()
+    np.testing.assert_allclose(before, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         network.conv.weight.mul_(-1.5)
-    torch.testing.assert_close(explicit.forward(obs), network(obs), rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(explicit.forward(obs), before)
+        network.conv_norm.bias.add_(0.1) if normalised else network.conv.bias.add_(0.1)
+    after = explicit.forward(obs)
+    np.testing.assert_allclose(after, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
+    assert not np.allclose(after, before)
 
 
-def test_td_error_by_hand():
-    q = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    next_q = torch.tensor([[10.0, 20.0], [30.0, 5.0]])
-    column = lambda *values: torch.tensor(values)[:, None]  # noqa: E731
-    batch = [None, column(1, 0), column(0.5, 1.0), None, column(0.0, 1.0)]
-    # r + 0.9 max Q' = 0.5 + 18 = 18.5; terminated: 1
-    torch.testing.assert_close(script.td_error(q, next_q, None, batch, 0.9), column(2 - 18.5, 3 - 1.0))
-    # double: the online network's choice, action 0: 0.5 + 9
-    torch.testing.assert_close(script.td_error(q, next_q, column(0, 1), batch, 0.9), column(2 - 9.5, 3 - 1.0))
+def constant_network(values):
+    """Q(s, .) = values, whatever s is."""
+    network = QNetwork(4, len(values)).double()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.copy_(torch.tensor(values))
+    return network
+
+
+@pytest.mark.parametrize("gradient", [script.AutogradGradient, ExplicitGradient])
+@pytest.mark.parametrize("double_q, bootstrapped", [(False, 20.0), (True, 10.0)])
+def test_td_error_by_hand(gradient, double_q, bootstrapped):
+    """Q = (2, 1), Q' = (10, 20): the maximum is 20, the online network's choice, action 0, is worth 10."""
+    online, target = constant_network([2.0, 1.0]), constant_network([10.0, 20.0])
+    for p in online.parameters():
+        p.grad = torch.zeros_like(p)
+    obs, *_ = random_batch(size=2)
+    batch = [obs, np.array([1, 0]), np.array([0.5, 1.0]), obs, np.array([0.0, 1.0])]
+    loss, q = gradient(online, target, Args(gamma=0.9, double_q=double_q, batch_size=2))(batch)
+    errors = np.array([1.0 - (0.5 + 0.9 * bootstrapped), 2.0 - 1.0])  # the second transition terminates
+    assert float(loss) == pytest.approx((errors**2).mean(), rel=1e-12)
+    assert q.tolist() == [1.0, 2.0]
+    np.testing.assert_allclose(online.head.bias.grad, [errors[1], errors[0]], rtol=1e-12)  # 2 / B errors, by action
 
 
 @pytest.mark.parametrize("bootstrap, value", [(True, 2.0), (False, 1.0)])
@@ -96,8 +113,9 @@ def test_learns_the_value_of_an_endless_reward(bootstrap, value):
     torch.manual_seed(0)
     online, target = QNetwork(4, 3), QNetwork(4, 3)
     obs = random_batch(size=32)[0]
-    terminated = torch.zeros(32, 1) if bootstrap else torch.ones(32, 1)
-    batch = [obs, torch.arange(32)[:, None] % 3, torch.ones(32, 1), obs, terminated]
+    one, zero = np.ones(32, np.float32), np.zeros(32, np.float32)
+    actions = np.arange(32) % 3
+    batch = [obs, actions, one, obs, zero if bootstrap else one]
     optimizer = FlatAdam(list(online.parameters()), lr=3e-3, eps=1e-8)
     gradient = ExplicitGradient(online, target, Args(gamma=0.5))
     for update in range(400):
@@ -105,7 +123,7 @@ def test_learns_the_value_of_an_endless_reward(bootstrap, value):
         optimizer.step()
         if update % 20 == 0:
             target.load_state_dict(online.state_dict())
-    chosen = online(obs).gather(1, batch[1])
+    chosen = online(torch.from_numpy(obs))[torch.arange(32), torch.from_numpy(actions)]
     assert chosen.mean().item() == pytest.approx(value, abs=0.05)
 
 
@@ -155,17 +173,17 @@ def test_replay_keeps_the_last_transitions_and_saves_them_exactly():
     for i in range(11):
         replay.add(pictures[i], i % 3, float(i), pictures[i + 1], i % 2 == 0)
     assert (replay.size, replay.position) == (8, 3)
-    assert sorted(replay.rewards[:, 0].tolist()) == [float(i) for i in range(3, 11)]
+    assert sorted(replay.rewards.tolist()) == [float(i) for i in range(3, 11)]
     again = ReplayMemory(8, 4)
     again.load_state_dict(replay.state_dict())
-    draws = [r.sample(64, torch.Generator().manual_seed(1)) for r in (replay, again)]
-    assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+    draws = [r.sample(64, np.random.default_rng(1)) for r in (replay, again)]
+    assert all(np.array_equal(a, b) for a, b in zip(*draws, strict=True))
     obs, action, reward, next_obs, terminated = draws[0]
-    index = reward[:, 0].long()
-    assert torch.equal(obs, torch.from_numpy(pictures)[index])
-    assert torch.equal(next_obs, torch.from_numpy(pictures)[index + 1])
-    assert torch.equal(action[:, 0], index % 3)
-    assert torch.equal(terminated[:, 0], (index % 2 == 0).float())
+    index = reward.astype(int)
+    assert np.array_equal(obs, pictures[index])
+    assert np.array_equal(next_obs, pictures[index + 1])
+    assert np.array_equal(action, index % 3)
+    assert np.array_equal(terminated, index % 2 == 0)
     with pytest.raises(RunError, match="does not fit"):
         ReplayMemory(4, 4).load_state_dict(replay.state_dict())
 
@@ -174,7 +192,7 @@ def test_replay_samples_uniformly():
     replay = ReplayMemory(10, 4)
     for i in range(10):
         replay.add(np.zeros((4, 10, 10)), 0, float(i), np.zeros((4, 10, 10)), False)
-    counts = torch.bincount(replay.sample(20_000, torch.Generator().manual_seed(0))[2][:, 0].long(), minlength=10)
+    counts = np.bincount(replay.sample(20_000, np.random.default_rng(0))[2].astype(int), minlength=10)
     chi_squared = ((counts - 2000.0) ** 2 / 2000).sum().item()
     assert chi_squared < 27.9  # 99.9 % point with 9 degrees of freedom
 
@@ -184,13 +202,12 @@ def test_replay_samples_uniformly():
 
 def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
     """DQN as in the literature, on torch.optim.Adam, with nothing of elr: the literal twin of the script's loop."""
-    init_seed, env_seed, minibatch_seed, action_rng = seeds
+    init_seed, env_seed, minibatch_rng, action_rng = seeds
     torch.manual_seed(init_seed)
     network, target = QNetwork(4, 3), QNetwork(4, 3)
     target.load_state_dict(network.state_dict())
     adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
     env, memory, returns = MinAtarVectorEnv(args.env_id, 1), [], []
-    minibatch_rng = torch.Generator().manual_seed(minibatch_seed)
     obs, _ = env.reset(seed=env_seed)
     for step in range(args.total_timesteps):
         epsilon = args.start_e + (args.end_e - args.start_e) * min(step / args.exploration_steps, 1)
@@ -206,11 +223,10 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
         if "episode" in infos:
             returns.append((step + 1, float(infos["episode"]["r"][0])))
         if step + 1 > args.learning_starts:
-            chosen = [memory[i] for i in torch.randint(len(memory), (args.batch_size,), generator=minibatch_rng)]
+            chosen = [memory[i] for i in minibatch_rng.integers(len(memory), size=args.batch_size)]
             o, a, r, n, d = (torch.from_numpy(np.stack(column)) for column in zip(*chosen, strict=True))
             with torch.no_grad():
-                next_value = target(n).max(1).values
-                y = torch.addcmul(r, 1 - d, next_value, value=args.gamma)  # r + gamma (1 - d) max Q', rounded once
+                y = r + args.gamma * (1 - d) * target(n).max(1).values
             loss = F.mse_loss(network(o).gather(1, a[:, None])[:, 0], y)
             adam.zero_grad()
             loss.backward()
@@ -227,8 +243,8 @@ def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
     )  # fmt: skip
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(5)
-    init, env, _, minibatch = (int(s.generate_state(1)[0]) for s in streams[:4])
-    returns, network = plain_dqn(args, (init, env, minibatch, np.random.default_rng(streams[4])))
+    init, env = (int(s.generate_state(1)[0]) for s in streams[:2])
+    returns, network = plain_dqn(args, (init, env, *(np.random.default_rng(s) for s in streams[3:])))
     assert len(returns) > 10
     assert read_scalars(tmp_path / "run")["charts/episodic_return"] == returns
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["state"]["q_network"]
@@ -407,6 +423,7 @@ def test_every_flag_is_read():
         (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
         (["nap-cylic"], ["nap-cyclic"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
+        (["--gradient", "explicit", "--device", "meta"], ["--gradient explicit", "--device meta"]),
     ],
 )
 def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys):

@@ -119,13 +119,29 @@ def test_hot_path_never_reads_a_tensor():
         projection.step(torch.empty((), device="meta"))
 
 
-def test_scales_on_the_host_are_those_on_a_device():
-    measured = [torch.tensor(x) for x in (2.0, 3.0, 0.0, 4.0)]  # of three tensors, then of the second one's partner
-    on_host = projection_module._scales_on_host(measured, [1], [1.0, 10.0, 1.0])
-    on_device = torch.stack(projection_module._scales(measured, [1], [1.0, 10.0, 1.0]))
-    assert on_host[:2] == [0.5, 2.0] and math.isnan(on_host[2])
+def test_scales_on_a_device_are_those_on_the_host():
+    tensors = [torch.tensor(x) for x in ([2.0], [3.0, 0.0], [0.0], [0.0, 4.0])]  # the last is the second one's partner
+    on_device = torch.stack(projection_module._scales([t.norm() for t in tensors], [1], [1.0, 10.0, 1.0]))
+    projection_module._rescale_(tensors, [1], [1.0, 10.0, 1.0])
+    assert tensors[0].tolist() == [1.0] and tensors[1].tolist() == [6.0, 0.0] and tensors[3].tolist() == [0.0, 8.0]
+    assert tensors[2].isnan().all()
     torch.testing.assert_close(on_device[:2], torch.tensor([0.5, 2.0]))
     assert not (torch.zeros(1) * on_device[2]).isfinite().any()  # 0 * inf: a zero weight turns to NaN there as well
+
+
+def test_projection_follows_a_parameter_that_moved_to_other_memory():
+    network = _mlp()
+    projection = _forced(network, gains="joint")
+    projection.step(0.0)
+    for p in network.parameters():
+        p.data = p.data * 3.0
+    projection.step(0.0)
+    for name, weight in projection.weights.items():
+        assert float(weight.detach().double().norm()) == pytest.approx(projection.norms[name], rel=1e-6)
+    for gain, offset in gains_and_offsets(network).values():
+        assert math.hypot(gain.detach().norm(), offset.detach().norm()) == pytest.approx(
+            math.sqrt(gain.numel()), rel=1e-6
+        )
 
 
 # which weights
