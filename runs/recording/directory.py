@@ -19,7 +19,7 @@ from runs.recording.layout import layout
 from runs.recording.lock import RunLock
 from runs.recording.provenance import provenance
 from runs.recording.screen import EventFile
-from runs.recording.table import TABLE, ScalarTable
+from runs.recording.table import TABLE, ScalarTable, require_length
 from runs.recording.tags import check_tag
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class Run:
         step: the latest step recorded; after `resume`, the step of the checkpoint.
     """
 
-    def __init__(self, directory: Path, lock: RunLock, table: ScalarTable, events: EventFile, step: int):
+    def __init__(self, directory: Path, lock: RunLock, step: int, table_bytes: int | None = None):
         self.directory, self.step = directory, step
-        self._lock, self._table, self._events = lock, table, events
+        self._lock, self._table_bytes = lock, table_bytes
+        self._files: tuple[ScalarTable, EventFile] | None = None
         self._restored: dict[str, Any] | None = None
         self._open = True
         self._flushed_at = time.monotonic()
@@ -73,7 +74,8 @@ class Run:
             _refuse_existing(directory)
             _write_json(directory / PROVENANCE, {**provenance(argv, device), "resumed": []})
             _write_json(directory / CONFIG, dict(config))
-            run = cls(directory, lock, ScalarTable(directory), EventFile(directory), step=0)
+            run = cls(directory, lock, step=0)
+            run._opened_files()
             run._write_status("running")
             return run
 
@@ -83,7 +85,8 @@ class Run:
     ) -> Run:
         """Open an unfinished run at its checkpoint; `take_state` then hands out what `checkpoint` was given.
 
-        The table is cut to its length at the checkpoint, and TensorBoard drops every later step.
+        With the first thing recorded (and not before: the state may turn out not to fit) the table is cut to its length
+        at the checkpoint, and TensorBoard drops every later step.
 
         Args:
             directory: a run directory.
@@ -100,10 +103,10 @@ class Run:
             saved = load_checkpoint(directory / CHECKPOINT)
             if not saved.keys() >= {"step", "table_bytes", "state"}:
                 raise RunError(f"{directory / CHECKPOINT} lacks step, table_bytes or state: no run wrote it")
+            require_length(directory, saved["table_bytes"])
             session = provenance(sys.argv if argv is None else argv, device)
             _add_resumption(directory, {"step": saved["step"], **session})
-            table = ScalarTable(directory, saved["table_bytes"])
-            run = cls(directory, lock, table, EventFile(directory, saved["step"] + 1), saved["step"])
+            run = cls(directory, lock, saved["step"], saved["table_bytes"])
             run._restored = saved["state"]
             run._write_status("running")
             return run
@@ -134,10 +137,11 @@ class Run:
         self._require_open()
         check_tag(tag)
         number, step = _as_float(tag, value), _as_step(tag, step)
-        self._table.add(tag, number, step)
-        self._events.add(tag, number, step)
+        table, events = self._opened_files()
+        table.add(tag, number, step)
+        events.add(tag, number, step)
         self.step = max(self.step, step)
-        if self._table.file.pending > _FLUSH_BYTES or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+        if table.file.pending > _FLUSH_BYTES or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -148,7 +152,7 @@ class Run:
     def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None) -> None:
         """Give TensorBoard the grouping of charts for these layers; see `runs.recording.layout`."""
         self._require_open()
-        self._events.add_layout(layout(layers, probed))
+        self._opened_files()[1].add_layout(layout(layers, probed))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same
@@ -160,7 +164,8 @@ class Run:
         """
         self._require_open()
         self.flush()
-        content = {"step": _as_step("checkpoint", step), "table_bytes": self._table.length(), "state": state}
+        table, _ = self._opened_files()
+        content = {"step": _as_step("checkpoint", step), "table_bytes": table.length(), "state": state}
         save_checkpoint(self.directory / CHECKPOINT, content)
         self.step = max(self.step, step)
         self._write_status("running")
@@ -171,8 +176,8 @@ class Run:
         Raises:
             RunError: the disk is full, or the run is closed.
         """
-        self._table.file.flush()
-        self._events.file.flush()
+        for part in self._opened_files():
+            part.file.flush()
         self._flushed_at = time.monotonic()
 
     def finish(self, step: int) -> None:
@@ -206,18 +211,28 @@ class Run:
 
     def _end(self, status: str, step: int, message: str | None = None) -> None:
         self._require_open()
+        if status == "finished":
+            self._opened_files()  # a resumed run that recorded nothing still ends at its checkpoint
         self._open = False
         self.step = _as_step(status, step)
         with contextlib.ExitStack() as closing:  # each is attempted, also when the one before it fails
             closing.callback(self._lock.release)
             if status != "finished":
                 closing.callback(self._write_status, status, message)
-            closing.callback(self._events.file.close)
-            closing.callback(self._table.file.close)
+            for part in reversed(self._files or ()):
+                closing.callback(part.file.close)
             if status == "finished":  # claimed only once the numbers are on the disk
-                self._table.file.flush(durable=True)
-                self._events.file.flush(durable=True)
+                for part in self._files or ():
+                    part.file.flush(durable=True)
                 self._write_status(status, message)
+
+    def _opened_files(self) -> tuple[ScalarTable, EventFile]:
+        """Table and event file, opened at the first call; for a resumed run that is where its old end is cut off."""
+        if self._files is None:
+            resumed = self._table_bytes is not None
+            table = ScalarTable(self.directory, self._table_bytes)
+            self._files = table, EventFile(self.directory, self.step + 1 if resumed else None)
+        return self._files
 
     def _require_open(self) -> None:
         if not self._open:

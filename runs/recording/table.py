@@ -22,7 +22,9 @@ class ScalarTable:
     def __init__(self, directory: Path, length: int | None = None):
         path = directory / TABLE
         if length is not None:
-            _cut(path, length)
+            require_length(directory, length)
+            with failures_named(f"cut {path.name}", path):
+                os.truncate(path, length)
         self.file = AppendFile(path)
         if length is None:
             self.file.write(_HEADER)
@@ -37,12 +39,17 @@ class ScalarTable:
         return self.file.size()
 
 
-def _cut(path: Path, length: int) -> None:
+def require_length(directory: Path, length: int) -> None:
+    """Refuse a table that is shorter than it was at the checkpoint, `length` bytes.
+
+    Raises:
+        RunError: it is shorter, or cannot be read.
+    """
+    path = directory / TABLE
     with failures_named(f"read {path.name}", path):
         size = path.stat().st_size
-        if size < length:
-            raise RunError(f"{path} holds {size} bytes but the checkpoint was taken at {length}: lines are missing")
-        os.truncate(path, length)
+    if size < length:
+        raise RunError(f"{path} holds {size} bytes but the checkpoint was taken at {length}: lines are missing")
 
 
 def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -130,6 +130,20 @@ def test_a_killed_and_resumed_run_reads_like_one_that_never_stopped(tmp_path, to
     assert [(s["step"], s["command"]) for s in sessions] == [(9, ["x.py", "--resume"])]
 
 
+def test_a_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
+    with create(tmp_path) as run:
+        record(run, range(5))
+        run.checkpoint(4, {"weights": 1})
+        record(run, range(5, 9))
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name}
+    with pytest.raises(KeyError), Run.resume(tmp_path) as run:
+        run.take_state()["biases"]
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name} == before
+    with Run.resume(tmp_path) as run:
+        run.finish(4)
+    assert read_scalars(tmp_path)["train/loss"][-1][0] == 4
+
+
 def test_a_table_shorter_than_the_checkpoint_is_refused(tmp_path):
     with create(tmp_path) as run:
         record(run, range(5))
@@ -235,11 +249,11 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize("full", ["_table", "_events"])
+@pytest.mark.parametrize("full", [0, 1], ids=["table", "events"])
 def test_a_full_disk_while_recording_is_one_run_error(tmp_path, full, capfd):
     run = create(tmp_path)
     run.scalar("train/loss", 1.0, 0)
-    file = getattr(run, full).file
+    file = run._opened_files()[full].file
     device = os.open("/dev/full", os.O_WRONLY)
     os.dup2(device, file._handle)
     os.close(device)
