@@ -33,7 +33,7 @@ class Args:
     """Draw scalars of runs."""
 
     directories: tuple[Path, ...]
-    """run directories; the label of a curve is its run's exp_name and seed"""
+    """run directories; a curve is labelled by its run's exp_name and seed, and by its directory if two would be alike"""
     tags: tuple[str, ...] = DEFAULT_TAGS
     """one panel each"""
     out: Path = Path("curves.png")
@@ -58,10 +58,13 @@ def windowed_means(curve: Sequence[tuple[int, float]], window: int) -> Curve:
     return [(step, sum(values) / len(values)) for step, values in sorted(grouped.items())]
 
 
-def label(directory: Path) -> str:
-    """exp_name and seed of a run, from its config.json."""
-    config = read_json(directory / "config.json")
-    return f"{config.get('exp_name', directory.name)}, seed {config.get('seed', '?')}"
+def labels(directories: Sequence[Path]) -> list[str]:
+    """exp_name and seed of each run, from its config.json; with the directory's name where these are not unique."""
+    configs = [read_json(d / "config.json") for d in directories]
+    short = [
+        f"{c.get('exp_name', d.name)}, seed {c.get('seed', '?')}" for c, d in zip(configs, directories, strict=True)
+    ]
+    return [f"{s} ({d.name})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
 
 
 def curves(directory: Path, tags: Sequence[str], window: int, until: int | None) -> list[Curve]:
@@ -101,7 +104,8 @@ def main(args: Args) -> None:
     if not args.tags:
         raise RunError("--tags is empty: name at least one tag to draw")
     with refusals("--window"):
-        drawn = [(label(d), curves(d, args.tags, args.window, args.until)) for d in args.directories]
+        found = [curves(d, args.tags, args.window, args.until) for d in args.directories]
+    drawn = list(zip(labels(args.directories), found, strict=True))
     columns = min(2, len(args.tags))
     rows = -(-len(args.tags) // columns)
     figure = Figure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
