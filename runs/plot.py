@@ -33,7 +33,7 @@ class Args:
     """Draw scalars of runs."""
 
     directories: tuple[Path, ...]
-    """run directories; a curve is labelled by its run's exp_name and seed, and by its directory if two would be alike"""
+    """run directories; a curve's label is its run's exp_name and seed, with the directory where two would be alike"""
     tags: tuple[str, ...] = DEFAULT_TAGS
     """one panel each"""
     out: Path = Path("curves.png")
