@@ -171,7 +171,7 @@ class Args:
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and none (Young & Tian 2019)"""
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
-    """the same gradient, written out in NumPy (faster, CPU only) or by autograd; auto is explicit on a CPU"""
+    """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -436,20 +436,26 @@ class Windows:
 
 
 class ExplicitQ:
-    """QNetwork on a CPU for a fixed batch size: its equations, and its gradient by hand, in NumPy.
+    """QNetwork on a CPU for a fixed batch size, written out in NumPy, LayerNorm by torch's kernels.
 
     The same function of the same parameters as QNetwork under autograd: the arrays share the memory of the parameters
-    and of their gradients. Two networks may share their `windows`; only the last one run forward can go backward.
+    and, if it `learns`, of their gradients, which must exist already (FlatAdam makes them). Two networks may share
+    their `windows`; only the last one run forward can go backward.
     """
 
-    def __init__(self, network: QNetwork, windows: Windows):
+    def __init__(self, network: QNetwork, windows: Windows, learns: bool = False):
         self.windows = windows
-        self.conv, self.d_conv = (w.reshape(16, -1) for w in shared_arrays(network.conv.weight))  # [16, 9C]
-        self.hidden, self.d_hidden = shared_arrays(network.hidden.weight)  # [128, 1024]
-        self.head, self.d_head = shared_arrays(network.head.weight)  # [A, 128]
-        self.bias, self.d_bias = shared_arrays(network.head.bias)  # [A]
-        self.conv_norm = explicit_norm(network.conv, network.conv_norm)
-        self.hidden_norm = explicit_norm(network.hidden, network.hidden_norm)
+        self.conv = array(network.conv.weight).reshape(16, -1)  # [16, 9C]
+        self.hidden, self.head, self.bias = (  # [128, 1024], [A, 128], [A]
+            array(p) for p in (network.hidden.weight, network.head.weight, network.head.bias)
+        )
+        if learns:
+            self.d_conv = gradient_array(network.conv.weight).reshape(16, -1)
+            self.d_hidden, self.d_head, self.d_bias = (
+                gradient_array(p) for p in (network.hidden.weight, network.head.weight, network.head.bias)
+            )
+        self.conv_norm = explicit_norm(network.conv, network.conv_norm, learns)
+        self.hidden_norm = explicit_norm(network.hidden, network.hidden_norm, learns)
 
     def forward(self, obs: np.ndarray) -> np.ndarray:  # [B, C, 10, 10] uint8 -> [B, A]
         self.x_out = self.conv_norm.forward(self.windows.forward(obs, self.conv))  # [B, 1024]
@@ -471,32 +477,40 @@ class ExplicitQ:
         self.d_conv[...] = self.windows.kernel_gradient(self.conv_norm.backward(dx))
 
 
-def shared_arrays(parameter: nn.Parameter) -> tuple[np.ndarray, np.ndarray]:
-    """The parameter and its gradient as arrays on the same memory; a target network has no gradient, and gets zeros."""
-    value = parameter.detach().numpy()
-    return value, np.zeros_like(value) if parameter.grad is None else parameter.grad.numpy()
+def array(parameter: nn.Parameter) -> np.ndarray:
+    """The parameter's memory."""
+    return parameter.detach().numpy()
 
 
-def explicit_norm(layer: nn.Module, norm: nn.Module) -> ExplicitLayerNorm | ExplicitBias:
+def gradient_array(parameter: nn.Parameter) -> np.ndarray:
+    """The memory of the parameter's gradient."""
+    if parameter.grad is None:
+        raise ValueError("a network that learns needs its .grad tensors first: build the optimiser before it")
+    return parameter.grad.numpy()
+
+
+def explicit_norm(layer: nn.Module, norm: nn.Module, learns: bool) -> ExplicitLayerNorm | ExplicitBias:
     """What stands between a layer and its nonlinearity."""
-    return ExplicitLayerNorm(norm) if isinstance(norm, nn.LayerNorm) else ExplicitBias(layer)
+    return ExplicitLayerNorm(norm, learns) if isinstance(norm, nn.LayerNorm) else ExplicitBias(layer, learns)
 
 
 class ExplicitLayerNorm:
     """y = g x_hat + o with x_hat = (x - mean) / sqrt(variance + eps), mean and variance over the D features of a row.
 
-    By torch's kernels, each of which is one pass where NumPy needs several.
+    For a batch by torch's kernels, each of which is one pass where NumPy needs several; one row, to act on, is so small
+    that calling a kernel costs more than its work.
     """
 
-    def __init__(self, norm: nn.LayerNorm):
-        arrays = [*shared_arrays(norm.weight), *shared_arrays(norm.bias)]
-        if len(norm.normalized_shape) == 3:  # [16, 8, 8] -> [8, 8, 16], the order of the features here
-            arrays = [a.transpose(1, 2, 0) for a in arrays]
-        self.gain, self.d_gain, self.offset, self.d_offset = arrays
-        self.eps, self.size = norm.eps, [self.gain.size]
+    def __init__(self, norm: nn.LayerNorm, learns: bool):
+        # [16, 8, 8] -> [8, 8, 16], the order of the features here; [128] is as it is.
+        ordered = lambda a: a.transpose(1, 2, 0) if a.ndim == 3 else a  # noqa: E731
+        self.gain, self.offset = ordered(array(norm.weight)), ordered(array(norm.bias))
+        if learns:
+            self.d_gain, self.d_offset = ordered(gradient_array(norm.weight)), ordered(gradient_array(norm.bias))
+        self.eps, self.size, self.learns = norm.eps, [self.gain.size], learns
 
     def forward(self, x: np.ndarray) -> np.ndarray:  # [B, D] -> [B, D]
-        if len(x) == 1:  # acting: so small that the call of a kernel costs more than its work
+        if len(x) == 1 and not self.learns:
             x = x - x.sum() / x.size
             return x * (self.gain.ravel() / math.sqrt(x[0] @ x[0] / x.size + self.eps)) + self.offset.ravel()
         self.x = torch.from_numpy(x)
@@ -519,8 +533,10 @@ layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 class ExplicitBias:
     """y = x + b: what the plain network has instead of a normalisation; features [..., F] with one bias for each F."""
 
-    def __init__(self, layer: nn.Module):
-        self.bias, self.d_bias = shared_arrays(layer.bias)
+    def __init__(self, layer: nn.Module, learns: bool):
+        self.bias = array(layer.bias)
+        if learns:
+            self.d_bias = gradient_array(layer.bias)
 
     def forward(self, x: np.ndarray) -> np.ndarray:  # [B, D] -> [B, D]
         return (x.reshape(-1, self.bias.size) + self.bias).reshape(x.shape)
@@ -570,7 +586,7 @@ class ExplicitGradient:
 
     def __init__(self, q_network: QNetwork, target_network: QNetwork, args: Args):
         windows = Windows(q_network, args.batch_size)
-        self.q, self.target = ExplicitQ(q_network, windows), ExplicitQ(target_network, windows)
+        self.q, self.target = ExplicitQ(q_network, windows, learns=True), ExplicitQ(target_network, windows)
         self.gamma, self.double_q, self.rows = args.gamma, args.double_q, np.arange(args.batch_size)
 
     def __call__(self, batch: list[np.ndarray]) -> tuple[float, np.ndarray]:
@@ -779,7 +795,8 @@ def main(args: Args) -> None:
         run = Run.resume(args.resume, device=device)
     else:
         run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
-    with run, StopOnSignal() as stop, torch.no_grad():
+    # NumPy's warnings of an overflow are left out: the loss is looked at, and a run that diverges says so in one line.
+    with run, StopOnSignal() as stop, torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         if args.resume:
             state = run.take_state()
             misfit = f"{args.resume}: the checkpoint does not fit this version of the script"

@@ -100,34 +100,44 @@ def _rescale_(tensors: list[Tensor], paired: list[int], norms: list[float]) -> N
         paired: the index of each partner's tensor.
         norms: rho_i.
     """
-    if tensors[0].device.type == "cpu":
-        _rescale_arrays_(_groups_of_arrays(tensors, paired), norms)
+    if _are_arrays(tensors):
+        _rescale_arrays_(_groups_of_arrays(tensors, paired, norms))
+        torch.autograd.graph.increment_version(tensors)
         return
     scales = _scales(list(torch._foreach_norm(tensors)), paired, norms)
     torch._foreach_mul_(tensors, scales + [scales[i] for i in paired])
 
 
-def _groups_of_arrays(tensors: list[Tensor], paired: list[int]) -> list[list[NDArray[Any]]]:
-    """The memory of each x_i, with that of its partner if it has one."""
+def _are_arrays(tensors: list[Tensor]) -> bool:
+    """Whether NumPy can take them, and sum their squares without overflow of a half precision."""
+    return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
+
+
+def _groups_of_arrays(
+    tensors: list[Tensor], paired: list[int], norms: list[float]
+) -> list[tuple[float, list[NDArray[Any]]]]:
+    """rho_i with the memory of x_i and, if it has one, of its partner."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
-    partners = arrays[len(tensors) - len(paired) :]
-    groups = [[array] for array in arrays[: len(tensors) - len(paired)]]
-    for i, partner in zip(paired, partners, strict=True):
-        groups[i].append(partner)
+    groups = [(rho, [array]) for rho, array in zip(norms, arrays, strict=False)]
+    for i, partner in zip(paired, arrays[len(norms) :], strict=True):
+        groups[i][1].append(partner)
     return groups
 
 
-def _rescale_arrays_(groups: list[list[NDArray[Any]]], norms: list[float]) -> None:
+def _rescale_arrays_(groups: list[tuple[float, list[NDArray[Any]]]]) -> None:
     """`_rescale_` on a CPU, where reading a number waits for nothing and NumPy's calls cost less than torch's."""
-    for arrays, rho in zip(groups, norms, strict=True):
-        total = math.sqrt(sum([float(np.vdot(array, array)) for array in arrays]))
-        scale = rho / total if 0.0 < total < math.inf else math.nan
+    for rho, arrays in groups:
+        squares = 0.0
+        for array in arrays:
+            squares += float(np.vdot(array, array))
+        scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
         for array in arrays:
             array *= scale
 
 
 def _scales(measured: list[Tensor], paired: Sequence[int], norms: Sequence[float]) -> list[Tensor]:
     """rho_i / sqrt(m_i^2 + m_j^2), j the partner of i; `measured` holds the norms of all i, then of the partners."""
+    measured = [norm if norm.dtype == torch.float64 else norm.float() for norm in measured]  # a half's square overflows
     squares = list(torch._foreach_mul(measured, measured))
     if paired:
         torch._foreach_add_([squares[i] for i in paired], squares[len(norms) :])
@@ -414,7 +424,7 @@ class Projection:
             weights, partners = weights + self._gains, partners + self._offsets
             self._radii += [math.sqrt(gain.numel()) for gain in self._gains]
         self._tensors, self._paired = _with_partners(weights, partners)
-        self._groups: list[list[NDArray[Any]]] | None = None
+        self._groups: list[tuple[float, list[NDArray[Any]]]] | None = None
         self._addresses: list[int] = []
 
     @property
@@ -438,14 +448,16 @@ class Projection:
             self._project()
 
     def _project(self) -> None:
-        # Making the arrays costs as much as using them: they are made anew only when a parameter has moved.
+        # Making the arrays costs as much as using them: they are made anew only when a parameter has moved. (One that
+        # changed its shape in place would go unnoticed; no module does that.)
         addresses = [tensor.data_ptr() for tensor in self._tensors]
         if addresses != self._addresses:
-            on_host = self._tensors[0].device.type == "cpu"
-            self._groups = _groups_of_arrays(self._tensors, self._paired) if on_host else None
+            on_host = _are_arrays(self._tensors)
+            self._groups = _groups_of_arrays(self._tensors, self._paired, self._radii) if on_host else None
             self._addresses = addresses
         if self._groups is not None:
-            _rescale_arrays_(self._groups, self._radii)
+            _rescale_arrays_(self._groups)
+            torch.autograd.graph.increment_version(self._tensors)  # so that a later backward notices, as it should
             return
         with torch.no_grad():
             _rescale_(self._tensors, self._paired, self._radii)

@@ -59,12 +59,12 @@ def windowed_means(curve: Sequence[tuple[int, float]], window: int) -> Curve:
 
 
 def labels(directories: Sequence[Path]) -> list[str]:
-    """exp_name and seed of each run, from its config.json; with the directory's name where these are not unique."""
+    """exp_name and seed of each run, from its config.json; with the directory where these are not unique."""
     configs = [read_json(d / "config.json") for d in directories]
     short = [
         f"{c.get('exp_name', d.name)}, seed {c.get('seed', '?')}" for c, d in zip(configs, directories, strict=True)
     ]
-    return [f"{s} ({d.name})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
+    return [f"{s} ({d})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
 
 
 def curves(directory: Path, tags: Sequence[str], window: int, until: int | None) -> list[Curve]:

@@ -149,10 +149,10 @@ class Run:
         for tag, value in values.items():
             self.scalar(tag, value, step)
 
-    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None) -> None:
+    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None, *, supervised: bool = False) -> None:
         """Give TensorBoard the grouping of charts for these layers; see `runs.recording.layout`."""
         self._require_open()
-        self._opened_files()[1].add_layout(layout(layers, probed))
+        self._opened_files()[1].add_layout(layout(layers, probed, supervised=supervised))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same
@@ -211,23 +211,26 @@ class Run:
 
     def _end(self, status: str, step: int, message: str | None = None) -> None:
         self._require_open()
-        if status == "finished":
-            self._opened_files()  # a resumed run that recorded nothing still ends at its checkpoint
-        self._open = False
-        self.step = _as_step(status, step)
+        step = _as_step(status, step)
         with contextlib.ExitStack() as closing:  # each is attempted, also when the one before it fails
             closing.callback(self._lock.release)
-            if status != "finished":
+            closing.callback(setattr, self, "_open", False)
+            if status == "finished":
+                files = self._opened_files()  # a resumed run that recorded nothing still ends at its checkpoint
+            else:
+                files = self._files or ()
                 closing.callback(self._write_status, status, message)
-            for part in reversed(self._files or ()):
+            self.step = step
+            for part in reversed(files):
                 closing.callback(part.file.close)
             if status == "finished":  # claimed only once the numbers are on the disk
-                for part in self._files or ():
+                for part in files:
                     part.file.flush(durable=True)
                 self._write_status(status, message)
 
     def _opened_files(self) -> tuple[ScalarTable, EventFile]:
         """Table and event file, opened at the first call; for a resumed run that is where its old end is cut off."""
+        self._require_open()
         if self._files is None:
             resumed = self._table_bytes is not None
             table = ScalarTable(self.directory, self._table_bytes)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_info
 
 from agents import dqn_minatar as script
 from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory, Windows
@@ -51,10 +52,11 @@ def recorded(directory):
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("channels, actions", [(4, 3), (10, 6)])
 @pytest.mark.parametrize("double_q", [True, False])
-def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q):
+@pytest.mark.parametrize("size", [1, 32])
+def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q, size):
     online = random_network(channels, actions, normalised)
     target = random_network(channels, actions, normalised, seed=9)
-    batch, args = random_batch(channels, actions), Args(double_q=double_q)
+    batch, args = random_batch(channels, actions, size), Args(double_q=double_q, batch_size=size)
     for p in online.parameters():
         p.grad = torch.full_like(p, math.nan)  # whatever is not written shows
     loss, q = ExplicitGradient(online, target, args)(batch)
@@ -65,6 +67,11 @@ def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q)
     for (name, p), grad in zip(online.named_parameters(), explicit, strict=True):
         torch.testing.assert_close(grad, p.grad, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
         assert p.grad.abs().max() > 0, name
+
+
+def test_explicit_gradient_without_gradients_to_write_to_is_refused():
+    with pytest.raises(ValueError, match="build the optimiser before"):
+        ExplicitGradient(QNetwork(4, 3), QNetwork(4, 3), Args())
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -264,7 +271,11 @@ def test_the_explicit_gradient_trains_as_autograd_does(tmp_path):
     assert explicit["updates"] == autograd["updates"] == 60
     for name, weight in explicit["q_network"].items():
         torch.testing.assert_close(weight, autograd["q_network"][name], rtol=1e-3, atol=1e-4)
-    assert not torch.equal(explicit["q_network"]["conv.weight"], script.QNetwork(4, 3).conv.weight)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence(1).spawn(5)[0].generate_state(1)[0]))
+        initial = script.QNetwork(4, 3)
+    for name, weight in initial.state_dict().items():
+        assert not torch.equal(explicit["q_network"][name], weight), f"{name} never moved"
 
 
 @pytest.mark.parametrize("ratio, updates", [(0.25, 175), (2.0, 1400)])
@@ -500,6 +511,23 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monke
     assert read_status(tmp_path / "r")["status"] == "failed"
     saved = load_checkpoint(tmp_path / "r" / "checkpoint.pt")
     assert saved["step"] == 300 and all(torch.isfinite(w).all() for w in saved["state"]["q_network"].values())
+
+
+def test_a_run_that_overflows_stops_with_its_own_error_alone(tmp_path):
+    """Warnings are errors in these tests: one of NumPy's would come first."""
+    with pytest.raises(NonFiniteError, match="learning rate"):
+        script.main(
+            short(tmp_path / "r", network="plain", learning_rate=1e30, probe=script.ProbeArgs(0, meter_every=0))
+        )
+    assert read_status(tmp_path / "r")["status"] == "failed"
+
+
+def test_threads_hold_for_every_library(tmp_path, monkeypatch):
+    pools = []
+    monkeypatch.setattr(script, "evaluate", lambda *_, **__: pools.extend(threadpool_info()) or np.zeros(2))
+    script.main(short(tmp_path / "r", total_timesteps=400))
+    assert {pool["user_api"] for pool in pools} >= {"blas"}
+    assert all(pool["num_threads"] == 1 for pool in pools) and torch.get_num_threads() == 1
 
 
 def test_a_finished_run_is_neither_overwritten_nor_resumed(tmp_path, capsys):

@@ -129,6 +129,22 @@ def test_scales_on_a_device_are_those_on_the_host():
     assert not (torch.zeros(1) * on_device[2]).isfinite().any()  # 0 * inf: a zero weight turns to NaN there as well
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_projected_without_overflow(dtype):
+    weight = torch.ones(400, 400, dtype=dtype)
+    project_to_norms_([weight], [200.0])
+    torch.testing.assert_close(weight, torch.full_like(weight, 0.5))
+
+
+def test_a_backward_pass_through_a_projected_weight_is_refused():
+    network = _mlp()
+    projection = _forced(network)
+    loss = network(torch.ones(2, 6)).square().sum()
+    projection.step(0.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_projection_follows_a_parameter_that_moved_to_other_memory():
     network = _mlp()
     projection = _forced(network, gains="joint")

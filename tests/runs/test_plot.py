@@ -25,7 +25,8 @@ def test_windowed_means_by_hand():
 def test_curves_and_label_of_a_run(tmp_path):
     directory = recorded(tmp_path / "run")
     assert plot.labels([directory]) == ["nap, seed 4"]
-    assert plot.labels([directory, recorded(tmp_path / "again")]) == ["nap, seed 4 (run)", "nap, seed 4 (again)"]
+    other = recorded(tmp_path / "b" / "run")
+    assert plot.labels([directory, other]) == [f"nap, seed 4 ({directory})", f"nap, seed 4 ({other})"]
     tags = ("charts/episodic_return", "elr/hidden", "elr/conv")
     assert plot.curves(directory, tags, 10, None) == [[(10, 2.0), (20, 7.0)], [(20, 0.25)], []]
     assert plot.curves(directory, tags, 10, 10) == [[(10, 2.0)], [], []]

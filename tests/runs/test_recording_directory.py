@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from runs.recording import Run, RunError, read_scalars, read_status
+from runs.recording import directory as directory_module
 from runs.recording import provenance as provenance_module
 
 CONFIG = {"seed": 3, "rewarm": {"trigger": "cusum"}}
@@ -139,9 +140,25 @@ def test_a_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
     with pytest.raises(KeyError), Run.resume(tmp_path) as run:
         run.take_state()["biases"]
     assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name} == before
+    closed = Run.resume(tmp_path)
+    closed.interrupt(4)
+    with pytest.raises(RunError, match="is closed"):
+        closed.flush()
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name} == before
     with Run.resume(tmp_path) as run:
         run.finish(4)
     assert read_scalars(tmp_path)["train/loss"][-1][0] == 4
+
+
+def test_a_run_whose_files_cannot_be_opened_is_not_left_locked(tmp_path, monkeypatch):
+    with create(tmp_path) as run:
+        run.checkpoint(4, {})
+    monkeypatch.setattr(directory_module, "EventFile", lambda *_: (_ for _ in ()).throw(RunError("no room")))
+    run = Run.resume(tmp_path)
+    with pytest.raises(RunError, match="no room"):
+        run.finish(5)
+    monkeypatch.undo()
+    Run.resume(tmp_path).finish(4)
 
 
 def test_a_table_shorter_than_the_checkpoint_is_refused(tmp_path):
