@@ -20,6 +20,7 @@ from torch import Tensor
 
 from elr.changepoint import Cusum
 from elr.schedules import Schedule
+from elr.stagnation import Stagnation
 
 Signal = float | Tensor | None
 Moments = Literal["keep", "reset"]
@@ -127,6 +128,36 @@ class OnCusum:
         self.cusum.load_state_dict(state["cusum"])
 
 
+class OnStagnation:
+    """Fires when a signal of movement has come to rest.
+
+    Args:
+        stagnation: the detector; it sees the updates that come with a signal, and only those: movement is measured
+            over an interval, not at every update.
+    """
+
+    def __init__(self, stagnation: Stagnation) -> None:
+        self.stagnation = stagnation
+
+    @property
+    def statistic(self) -> float:
+        """Recent movement as a share of the largest."""
+        return self.stagnation.statistic
+
+    def fires(self, update: int, signal: Signal) -> bool:
+        """Feed the signal if there is one; True at an alarm. Errors of :meth:`Stagnation.update` pass through."""
+        return signal is not None and self.stagnation.update(float(signal))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The detector's state."""
+        return {"stagnation": self.stagnation.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the detector."""
+        _check_keys("OnStagnation", state, {"stagnation"})
+        self.stagnation.load_state_dict(state["stagnation"])
+
+
 class AtKnownChange:
     """Fires once at the first check after the script has said that the world changed (the oracle)."""
 
@@ -160,7 +191,8 @@ class Rewarming:
     With eta the schedule, s the updates since the last trigger (or the start) and lr_g the groups' rates found at
     construction, group g runs its next update at
         eta(s) * lr_g / max_g' lr_g'
-    so the schedule is the rate of the fastest group and per-layer ratios last. Construction sets eta(0).
+    so the schedule is the rate of the fastest group and per-layer ratios last. Construction sets eta(0). Until the
+    first trigger eta may be another schedule, ``initial``: say, a rate too low to learn features, which waits for it.
 
     A group's rate stays a Python float, or is filled in place if it is a tensor (a captured CUDA graph sees it). When
     the rate has not changed, the groups are not touched.
@@ -170,6 +202,7 @@ class Rewarming:
         schedule: updates since the last trigger -> rate, finite and >= 0.
         trigger: when to restart the schedule.
         moments: at a trigger, "keep" the optimiser's moments or "reset" moments and step counts to zero, in place.
+        initial: the schedule until the first trigger; None means ``schedule``.
     Raises:
         ValueError: no group has a positive rate, a rate is negative or not finite, or ``moments`` is unknown.
     Source: arXiv:2507.20057, Alg. 1.
@@ -177,7 +210,12 @@ class Rewarming:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, schedule: Schedule, trigger: Trigger, moments: Moments = "keep"
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        trigger: Trigger,
+        moments: Moments = "keep",
+        initial: Schedule | None = None,
     ) -> None:
         if moments not in get_args(Moments):
             raise ValueError(f"moments = {moments!r} is not known; choose one of {get_args(Moments)}")
@@ -185,13 +223,14 @@ class Rewarming:
         self.schedule = schedule
         self.trigger = trigger
         self.moments = moments
+        self.initial = initial
         self.events: list[int] = []
         self._updates = 0
         self._since = 0
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         _check_base(self._base)
         self._fastest = max(self._base)
-        self._set_rate(schedule(0))
+        self._set_rate(self._scheduled())
 
     @property
     def rate(self) -> float:
@@ -234,7 +273,7 @@ class Rewarming:
                 reset_moments_(self.optimizer)
             self._since = 0
             self.events.append(self._updates)
-        rate = self.schedule(self._since)
+        rate = self._scheduled()
         if rate != self._rate:
             self._set_rate(rate)
         return fired
@@ -272,11 +311,15 @@ class Rewarming:
         self.events = list(state["events"])
         self._base = list(state["base"])
         self._fastest = max(self._base)
-        self._set_rate(self.schedule(self._since))
+        self._set_rate(self._scheduled())
+
+    def _scheduled(self) -> float:
+        schedule = self.schedule if self.initial is None or self.events else self.initial
+        return schedule(self._since)
 
     def _set_rate(self, rate: float) -> None:
         if not (math.isfinite(rate) and rate >= 0.0):
-            raise ValueError(f"{self.schedule} gives the rate {rate} at step {self._since}; it must be finite and >= 0")
+            raise ValueError(f"the schedule gives the rate {rate} at step {self._since}; it must be finite and >= 0")
         self._check_groups(len(self._base))
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             # The fastest group gets the schedule's value, and all groups their own at the fastest's, without rounding.

@@ -13,12 +13,13 @@ _FEATURE_LEARNING = ("delta_c", "delta_a", "flipped_fraction")
 _PLASTICITY = ("dead_fraction", "dormant_fraction", "effective_rank", "stable_rank", "srank", "feature_norm")
 
 
-def layout(layers: Sequence[str], probed: Sequence[str] | None = None) -> Layout:
+def layout(layers: Sequence[str], probed: Sequence[str] | None = None, *, supervised: bool = False) -> Layout:
     """Group the documented tags of `layers` into charts, in the form that TensorBoard's custom scalars take.
 
     Args:
         layers: names of the layers whose weights are measured, as they stand in the tags.
         probed: names of the layers whose features are; None: the same.
+        supervised: accuracy and loss stand first, instead of returns.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
     Raises:
@@ -27,8 +28,12 @@ def layout(layers: Sequence[str], probed: Sequence[str] | None = None) -> Layout
     probed = layers if probed is None else probed
     if not layers:
         raise ValueError("a layout of no layers was asked for; name at least one layer")
+    returns = {"return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")}}
+    accuracy = {
+        "accuracy and loss": {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")},
+    }
     return {
-        "return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")},
+        **(accuracy if supervised else returns),
         "rate and realised ELR": {
             "learning rate": _chart("charts/learning_rate"),
             "realised ELR": _per_layer("elr", layers),

@@ -44,14 +44,18 @@ TAGS: dict[str, Tag] = {
     "plasticity/stable_rank/<layer>": Tag("||F||_F^2 / ||F||_2^2", "rank"),
     "plasticity/srank/<layer>": Tag("fewest singular values that hold 1 - delta of their sum", "rank"),
     "plasticity/feature_norm/<layer>": Tag("mean Euclidean norm of a feature vector", "1"),
+    "plasticity/attention_entropy/<layer>": Tag("mean over inputs and heads of the entropy of the attention", "nats"),
+    "plasticity/logit_scale": Tag("root mean square of the logits, each input's mean removed", "1"),
     "rewarm/event": Tag("1 at the update at which the schedule was restarted", "1"),
-    "rewarm/statistic": Tag("the trigger's statistic (cumulative sum for CUSUM)", "standard deviations"),
+    "rewarm/statistic": Tag("CUSUM: the sum, in standard deviations; stagnation: recent movement / largest", "1"),
     "shift/task": Tag("index of the task being trained on", "index"),
     "shift/boundary": Tag("1 at the step at which the task changed", "1"),
     "train/loss": Tag("loss on the training set or the latest minibatch", "loss"),
     "train/accuracy": Tag("share of training samples classified correctly", "fraction"),
     "test/loss": Tag("loss on the test set", "loss"),
     "test/accuracy": Tag("share of test samples classified correctly", "fraction"),
+    "test/accuracy_mirrored": Tag("the same, pairs (x, y) whose mirror (y, x) is a training sample", "fraction"),
+    "test/accuracy_unmirrored": Tag("the same, for the other pairs", "fraction"),
 }
 
 _LAYER = r"[^/,\"\s]+"  # a module path such as encoder.0; no slash, so that groups keep their depth, and no CSV syntax

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
-from elr.rewarming import AtKnownChange, Every, Never, OnCusum, Rewarming, Trigger, reset_moments_
+from elr.rewarming import AtKnownChange, Every, Never, OnCusum, OnStagnation, Rewarming, Trigger, reset_moments_
 from elr.schedules import Constant, Cyclic, LinearDecay, Schedule, WarmupCosine
+from elr.stagnation import Stagnation
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -316,3 +317,37 @@ def test_a_step_costs_little(trigger: Trigger) -> None:
     rewarming = Rewarming(two_groups(network()), schedule, trigger)
     seconds = min(timeit.repeat(rewarming.step, number=2000, repeat=7)) / 2000
     assert seconds < 5e-6
+
+
+def test_another_schedule_until_the_first_trigger() -> None:
+    trigger = AtKnownChange()
+    optimizer = torch.optim.Adam(network().parameters(), lr=1e-2)
+    rewarming = Rewarming(optimizer, LinearDecay(1e-2, 0.0, 4), trigger, initial=Constant(1e-4))
+    rates = [rewarming.rate]
+    for update in range(1, 9):
+        if update in (3, 7):
+            trigger.notify()
+        assert rewarming.step() is (update in (3, 7))
+        rates.append(rewarming.rate)
+    # low until the trigger after update 3; the second trigger, after update 7, restarts the schedule itself
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-4, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 1e-2, 7.5e-3])
+    resumed = Rewarming(
+        torch.optim.Adam(network().parameters(), lr=1e-2), LinearDecay(1e-2, 0.0, 4), AtKnownChange(),
+        initial=Constant(1e-4),
+    )  # fmt: skip
+    assert resumed.rate == 1e-4
+    resumed.load_state_dict(rewarming.state_dict())
+    assert resumed.rate == rewarming.rate
+
+
+def test_stagnation_is_asked_only_where_there_is_a_signal() -> None:
+    trigger = OnStagnation(Stagnation(ratio=0.5, window=1, burn_in=2))
+    optimizer = torch.optim.Adam(network().parameters(), lr=1e-2)
+    rewarming = Rewarming(optimizer, Constant(1e-2), trigger, initial=Constant(1e-4))
+    signals = [None, 8.0, None, torch.tensor(6.0), None, None, 1.0, None]
+    assert [rewarming.step(s) for s in signals] == [False] * 6 + [True, False]
+    assert rewarming.events == [7] and rewarming.statistic == 1.0
+    again = OnStagnation(Stagnation(ratio=0.5, window=1, burn_in=2))
+    trigger.fires(9, 3.0)
+    again.load_state_dict(trigger.state_dict())
+    assert again.stagnation.state_dict() == trigger.stagnation.state_dict()

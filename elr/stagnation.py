@@ -1,0 +1,114 @@
+"""Stagnation: has what was moving come to rest?
+
+Where nothing in the loss says that learning is stuck (a memorised training set has a loss near 0 for ever), the
+features do: they move while a network learns and stop when it has settled. `elr.rewarming.OnStagnation` re-warms then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TypedDict
+
+
+class StagnationState(TypedDict):
+    """Everything a :class:`Stagnation` needs to go on exactly, as plain numbers."""
+
+    recent: list[float]
+    peak: float
+    seen: int
+
+
+class Stagnation:
+    """Fires when movement has sunk to a fraction of its largest value.
+
+    With m_t >= 0 the movement in the t-th interval since the last alarm, w = ``window``, b = ``burn_in``:
+        r_t = (m_{t-w+1} + ... + m_t) / w
+        alarm at t >= b  if  r_t <= ratio * max_{w <= s <= t} r_s
+    An alarm forgets everything, so that the next one waits for a new rise and a new rest.
+
+    The rule asks for a proportion, so that the unit of the movement does not matter. Movement that never changes, and
+    movement that only grows, raise no alarm.
+
+    Args:
+        ratio: share of the largest movement that counts as rest, in (0, 1).
+        window: intervals averaged, >= 1.
+        burn_in: intervals after the start or an alarm in which none is raised, >= window.
+    Raises:
+        ValueError: an argument outside its range.
+    Deviation: arXiv:2507.20057 triggers on a fixed cycle or on CUSUM; this detector is ours, for Algorithm 1's
+        ``rewarm`` on a training set that does not change.
+    """
+
+    def __init__(self, *, ratio: float = 0.3, window: int = 5, burn_in: int = 10) -> None:
+        _check("ratio", ratio, 0.0 < ratio < 1.0, "in (0, 1)")
+        _check("window", window, window == int(window) and window >= 1, "a whole number of intervals >= 1")
+        _check("burn_in", burn_in, burn_in == int(burn_in) and burn_in >= window, f"a whole number >= window {window}")
+        self.ratio = ratio
+        self.window = window
+        self.burn_in = burn_in
+        self._recent: deque[float] = deque(maxlen=window)
+        self._peak = 0.0
+        self._seen = 0
+
+    @property
+    def statistic(self) -> float:
+        """r_t / max r_s, in (0, 1]; 1 before the first full window, and while nothing has ever moved."""
+        if len(self._recent) < self.window or self._peak == 0.0:
+            return 1.0
+        return self._mean() / self._peak
+
+    def update(self, movement: float) -> bool:
+        """Take the movement of one interval; True at an alarm.
+
+        Raises:
+            ValueError: the movement is negative.
+            FloatingPointError: it is NaN or infinite. After either error the state is as before it.
+        """
+        if not math.isfinite(movement):
+            raise FloatingPointError(f"movement {movement} after {self._seen} intervals; it must be finite")
+        if movement < 0.0:
+            raise ValueError(f"movement {movement} is negative; give a distance or an absolute change")
+        self._recent.append(float(movement))
+        self._seen += 1
+        if len(self._recent) < self.window:
+            return False
+        self._peak = max(self._peak, self._mean())
+        if self._seen < self.burn_in or self._peak == 0.0 or self._mean() > self.ratio * self._peak:
+            return False
+        self._forget()
+        return True
+
+    def state_dict(self) -> StagnationState:
+        """State as plain numbers."""
+        return StagnationState(recent=list(self._recent), peak=self._peak, seen=self._seen)
+
+    def load_state_dict(self, state: StagnationState) -> None:
+        """Continue exactly from :meth:`state_dict`; the constructor's arguments must be the same.
+
+        Raises:
+            ValueError: keys are missing or unknown, or more values are stored than this window holds.
+        """
+        expected = set(StagnationState.__annotations__)
+        if set(state) != expected:
+            raise ValueError(f"state has keys {sorted(state)}; a Stagnation needs exactly {sorted(expected)}")
+        if len(state["recent"]) > self.window:
+            raise ValueError(
+                f"state holds {len(state['recent'])} values, this window {self.window}; use the stored run's arguments"
+            )
+        self._recent = deque(state["recent"], maxlen=self.window)
+        self._peak = state["peak"]
+        self._seen = state["seen"]
+
+    def _mean(self) -> float:
+        return math.fsum(self._recent) / self.window
+
+    def _forget(self) -> None:
+        self._recent.clear()
+        self._peak = 0.0
+        self._seen = 0
+
+
+def _check(name: str, value: float, valid: bool, range_: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} = {value} is not valid for Stagnation; it must be {range_}")
