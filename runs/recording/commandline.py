@@ -47,15 +47,16 @@ def parse(
         SystemExit: 2 with a message on stderr for anything refused, 0 after --help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
     try:
-        preset = words.pop(0) if words and not words[0].startswith("-") else None
         base = cls() if preset is None else _find(presets, preset).args
         directory = _resume_directory(words)
         if directory is None:
             return _checked(cls, _ask(cls, base, words, presets, prog_description))
         return _resumed(cls, directory, preset, words, presets, prog_description)
     except (RunError, ValueError) as error:
-        fail(str(error))
+        conflict = preset in presets and isinstance(error, ValueError) and bool(words)
+        fail(f"{error} (what you did not type, the preset {preset} set)" if conflict else str(error))
         raise AssertionError("unreachable") from error
 
 

@@ -82,6 +82,8 @@ def test_an_unknown_preset_gets_a_list_and_a_guess(capsys):
 
 def test_conflicting_and_mistyped_flags_end_with_code_2(capsys):
     assert "go together" in refused(capsys, "--rewarm.trigger", "every")
+    message = refused(capsys, "nap-cyclic", "--rewarm.every", "None")
+    assert "go together" in message and "the preset nap-cyclic set" in message
     assert "--sede" in refused(capsys, "--sede", "3", lines=None)
     refused(capsys, "--seed", "three", lines=None)
 
