@@ -1,22 +1,29 @@
 """Grokking modular addition: a large enough effective learning rate switches generalisation on, in one file.
 
-    python agents/grokking.py                                 weights projected, rate 1e-2: memorises, then generalises
-    python agents/grokking.py free                            the same without projection: memorises
-    python agents/grokking.py low                             projected at rate 1e-4: memorises
-    python agents/grokking.py adaptive                        starts at 1e-4 and re-warms when its features come to rest
+    python agents/grokking.py                                 weights projected, rate 1e-2
+    python agents/grokking.py free                            the same without projection
+    python agents/grokking.py low                             projected, rate 1e-4
+    python agents/grokking.py free --match-elr RUN            without projection, with the relative steps of RUN
+    python agents/grokking.py adaptive                        starts at 1e-4, re-warms when its features come to rest
     python agents/grokking.py --resume runs/logs/RUN          go on with a killed or interrupted run
+
+Measured so far, with n: docs/results.md.
 
 The network sees the five tokens "x o y = _" and predicts x o y mod p in the place of the last; it is trained on a fifth
 of all ordered pairs (x, y) and tested on the others. A network that has merely learned that x + y = y + x answers the
 test pairs whose mirror it was trained on, about 20 % of them: accuracy is reported for both kinds.
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. The presets fig2-left-*, fig2-right-*, fig3-* and fig8 are the arms of the
-paper's grokking figures, of 20,000 updates each (the paper's have 1,000,000: --total-updates).
+those lines stand in this order in `main`. The presets fig2-left-*, fig2-right-*, fig3-* and fig8 are arms of the
+paper's grokking figures at a smaller scale: 20,000, 20,000, 10,000 and 2,000 updates where it has up to 1,000,000.
 
+Deviations. The paper leaves the output layer out of the projection; here it and the embeddings are held too, as no norm
+layer bounds what they do (--nap.no-decoder, --nap.no-embeddings). Gains of norm layers are not rescaled, only decayed
+(--scale-decay). The trigger of `adaptive` is ours; the paper re-warms on a fixed cycle or by CUSUM.
 Where the paper is silent or contradicts itself: the training set is one batch (--batch-size); one attention block, as
 its text says (its Table 1 says two: --blocks); linear weights start as N(0, 1 / fan_in), embeddings as N(0, 0.1^2)
-(--embedding-std); the projection holds embeddings and decoder too; "after the MLP" is a norm on the block's output.
+(--embedding-std); "after the MLP" is a norm on the block's output; the arms of fig2-right have rate 1e-3 and their
+gains decay as their matrices do; fig3 has both decays at 1 and a cosine of 4,000 updates.
 """
 
 from __future__ import annotations
@@ -25,10 +32,11 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +60,7 @@ from runs.recording import (
     describe_nonfinite,
     exit_with_one_line,
     parse,
+    read_scalars,
     refusals,
     refuse_inert,
     restore_rng,
@@ -104,24 +113,25 @@ class ScheduleArgs:
 
 @dataclass(frozen=True)
 class RewarmArgs:
-    """Start the schedule (Algorithm 1); until then the rate is constant and low."""
+    """Start the schedule again (Algorithm 1)."""
 
     trigger: Literal["never", "at", "stagnation"] = "never"
-    """what starts it: nothing, a given update, or features (or a loss) that have come to rest"""
+    """never: the schedule runs once, from the start; at, stagnation: a constant low rate comes first, until the given
+    update, or until features (or the loss) have come to rest"""
     initial_rate: float = 1e-4
-    """rate until the first trigger"""
+    """that low rate"""
     at_update: int = 5000
     """the given update (trigger at)"""
     moments: Literal["keep", "reset"] = "keep"
     """Adam's moments at a trigger"""
     signal: Literal["movement", "loss"] = "movement"
-    """what comes to rest: the activation pattern of the MLP, or the logarithm of the training loss"""
+    """what comes to rest: the activation pattern of the MLP, or the logarithm of the loss on the training set"""
     ratio: float = 0.3
     """at rest is what moves at most this share of its largest movement"""
     window: int = 5
     """probe intervals averaged"""
     burn_in: int = 10
-    """probe intervals after the start or a trigger without a trigger"""
+    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule"""
 
 
 @dataclass(frozen=True)
@@ -171,9 +181,9 @@ class Args:
     embedding_std: float = 0.1
     """standard deviation of the initial embeddings of tokens and positions"""
     loss_dtype: Literal["float32", "float64"] = "float32"
-    """precision of the cross-entropy; its float32 gradient vanishes on samples that are fitted too well"""
-    match_elr: bool = False
-    """rate of each matrix times ||W|| / ||W_0||: an unconstrained network takes a projected one's relative steps"""
+    """precision of the cross-entropy; in float32 the loss of a sample that is fitted too well is exactly 0"""
+    match_elr: Path | None = None
+    """run directory whose realised ELR each matrix is to have: relative steps of a projected run, without projection"""
     norm: NormArgs = field(default_factory=NormArgs)
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
@@ -203,16 +213,17 @@ class Args:
             raise ValueError(f"--p {self.p} leaves nothing to predict: give at least 2")
         if not 0.0 < self.train_fraction < 1.0:
             raise ValueError(f"--train-fraction must lie between 0 and 1, not {self.train_fraction}")
-        if min(self.weight_decay, self.scale_decay, self.batch_size, self.probe.every, self.probe.meter_every) < 0:
-            raise ValueError(
-                "--weight-decay, --scale-decay, --batch-size, --probe.every, --probe.meter-every must be >= 0"
-            )
+        for name in ("weight_decay", "scale_decay", "batch_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
         for name in ("weight_decay", "scale_decay"):
             if self.learning_rate * getattr(self, name) > 1:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} times --learning-rate {self.learning_rate} "
                     "is above 1 and would turn the weights round"
                 )
+        if min(self.probe.every, self.probe.meter_every) < 0 or self.probe.size < 2:
+            raise ValueError("--probe.every and --probe.meter-every must be >= 0, --probe.size at least 2")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
@@ -222,6 +233,8 @@ class Args:
     def _refuse_inert_flags(self) -> None:
         if not self.nap.enabled:
             refuse_inert("nap", self.nap, ["every", "embeddings", "decoder"], "without --nap.enabled")
+        elif not 1 <= self.nap.every <= self.total_updates:
+            raise ValueError(f"--nap.every {self.nap.every} projects never in --total-updates {self.total_updates}")
         if self.match_elr and self.nap.enabled:
             raise ValueError(
                 "--match-elr changes nothing with --nap.enabled, which holds the norms: use --nap.no-enabled"
@@ -237,6 +250,16 @@ class Args:
             "stagnation": ["at_update"],
         }
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        if rewarm.trigger != "never" and not 0 < rewarm.initial_rate <= self.learning_rate:
+            raise ValueError(
+                f"--rewarm.initial-rate {rewarm.initial_rate} must be positive and at most --learning-rate "
+                f"{self.learning_rate}, to which it is to be warmed"
+            )
+        if rewarm.trigger == "stagnation" and rewarm.burn_in * self.probe.every >= self.total_updates:
+            raise ValueError(
+                f"--rewarm.burn-in {rewarm.burn_in} intervals of --probe.every {self.probe.every} updates leave no "
+                f"time for a trigger in --total-updates {self.total_updates}"
+            )
         if rewarm.trigger == "at" and not 0 < rewarm.at_update < self.total_updates:
             raise ValueError(
                 f"--rewarm.at-update {rewarm.at_update} is not within --total-updates {self.total_updates}"
@@ -260,10 +283,6 @@ def _presets() -> dict[str, Preset[Args]]:
     presets = {
         "free": Preset("as the default, unconstrained", Args(exp_name="free", nap=_FREE)),
         "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4)),
-        "elr-matched": Preset(
-            "unconstrained, with the relative steps of the projected network",
-            Args(exp_name="elr-matched", nap=_FREE, match_elr=True),
-        ),
         "adaptive": Preset(
             "rate 1e-4 until the features come to rest, then warm-up and cosine from 1e-2",
             Args(
@@ -346,6 +365,14 @@ def make_data(p: int, operation: str, train_fraction: float, rng: np.random.Gene
 # ---------------------------------------------------------------------------------------------------------- network
 
 
+class Rows(NamedTuple):
+    """The distinct inputs of the first block: every x in its place, every y in its place, and o, = and _ in theirs."""
+
+    x: Tensor  # [p, D]
+    y: Tensor  # [p, D]
+    others: Tensor  # [3, D]
+
+
 class Attention(nn.Module):
     """Causal multi-head attention without biases."""
 
@@ -364,29 +391,26 @@ class Attention(nn.Module):
         weights = scores.masked_fill(later[:, None], -math.inf).softmax(-1)
         return self.o(torch.einsum("nths,nshe->nthe", weights, v).flatten(2))
 
-    def weights(self, x: Tensor, xy: Tensor | None) -> Tensor:
-        """Attention [N, T, H] of the last position, T in the order of `rows`; arguments as for `forward`."""
-        if xy is None:
-            q, k = self.split(self.q(x[:, -1])), self.split(self.k(x))
-            return (torch.einsum("nhe,nthe->nth", q, k) / math.sqrt(self.head_size)).softmax(1)
-        q, k = self.split(self.q(x[-1])), self.split(self.k(x))  # every sample asks the same: [H, E], [R, H, E]
-        scores = (k * q).sum(-1) / math.sqrt(self.head_size)  # [R, H]
-        p = (len(x) - 3) // 2
-        fixed = scores[2 * p :].expand(len(xy), 3, self.heads)
-        chosen = [F.embedding(xy[:, 0], scores), F.embedding(p + xy[:, 1], scores)]
-        return torch.cat([*(score[:, None] for score in chosen), fixed], 1).softmax(1)
+    def last_position(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a stream [N, T, D], the last position's weights [N, T, H] and output [N, D]."""
+        q, k, v = self.split(self.q(x[:, -1])), self.split(self.k(x)), self.split(self.v(x))
+        weights = (torch.einsum("nhe,nthe->nth", q, k) / math.sqrt(self.head_size)).softmax(1)
+        return weights, self.o(torch.einsum("nth,nthe->nhe", weights, v).flatten(1))
 
-    def forward(self, x: Tensor, xy: Tensor | None = None) -> Tensor:
-        """Output [N, D] of the last position, from x [N, T, D], or from `rows` [2p + 3, D] and xy [N, 2]."""
-        weights, v = self.weights(x, xy), self.v(x)
-        if xy is None:
-            mixed = torch.einsum("nth,nthe->nhe", weights, self.split(v))
-        else:
-            p = (len(x) - 3) // 2
-            mixed = torch.einsum("nth,the->nhe", weights[:, 2:], self.split(v[2 * p :]))
-            for position, index in enumerate((xy[:, 0], p + xy[:, 1])):
-                mixed = mixed + weights[:, position, :, None] * self.split(F.embedding(index, v))
-        return self.o(mixed.flatten(1))
+    def last_position_of_pairs(self, rows: Rows, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the pairs [N, 2] whose inputs are among the rows: weights [N, 5, H], in the order of `Rows`."""
+        q = self.split(self.q(rows.others[-1]))  # [H, E]: every pair asks with the same token in the same place
+        score_x, score_y, score_others = (
+            (self.split(self.k(part)) * q).sum(-1) / math.sqrt(self.head_size)
+            for part in rows  # [p, H], [p, H], [3, H]
+        )
+        v_x, v_y, v_others = (self.v(part) for part in rows)
+        of_x, of_y = (lambda table, i=i: F.embedding(xy[:, i], table) for i in (0, 1))  # [p, ...] -> [N, ...]
+        scores = [of_x(score_x)[:, None], of_y(score_y)[:, None], score_others.expand(len(xy), 3, self.heads)]
+        weights = torch.cat(scores, 1).softmax(1)
+        mixed = weights[:, 0, :, None] * self.split(of_x(v_x)) + weights[:, 1, :, None] * self.split(of_y(v_y))
+        mixed = mixed + torch.einsum("nth,the->nhe", weights[:, 2:], self.split(v_others))
+        return weights, self.o(mixed.flatten(1))
 
 
 class Block(nn.Module):
@@ -398,12 +422,11 @@ class Block(nn.Module):
         norm = lambda present: nn.RMSNorm(width, eps=1e-6) if present else nn.Identity()  # noqa: E731
         self.attention_norm = norm(args.norm.before_attention)
         self.attention = Attention(args.heads, args.head_size)
+        self.attention_out = nn.Identity()  # a name for the probe: what the attention adds at the last position
         self.mlp_norm = norm(args.norm.before_mlp)
-        self.up, self.relu, self.down = (
-            nn.Linear(width, args.hidden, False),
-            nn.ReLU(),
-            nn.Linear(args.hidden, width, False),
-        )
+        self.up = nn.Linear(width, args.hidden, bias=False)
+        self.relu = nn.ReLU()
+        self.down = nn.Linear(args.hidden, width, bias=False)
         self.out_norm = norm(args.norm.after_mlp)
 
     def mlp(self, x: Tensor) -> Tensor:  # [..., D] -> [..., D]
@@ -412,10 +435,16 @@ class Block(nn.Module):
     def every_position(self, x: Tensor) -> Tensor:  # [N, T, D] -> [N, T, D]
         return self.mlp(x + self.attention.every_position(self.attention_norm(x)))
 
-    def forward(self, x: Tensor, xy: Tensor | None = None) -> Tensor:
-        """Output [N, D] of the last position; arguments as for `Attention.forward`."""
-        last = x[:, -1] if xy is None else x[-1]
-        return self.mlp(last + self.attention(self.attention_norm(x), xy))
+    def last_position(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a stream [N, T, D], the last position's attention weights [N, T, H] and output [N, D]."""
+        weights, added = self.attention.last_position(self.attention_norm(x))
+        return weights, self.mlp(x[:, -1] + self.attention_out(added))
+
+    def last_position_of_pairs(self, rows: Rows, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for pairs [N, 2]."""
+        normed = Rows(*(self.attention_norm(part) for part in rows))
+        weights, added = self.attention.last_position_of_pairs(normed, xy)
+        return weights, self.mlp(rows.others[-1] + self.attention_out(added))
 
 
 class Transformer(nn.Module):
@@ -442,23 +471,22 @@ class Transformer(nn.Module):
         o, equals, blank = (torch.full_like(xy[:, 0], self.p + i) for i in range(3))
         return self.embedding(torch.stack([xy[:, 0], o, xy[:, 1], equals, blank], 1)) + self.position.weight
 
-    def rows(self) -> Tensor:
-        """The distinct inputs [2p + 3, D]: every x in its place, every y in its place, then o, = and _."""
+    def rows(self) -> Rows:
         tokens, places = self.embedding.weight, self.position.weight
         numbers, others = tokens[: self.p], tokens[self.p :]
-        return torch.cat([numbers + places[0], numbers + places[2], others + places[[1, 3, 4]]])
+        return Rows(numbers + places[0], numbers + places[2], others + places[[1, 3, 4]])
 
-    def before_last_block(self, xy: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the last block takes: the distinct rows and the pairs if it is the only one, else the whole stream."""
+    def last_block(self, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention weights [N, 5, H] and output [N, D] of the last block at the last position."""
         if len(self.blocks) == 1:
-            return self.rows(), xy
+            return self.blocks[0].last_position_of_pairs(self.rows(), xy)
         x = self.embed(xy)
         for block in self.blocks[:-1]:
             x = block.every_position(x)
-        return x, None
+        return self.blocks[-1].last_position(x)
 
     def forward(self, xy: Tensor) -> Tensor:  # [N, 2] -> [N, p]
-        return self.decoder(self.blocks[-1](*self.before_last_block(xy)))
+        return self.decoder(self.last_block(xy)[1])
 
     def plain_forward(self, xy: Tensor) -> Tensor:  # [N, 2] -> [N, p]
         x = self.embed(xy)
@@ -468,8 +496,7 @@ class Transformer(nn.Module):
 
     def attention_entropy(self, xy: Tensor) -> Tensor:
         """Entropy in nats of the last block's attention at the last position, mean over pairs and heads."""
-        block, (x, rows_of) = self.blocks[-1], self.before_last_block(xy)
-        return torch.special.entr(block.attention.weights(block.attention_norm(x), rows_of)).sum(1).mean()
+        return torch.special.entr(self.last_block(xy)[0]).sum(1).mean()
 
 
 def parameter_groups(network: Transformer, weight_decay: float, scale_decay: float) -> list[dict[str, Any]]:
@@ -487,7 +514,8 @@ def parameter_groups(network: Transformer, weight_decay: float, scale_decay: flo
 def cross_entropy(logits: Tensor, answer: Tensor, dtype: str) -> Tensor:
     """-log softmax(logits)[answer], mean over samples.
 
-    In float32 a sample whose answer leads by more than about 17 has p = 1 and loss 0 exactly; float64 goes on to 37.
+    In float32 a sample whose answer leads all others by more than about 22 (17 + ln 116) has p = 1: its loss is 0, and
+    so is the gradient of the answer's logit, while the others' go on. In float64 that begins at about 41.
     """
     return F.cross_entropy(logits.to(getattr(torch, dtype)), answer)
 
@@ -511,6 +539,23 @@ def evaluate(network: Transformer, train: Pairs, test: Pairs) -> dict[str, float
     return scalars
 
 
+def movement(features: dict[str, float], layer: str, kind: str, loss: float, probed_loss: float | None) -> float | None:
+    """What a stagnation trigger watches: how far the activation pattern, or the logarithm of the loss, moved since the
+    last probe; None at the first loss."""
+    if kind == "movement":
+        return features[f"plasticity/flipped_fraction/{layer}"]
+    return None if probed_loss is None else abs(math.log(loss / probed_loss))
+
+
+def recorded_elr(directory: Path, layers: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """The realised ELR of each layer in a run, as `ElrMatch` takes it."""
+    scalars = read_scalars(directory)
+    missing = [layer for layer in layers if f"elr/{layer}" not in scalars]
+    if missing:
+        raise ValueError(f"{directory} holds no elr/{missing[0]}: it is not a run of this network with its meter on")
+    return {layer: scalars[f"elr/{layer}"] for layer in layers}
+
+
 def evaluation_updates(total: int, per_decade: int) -> set[int]:
     """Updates 10^(i / per_decade) up to `total`, rounded, and `total` itself."""
     count = math.floor(per_decade * math.log10(total))
@@ -526,6 +571,11 @@ def make_schedule(args: Args) -> Schedule:
     if s.kind == "constant":
         return Constant(peak)
     return WarmupCosine(peak, s.warmup_updates, s.decay_updates, s.low, initial=s.low)
+
+
+def schedule_updates(args: Args) -> int:
+    """Updates until the schedule has ended."""
+    return 0 if args.schedule.kind == "constant" else args.schedule.warmup_updates + args.schedule.decay_updates
 
 
 def make_trigger(args: Args) -> Trigger:
@@ -575,23 +625,25 @@ def main(args: Args) -> None:
 
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(network, embeddings=True, heads=())
-    probed = [f"blocks.{args.blocks - 1}.{name}" for name in ("attention", "relu")]
+    probed = [f"blocks.{args.blocks - 1}.{name}" for name in ("attention_out", "relu")]
     with refusals("--schedule, --rewarm"):
         initial = Constant(args.rewarm.initial_rate) if args.rewarm.trigger != "never" else None
         trigger = make_trigger(args)
         rewarming = Rewarming(optimizer, make_schedule(args), trigger, args.rewarm.moments, initial)
     projection = matching = meter = probe = None
     if args.nap.enabled:
-        projection = Projection(
-            network,
-            every=args.nap.every,
-            gains="free",  # their decay is the optimiser's
-            heads=() if args.nap.decoder else ["decoder"],
-            embeddings=args.nap.embeddings,
-            allow_scale_dependent=True,  # meant: a residual stream is never invariant to the scale of one matrix in it
-        )
+        with refusals("--nap"):
+            projection = Projection(
+                network,
+                every=args.nap.every,
+                gains="free",  # their decay is the optimiser's
+                heads=() if args.nap.decoder else ["decoder"],
+                embeddings=args.nap.embeddings,
+                allow_scale_dependent=True,  # meant: in a residual stream no single matrix leaves the output invariant
+            )
     if args.match_elr:
-        matching = ElrMatch(optimizer, layers, power=1)
+        with refusals("--match-elr"):
+            matching = ElrMatch(layers, recorded_elr(args.match_elr, layers))
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
@@ -621,6 +673,27 @@ def main(args: Args) -> None:
         draws = {"minibatch_rng": rng_state(minibatch_rng)}
         run.checkpoint(updates, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
 
+    def signal_now() -> float | None:
+        """Measure what is due at this update, and return what the trigger is to look at, if it is to look now."""
+        nonlocal probed_loss
+        if isinstance(trigger, AtKnownChange) and updates == args.rewarm.at_update:
+            trigger.notify()
+        if not probe or not probe.due(updates):
+            return None
+        require_finite()
+        features = probe.measure()
+        run.scalars(features, updates)
+        with torch.no_grad():
+            run.scalar(f"plasticity/attention_entropy/{probed[0]}", network.attention_entropy(probe_xy).item(), updates)
+            train_loss = max(cross_entropy(network(train.xy), train.answer, "float64").item(), 1e-30)
+        signal = movement(features, probed[1], args.rewarm.signal, train_loss, probed_loss)
+        probed_loss = train_loss
+        # Movement follows the rate: an annealing schedule is let finish before rest is looked for again.
+        annealed = not rewarming.events or rewarming.updates_since_trigger >= schedule_updates(args)
+        if not isinstance(trigger, OnStagnation) or not annealed or signal is None:
+            return None
+        return signal
+
     if args.resume:
         run = Run.resume(args.resume, device=device)
     else:
@@ -644,48 +717,31 @@ def main(args: Args) -> None:
             batch = slice(None)
             if args.batch_size:
                 batch = torch.from_numpy(minibatch_rng.integers(len(train.xy), size=args.batch_size)).to(device)
-            if matching:
-                matching.step(rewarming.rate)  # lr_l = rate ||W_l|| / ||W_l(0)||
-
             # Algorithm 1 of arXiv:2507.20057.
             loss = cross_entropy(network(train.xy[batch]), train.answer[batch], args.loss_dtype)
             optimizer.zero_grad()
             loss.backward()
             if not math.isfinite(loss.item()):
                 require_finite(f"loss {loss.item()},")
-            if meter:
-                meter.before_step()
+            for part in (meter, matching):
+                if part:
+                    part.before_step()
             optimizer.step()
+            if matching:
+                matching.after_step()  # dW <- dW t ||W|| / ||dW||, t the other run's ELR
             measured = meter is not None and meter.after_step()  # the step really taken, before the projection
             if projection:
                 projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||
             updates += 1
-
-            signal = None
-            if probe and probe.due(updates):
-                require_finite()
-                features = probe.measure()
-                run.scalars(features, updates)
-                with torch.no_grad():
-                    entropy = network.attention_entropy(probe_xy).item()
-                run.scalar(f"plasticity/attention_entropy/{probed[0]}", entropy, updates)
-                logarithm = math.log(max(loss.item(), 1e-12))
-                if args.rewarm.signal == "movement":
-                    signal = features[f"plasticity/flipped_fraction/{probed[1]}"]
-                elif probed_loss is not None:
-                    signal = abs(logarithm - probed_loss)
-                probed_loss = logarithm
-            if isinstance(trigger, AtKnownChange) and updates == args.rewarm.at_update:
-                trigger.notify()
             rate = rewarming.rate
-            rewarmed = rewarming.step(signal)  # trigger? start the schedule; set the next update's rate
+            rewarmed = rewarming.step(signal_now())  # trigger? start the schedule; set the next update's rate
 
             # Report.
             if measured:
                 run.scalars(meter.scalars(), updates)
             if rewarmed:
                 run.scalar("rewarm/event", 1, updates)
-            if signal is not None and rewarming.statistic is not None:
+            if probe and probe.due(updates) and rewarming.statistic is not None:
                 run.scalar("rewarm/statistic", rewarming.statistic, updates)
             if updates in evaluated:
                 run.scalar("charts/learning_rate", rate, updates)

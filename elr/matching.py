@@ -3,81 +3,109 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Curve = Sequence[tuple[int, float]]
+"""(update, effective learning rate) in rising order of the updates."""
+
 
 class ElrMatch:
-    """Per-layer rates with which an unconstrained network takes the relative steps of a projected one.
+    """Give every step of an unconstrained network the relative size that another network's steps had.
 
-        lr_l(t) = eta(t) (||W_l(t)||_F / ||W_l(0)||_F)^p,   p = 1 for Adam and RMSProp, p = 2 for gradient descent
+        dW_l <- dW_l * t_l(u) ||W_l||_F / ||dW_l||_F,   dW_l the optimiser's step, u its number, from 1
 
-    With an update of size lr_l u, the effective learning rate lr_l u / ||W_l|| is then eta u / ||W_l(0)||, that of a
-    network whose norms are held at their initial values: the control that separates the norm itself from the rate that
-    it implies. Call `step` before each optimiser step, with the rate that the schedule sets.
+    so that the realised effective learning rate ||dW_l|| / ||W_l|| is t_l(u), for instance the one measured in a
+    projected run: the control that separates the norm from the rate that it implies. As a step of SGD or AdamW is
+    proportional to its rate, decoupled decay included, this is the rate of each layer rescaled at each step. t_l is
+    interpolated between the given points, linearly in u and log t; outside them it is the nearest point's.
 
-        match.step(rewarming.rate)
+        match.before_step()
         optimizer.step()
+        match.after_step()
+
+    It is the realised rate that is matched. The nominal one, eta / ||W||, would not do: once a free network fits its
+    data Adam's steps shrink far below its rate, and those of a projected network do not.
 
     Args:
-        optimizer: each of the weights is alone in its parameter group.
         weights: layer name to parameter, as `scalable_weights` returns it.
-        power: p.
+        targets: layer name to curve t_l, positive; at least the layers of `weights`.
 
     Raises:
-        ValueError: no weights, a bad power, a weight that shares its group or that no group holds, or one whose norm is
-            not positive.
+        ValueError: no weights, a layer without a target, a curve that is empty, not in order, or not positive.
 
-    Source: the matched rates are those of arXiv:2407.01800 (per-layer rescaling reproduces the unprojected run), turned
-        round. Decoupled weight decay lr_l * decay follows the rate.
+    Source: ours; arXiv:2407.01800 rescales a projected network's rates per layer to reproduce an unprojected run.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], power: Literal[1, 2]) -> None:
-        if not weights or power not in (1, 2):
-            raise ValueError(f"weights {list(weights)}, power {power}: give at least one weight, and power 1 or 2")
-        self._power = power
+    def __init__(self, weights: Mapping[str, Tensor], targets: Mapping[str, Curve]) -> None:
+        if not weights:
+            raise ValueError("there are no weights to match: give at least one layer")
+        missing = [layer for layer in weights if layer not in targets]
+        if missing:
+            raise ValueError(f"layers {missing} have no target; there are targets for {sorted(targets)}")
+        for layer in weights:
+            _check_curve(layer, targets[layer])
         self._weights = dict(weights)
-        self._groups = {name: _own_group(optimizer, name, weight) for name, weight in weights.items()}
-        self._norms = {name: _frobenius(weight) for name, weight in weights.items()}
-        bad = {name: norm for name, norm in self._norms.items() if not 0.0 < norm < math.inf}
-        if bad:
-            raise ValueError(f"layers with initial norms {bad} have no rate to match: initialise them non-zero")
+        self._targets = {layer: [(int(u), float(t)) for u, t in targets[layer]] for layer in weights}
+        self._before = {layer: torch.empty_like(w, requires_grad=False) for layer, w in weights.items()}
+        self._updates = 0
 
-    def step(self, rate: float) -> None:
-        """Set the rates of the next update; reads the norms, so it waits for a GPU.
+    def target(self, layer: str, update: int) -> float:
+        """Return t_l(u)."""
+        return _interpolate(self._targets[layer], update)
 
-        Args:
-            rate: eta of the next update.
-        """
-        for name, group in self._groups.items():
-            group["lr"] = rate * (_frobenius(self._weights[name]) / self._norms[name]) ** self._power
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Keep the weights."""
+        for layer, weight in self._weights.items():
+            self._before[layer].copy_(weight)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Rescale the step just taken. A layer that did not move has no direction and stays where it is."""
+        self._updates += 1
+        for layer, weight in self._weights.items():
+            before = self._before[layer]
+            step = weight - before
+            length, norm = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (step, before))
+            scale = torch.where(length > 0, self.target(layer, self._updates) * norm / length, 0.0)
+            weight.copy_(before + step * scale.to(step.dtype))
 
     def state_dict(self) -> dict[str, Any]:
-        """The initial norms."""
-        return {"norms": dict(self._norms)}
+        """The targets and the number of updates."""
+        targets = {layer: [list(point) for point in curve] for layer, curve in self._targets.items()}
+        return {"targets": targets, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the initial norms.
+        """Continue exactly from `state_dict`, with its targets.
 
         Raises:
             ValueError: the layers differ.
         """
-        if set(state["norms"]) != set(self._norms):
-            raise ValueError(f"saved norms are for {sorted(state['norms'])}, these weights are {sorted(self._norms)}")
-        self._norms = {name: float(state["norms"][name]) for name in self._norms}
+        if set(state["targets"]) != set(self._targets):
+            raise ValueError(f"saved targets are for {sorted(state['targets'])}, the weights {sorted(self._targets)}")
+        self._targets = {layer: [(int(u), float(t)) for u, t in state["targets"][layer]] for layer in self._targets}
+        self._updates = int(state["updates"])
 
 
-def _own_group(optimizer: torch.optim.Optimizer, name: str, weight: Tensor) -> dict[str, Any]:
-    for group in optimizer.param_groups:
-        if any(param is weight for param in group["params"]):
-            if len(group["params"]) > 1:
-                raise ValueError(f"{name!r} shares its parameter group with others: give each matched weight its own")
-            return group
-    raise ValueError(f"the optimiser does not hold {name!r}: build it over the parameters of the same network")
+def _interpolate(curve: Sequence[tuple[int, float]], update: int) -> float:
+    after = bisect_right(curve, (update, math.inf))
+    if after == 0:
+        return curve[0][1]
+    if after == len(curve):
+        return curve[-1][1]
+    (u0, t0), (u1, t1) = curve[after - 1], curve[after]
+    return float(t0 * (t1 / t0) ** ((update - u0) / (u1 - u0)))
 
 
-def _frobenius(weight: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
+def _check_curve(layer: str, curve: Curve) -> None:
+    updates = [update for update, _ in curve]
+    if not updates or updates != sorted(set(updates)):
+        raise ValueError(f"the target of {layer!r} has updates {updates[:5]}...: give some, each once, in rising order")
+    bad = [target for _, target in curve if not 0.0 < target < math.inf]
+    if bad:
+        raise ValueError(f"the target of {layer!r} holds {bad[0]}; a step's relative size is positive and finite")

@@ -17,6 +17,7 @@ class StagnationState(TypedDict):
     recent: list[float]
     peak: float
     seen: int
+    statistic: float
 
 
 class Stagnation:
@@ -25,10 +26,11 @@ class Stagnation:
     With m_t >= 0 the movement in the t-th interval since the last alarm, w = ``window``, b = ``burn_in``:
         r_t = (m_{t-w+1} + ... + m_t) / w
         alarm at t >= b  if  r_t <= ratio * max_{w <= s <= t} r_s
-    An alarm forgets everything, so that the next one waits for a new rise and a new rest.
+    An alarm forgets everything: the next one compares with what moves from then on.
 
     The rule asks for a proportion, so that the unit of the movement does not matter. Movement that never changes, and
-    movement that only grows, raise no alarm.
+    movement that only grows, raise no alarm, nor does a stream that is 0 from its start. Movement falls with the
+    learning rate: ask the detector while the rate is constant, or it takes an annealing schedule for rest.
 
     Args:
         ratio: share of the largest movement that counts as rest, in (0, 1).
@@ -50,13 +52,15 @@ class Stagnation:
         self._recent: deque[float] = deque(maxlen=window)
         self._peak = 0.0
         self._seen = 0
+        self._statistic = 1.0
 
     @property
     def statistic(self) -> float:
-        """r_t / max r_s, in (0, 1]; 1 before the first full window, and while nothing has ever moved."""
-        if len(self._recent) < self.window or self._peak == 0.0:
-            return 1.0
-        return self._mean() / self._peak
+        """r_t / max r_s as last tested, in [0, 1]; 1 before the first full window, and while nothing has ever moved.
+
+        After an alarm it is the value that raised it, until the next update.
+        """
+        return self._statistic
 
     def update(self, movement: float) -> bool:
         """Take the movement of one interval; True at an alarm.
@@ -71,17 +75,22 @@ class Stagnation:
             raise ValueError(f"movement {movement} is negative; give a distance or an absolute change")
         self._recent.append(float(movement))
         self._seen += 1
+        self._statistic = 1.0
         if len(self._recent) < self.window:
             return False
-        self._peak = max(self._peak, self._mean())
-        if self._seen < self.burn_in or self._peak == 0.0 or self._mean() > self.ratio * self._peak:
+        mean = math.fsum(self._recent) / self.window
+        self._peak = max(self._peak, mean)
+        if self._peak > 0.0:
+            self._statistic = mean / self._peak
+        if self._seen < self.burn_in or self._statistic > self.ratio:
             return False
-        self._forget()
+        self._recent.clear()
+        self._peak, self._seen = 0.0, 0
         return True
 
     def state_dict(self) -> StagnationState:
         """State as plain numbers."""
-        return StagnationState(recent=list(self._recent), peak=self._peak, seen=self._seen)
+        return StagnationState(recent=list(self._recent), peak=self._peak, seen=self._seen, statistic=self._statistic)
 
     def load_state_dict(self, state: StagnationState) -> None:
         """Continue exactly from :meth:`state_dict`; the constructor's arguments must be the same.
@@ -99,14 +108,7 @@ class Stagnation:
         self._recent = deque(state["recent"], maxlen=self.window)
         self._peak = state["peak"]
         self._seen = state["seen"]
-
-    def _mean(self) -> float:
-        return math.fsum(self._recent) / self.window
-
-    def _forget(self) -> None:
-        self._recent.clear()
-        self._peak = 0.0
-        self._seen = 0
+        self._statistic = state["statistic"]
 
 
 def _check(name: str, value: float, valid: bool, range_: str) -> None:

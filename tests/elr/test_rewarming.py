@@ -346,7 +346,7 @@ def test_stagnation_is_asked_only_where_there_is_a_signal() -> None:
     rewarming = Rewarming(optimizer, Constant(1e-2), trigger, initial=Constant(1e-4))
     signals = [None, 8.0, None, torch.tensor(6.0), None, None, 1.0, None]
     assert [rewarming.step(s) for s in signals] == [False] * 6 + [True, False]
-    assert rewarming.events == [7] and rewarming.statistic == 1.0
+    assert rewarming.events == [7] and rewarming.statistic == 1 / 8  # what raised the alarm
     again = OnStagnation(Stagnation(ratio=0.5, window=1, burn_in=2))
     trigger.fires(9, 3.0)
     again.load_state_dict(trigger.state_dict())

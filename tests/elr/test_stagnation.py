@@ -34,6 +34,9 @@ def test_statistic_is_the_share_of_the_largest():
     assert detector.statistic == 1.0  # means 4, 4
     detector.update(0.0)
     assert detector.statistic == 0.25
+    assert detector.update(0.0) and detector.statistic == 0.0  # what raised the alarm
+    detector.update(1.0)
+    assert detector.statistic == 1.0
 
 
 @given(st.floats(1e-6, 1e6), st.integers(1, 40))
@@ -43,7 +46,10 @@ def test_constant_and_growing_movement_raise_no_alarm(level, count):
     assert alarms(Stagnation(), [0.0] * count) == []
 
 
-@given(st.lists(st.floats(0.0, 100.0), max_size=60), st.sampled_from([2.0**k for k in range(-9, 10)]))
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 100.0)), max_size=60),
+    st.sampled_from([2.0**k for k in range(-9, 10)]),
+)
 def test_the_unit_does_not_matter(movements, unit):
     scaled = [m * unit for m in movements]
     assert alarms(Stagnation(), scaled) == alarms(Stagnation(), movements)
@@ -72,4 +78,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="exactly"):
         detector.load_state_dict({"recent": []})
     with pytest.raises(ValueError, match="window 5"):
-        detector.load_state_dict({"recent": [1.0] * 6, "peak": 1.0, "seen": 6})
+        detector.load_state_dict({"recent": [1.0] * 6, "peak": 1.0, "seen": 6, "statistic": 1.0})
