@@ -239,6 +239,11 @@ class Args:
             raise ValueError(
                 "--match-elr changes nothing with --nap.enabled, which holds the norms: use --nap.no-enabled"
             )
+        if self.match_elr and (self.schedule.kind != "constant" or self.rewarm.trigger != "never"):
+            raise ValueError(
+                "--match-elr sets the size of every step, so that --schedule.kind and --rewarm.trigger do nothing: "
+                "leave them at constant and never"
+            )
         if self.schedule.kind == "constant":
             refuse_inert("schedule", self.schedule, ["low", "warmup_updates", "decay_updates"], "with a constant rate")
         elif self.schedule.low >= self.learning_rate:

@@ -28,8 +28,8 @@ class ElrMatch:
         optimizer.step()
         match.after_step()
 
-    It is the realised rate that is matched. The nominal one, eta / ||W||, would not do: once a free network fits its
-    data Adam's steps shrink far below its rate, and those of a projected network do not.
+    It is the realised rate that is matched. The nominal one, eta / ||W||, says little about it: once a network fits its
+    data Adam's steps shrink far below its rate, in each network at its own time.
 
     Args:
         weights: layer name to parameter, as `scalable_weights` returns it.

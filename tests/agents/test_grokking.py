@@ -313,6 +313,10 @@ def test_every_flag_is_read():
     [
         (["free", "--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
         (["--match-elr", "runs/logs/x"], ["--match-elr", "--nap.enabled"]),
+        (
+            ["free", "--match-elr", "runs/logs/x", "--schedule.kind", "warmup-cosine"],
+            ["--match-elr", "--schedule.kind", "--rewarm.trigger"],
+        ),
         (["--nap.every", "0"], ["--nap.every 0", "--total-updates"]),
         (["--nap.every", "5000"], ["--nap.every 5000", "--total-updates"]),
         (["--probe.size", "-5"], ["--probe.size"]),
@@ -388,6 +392,11 @@ COMMON = (
     "--rewarm.ratio 0.6 --rewarm.moments reset --schedule.warmup-updates 5 --schedule.decay-updates 50 "
     "--evaluations-per-decade 100 --norm.before-mlp --scale-decay 0.5 "
 )
+MATCHED = (
+    "free --p 11 --train-fraction 0.5 --heads 2 --head-size 4 --hidden 16 --threads 1 --total-updates 2200 "
+    "--checkpoint-every 90 --probe.every 7 --probe.size 16 --probe.meter-every 11 --evaluations-per-decade 100 "
+    "--norm.before-mlp "
+)
 VARIANTS = {"movement": "--batch-size 20", "loss": "--rewarm.signal loss --nap.every 7"}
 
 
@@ -418,10 +427,10 @@ def test_killed_interrupted_and_resumed_is_bit_identical(tmp_path, variant):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     if variant == "matched":
         script.main(tiny(tmp_path / "other", norm=NormArgs(before_mlp=True), total_updates=60))
-    matched = f"--nap.no-enabled --match-elr {tmp_path / 'other'}"
-    flags = shlex.split(COMMON + VARIANTS.get(variant, matched))
+    matched = f"--match-elr {tmp_path / 'other'}"
+    flags = shlex.split(COMMON + VARIANTS[variant] if variant in VARIANTS else MATCHED + matched)
     finish(run(*flags, "--directory", whole))
-    assert len(read_scalars(whole)["rewarm/event"]) >= 1
+    assert variant == "matched" or len(read_scalars(whole)["rewarm/event"]) >= 1
     killed_beyond(run(*flags, "--directory", killed), killed, 300, signal.SIGKILL)
     output = killed_beyond(run("--resume", killed), killed, 1100, signal.SIGINT)
     step = read_status(killed)["step"]
