@@ -15,15 +15,16 @@ test pairs whose mirror it was trained on, about 20 % of them: accuracy is repor
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
 those lines stand in this order in `main`. The presets fig2-left-*, fig2-right-*, fig3-* and fig8 are arms of the
-paper's grokking figures at a smaller scale: 20,000, 20,000, 10,000 and 2,000 updates where it has up to 1,000,000.
+paper's grokking figures at a smaller scale: 20,000, 10,000, 7,000 and 2,000 updates where it has up to 1,000,000.
 
 Deviations. The paper leaves the output layer out of the projection; here it and the embeddings are held too, as no norm
 layer bounds what they do (--nap.no-decoder, --nap.no-embeddings). Gains of norm layers are not rescaled, only decayed
 (--scale-decay). The trigger of `adaptive` is ours; the paper re-warms on a fixed cycle or by CUSUM.
-Where the paper is silent or contradicts itself: the training set is one batch (--batch-size); one attention block, as
-its text says (its Table 1 says two: --blocks); linear weights start as N(0, 1 / fan_in), embeddings as N(0, 0.1^2)
+Where the paper is silent or contradicts itself: the training set is one batch, and 512 pairs
+are drawn for each update of the long figures (--batch-size); one attention block, as
+its text says (its Table 1 says two: --blocks); linear weights start as N(0, 1 / fan_in), embeddings as N(0, 0.07^2)
 (--embedding-std); "after the MLP" is a norm on the block's output; the arms of fig2-right have rate 1e-3 and their
-gains decay as their matrices do; fig3 has both decays at 1 and a cosine of 4,000 updates.
+gains decay as their matrices do; fig3 has both decays at 1, a warm-up of 500 and a cosine of 1,500 updates.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class Args:
     """width of a head; the network's width is heads * head_size"""
     hidden: int = 512
     """hidden units of the MLP"""
-    embedding_std: float = 0.1
+    embedding_std: float = 0.07
     """standard deviation of the initial embeddings of tokens and positions"""
     loss_dtype: Literal["float32", "float64"] = "float32"
     """precision of the cross-entropy; in float32 the loss of a sample that is fitted too well is exactly 0"""
@@ -280,14 +281,14 @@ class Args:
 
 
 _FREE, _NORMS = NapArgs(enabled=False), NormArgs(before_attention=True, before_mlp=True, after_mlp=True)
-_LONG = {"total_updates": 20_000, "probe": ProbeArgs(every=200, meter_every=200)}
+_FIGURE = {"batch_size": 512, "probe": ProbeArgs(every=100, meter_every=100)}
 
 
 def _presets() -> dict[str, Preset[Args]]:
-    rise = ScheduleArgs(kind="warmup-cosine")
+    rise = ScheduleArgs(kind="warmup-cosine", warmup_updates=500, decay_updates=1500)
     presets = {
         "free": Preset("as the default, unconstrained", Args(exp_name="free", nap=_FREE)),
-        "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4)),
+        "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4, total_updates=6_000)),
         "adaptive": Preset(
             "rate 1e-4 until the features come to rest, then warm-up and cosine from 1e-2",
             Args(
@@ -302,7 +303,9 @@ def _presets() -> dict[str, Preset[Args]]:
         for rate in (1e-2, 1e-3, 1e-4):
             for decay in (0.01, 1.0):
                 key = f"fig2-left-{name}-lr{rate:g}-wd{decay:g}"
-                arm = Args(exp_name=key, nap=nap, learning_rate=rate, weight_decay=decay, **_LONG)
+                arm = Args(
+                    exp_name=key, nap=nap, learning_rate=rate, weight_decay=decay, total_updates=20_000, **_FIGURE
+                )
                 presets[key] = Preset("no norm layers; projected: every 100 updates", arm)
     for name, nap in (("free", _FREE), ("projected", NapArgs())):
         for scale in (False, True):
@@ -310,7 +313,7 @@ def _presets() -> dict[str, Preset[Args]]:
                 key = f"fig2-right-{name}-{'scale-decay' if scale else 'plain'}-wd{decay:g}"
                 arm = Args(
                     exp_name=key, nap=nap, norm=_NORMS, learning_rate=1e-3, weight_decay=decay,
-                    scale_decay=decay if scale else 0.0, **_LONG,
+                    scale_decay=decay if scale else 0.0, total_updates=10_000, **_FIGURE,
                 )  # fmt: skip
                 presets[key] = Preset("norm layers, with and without decay of their gains, rate 1e-3", arm)
     for peak in (1e-2, 1e-3):
@@ -318,7 +321,7 @@ def _presets() -> dict[str, Preset[Args]]:
             f"norm layers and scale decay; rate 1e-4 until --rewarm.at-update, then warm-up and cosine from {peak:g}",
             Args(
                 exp_name=f"fig3-{peak:g}", norm=_NORMS, weight_decay=1.0, scale_decay=1.0, learning_rate=peak,
-                schedule=rise, rewarm=RewarmArgs(trigger="at"), total_updates=10_000,
+                schedule=rise, rewarm=RewarmArgs(trigger="at"), total_updates=7_000, **_FIGURE,
             ),
         )  # fmt: skip
     presets["fig8"] = Preset(
