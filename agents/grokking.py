@@ -34,7 +34,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -127,7 +127,7 @@ class RewarmArgs:
     """Adam's moments at a trigger"""
     signal: Literal["movement", "loss"] = "movement"
     """what comes to rest: the activation pattern of the MLP, or the logarithm of the loss on the training set"""
-    ratio: float = 0.3
+    ratio: float = 0.1
     """at rest is what moves at most this share of its largest movement"""
     window: int = 5
     """probe intervals averaged"""
@@ -285,18 +285,19 @@ _FIGURE = {"batch_size": 512, "probe": ProbeArgs(every=100, meter_every=100)}
 
 
 def _presets() -> dict[str, Preset[Args]]:
-    rise = ScheduleArgs(kind="warmup-cosine", warmup_updates=500, decay_updates=1500)
+    def fig3(peak: float) -> Args:
+        return Args(
+            exp_name=f"fig3-{peak:g}", norm=_NORMS, weight_decay=1.0, scale_decay=1.0, learning_rate=peak,
+            schedule=ScheduleArgs(kind="warmup-cosine", warmup_updates=500, decay_updates=1500),
+            rewarm=RewarmArgs(trigger="at"), total_updates=7_000, **_FIGURE,
+        )  # fmt: skip
+
     presets = {
         "free": Preset("as the default, unconstrained", Args(exp_name="free", nap=_FREE)),
         "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4, total_updates=6_000)),
         "adaptive": Preset(
-            "rate 1e-4 until the features come to rest, then warm-up and cosine from 1e-2",
-            Args(
-                exp_name="adaptive",
-                total_updates=10_000,
-                schedule=ScheduleArgs(kind="warmup-cosine", warmup_updates=200, decay_updates=2000),
-                rewarm=RewarmArgs(trigger="stagnation"),
-            ),
+            "fig3-0.01, but re-warmed as soon as its features have come to rest, whenever that is",
+            replace(fig3(1e-2), exp_name="adaptive", rewarm=RewarmArgs(trigger="stagnation")),
         ),
     }
     for name, nap in (("free", _FREE), ("projected", NapArgs(every=100))):
@@ -319,11 +320,8 @@ def _presets() -> dict[str, Preset[Args]]:
     for peak in (1e-2, 1e-3):
         presets[f"fig3-{peak:g}"] = Preset(
             f"norm layers and scale decay; rate 1e-4 until --rewarm.at-update, then warm-up and cosine from {peak:g}",
-            Args(
-                exp_name=f"fig3-{peak:g}", norm=_NORMS, weight_decay=1.0, scale_decay=1.0, learning_rate=peak,
-                schedule=rise, rewarm=RewarmArgs(trigger="at"), total_updates=7_000, **_FIGURE,
-            ),
-        )  # fmt: skip
+            fig3(peak),
+        )
     presets["fig8"] = Preset(
         "the default, its probe every 10 updates: effective rank of the attention's output",
         Args(exp_name="fig8", probe=ProbeArgs(every=10)),

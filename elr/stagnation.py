@@ -42,7 +42,7 @@ class Stagnation:
         ``rewarm`` on a training set that does not change.
     """
 
-    def __init__(self, *, ratio: float = 0.3, window: int = 5, burn_in: int = 10) -> None:
+    def __init__(self, *, ratio: float = 0.1, window: int = 5, burn_in: int = 10) -> None:
         _check("ratio", ratio, 0.0 < ratio < 1.0, "in (0, 1)")
         _check("window", window, window == int(window) and window >= 1, "a whole number of intervals >= 1")
         _check("burn_in", burn_in, burn_in == int(burn_in) and burn_in >= window, f"a whole number >= window {window}")
