@@ -649,7 +649,9 @@ def main(args: Args) -> None:
             )
     if args.match_elr:
         with refusals("--match-elr"):
-            matching = ElrMatch(layers, recorded_elr(args.match_elr, layers))
+            # A resumed run finds its targets in its checkpoint; the run that they came from may be gone.
+            unset = {layer: [(1, 1.0)] for layer in layers}
+            matching = ElrMatch(layers, unset if args.resume else recorded_elr(args.match_elr, layers))
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
