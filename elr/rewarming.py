@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from elr.changepoint import Cusum
+from elr.moments import Moments, reset_moments_
 from elr.schedules import Schedule
 from elr.stagnation import Stagnation
 
 Signal = float | Tensor | None
-Moments = Literal["keep", "reset"]
-
-_MOMENT_KEYS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
-_STEP_KEY = "step"
 
 
 class Trigger(Protocol):
@@ -340,32 +337,6 @@ class Rewarming:
 
 
 @torch.no_grad()
-def reset_moments_(optimizer: torch.optim.Optimizer) -> None:
-    """Zero an optimiser's moments and step counts in place, for every parameter.
-
-    Known keys: exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer, step (the Adam family and SGD). For Adam the
-    next update equals that of a new optimiser on the same parameters; for SGD with dampening d it is smaller by 1 - d,
-    because a new SGD does not damp its first momentum.
-
-    Raises:
-        ValueError: some state has another key; nothing has been changed then.
-    """
-    unknown = {key for state in optimizer.state.values() for key in state} - _MOMENT_KEYS - {_STEP_KEY}
-    if unknown:
-        raise ValueError(
-            f"{type(optimizer).__name__} keeps {sorted(unknown)}, which cannot be reset by zeroing for certain; use "
-            f"moments='keep' or an optimiser whose state is within {sorted(_MOMENT_KEYS | {_STEP_KEY})}"
-        )
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                value.zero_()
-            elif key == _STEP_KEY:
-                state[key] = 0
-            elif value is not None:  # SGD without momentum stores None
-                raise ValueError(f"{key} is a {type(value).__name__}; only tensors can be zeroed in place")
-
-
 def _check_base(base: list[float]) -> None:
     if not all(math.isfinite(lr) and lr >= 0.0 for lr in base):
         raise ValueError(f"the groups' learning rates are {base}; each must be finite and >= 0")

@@ -30,7 +30,9 @@ def layout(layers: Sequence[str], probed: Sequence[str] | None = None, *, superv
         raise ValueError("a layout of no layers was asked for; name at least one layer")
     returns = {"return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")}}
     accuracy = {
-        "accuracy and loss": {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")},
+        "accuracy and loss": {
+            name: _chart(f"train/{name}", f"test/{name}", f"test/{name}_fresh") for name in ("accuracy", "loss")
+        },
     }
     return {
         **(accuracy if supervised else returns),

@@ -34,6 +34,8 @@ TAGS: dict[str, Tag] = {
     "elr_nominal/<layer>": Tag("effective learning rate that the schedule asks for: rate / ||W||", "1"),
     "norms/parameter/<layer>": Tag("Frobenius norm of the weight", "1"),
     "norms/gradient/<layer>": Tag("Frobenius norm of the gradient of the weight", "loss"),
+    "norms/gradient_old": Tag("norm of the loss gradient on training images of earlier phases", "loss"),
+    "norms/gradient_new": Tag("norm of the loss gradient on training images new in this phase", "loss"),
     "norms/update/<layer>": Tag("Frobenius norm of the step the optimiser took, before projection", "1"),
     "plasticity/delta_c/<layer>": Tag("change of the normalised feature covariance since the last probe", "1"),
     "plasticity/delta_a/<layer>": Tag("Frobenius norm of the change of the activation pattern", "1"),
@@ -54,6 +56,9 @@ TAGS: dict[str, Tag] = {
     "train/accuracy": Tag("share of training samples classified correctly", "fraction"),
     "test/loss": Tag("loss on the test set", "loss"),
     "test/accuracy": Tag("share of test samples classified correctly", "fraction"),
+    "test/loss_fresh": Tag("loss on the test set of the control, a fresh network trained beside", "loss"),
+    "test/accuracy_fresh": Tag("share of test samples that the control classifies correctly", "fraction"),
+    "test/gap": Tag("accuracy of the control minus accuracy of the warm-started network", "points"),
     "test/accuracy_mirrored": Tag("the same, pairs (x, y) whose mirror (y, x) is a training sample", "fraction"),
     "test/accuracy_unmirrored": Tag("the same, for the other pairs", "fraction"),
 }

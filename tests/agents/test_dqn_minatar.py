@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import math
 
 import numpy as np
@@ -17,6 +15,7 @@ from agents import dqn_minatar as script
 from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory, Windows
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from tests.agents import scripts
 
 SHORT = {"total_timesteps": 900, "learning_starts": 200, "buffer_size": 500, "eval_every": 400, "eval_episodes": 2}
 SMALL_PROBE = script.ProbeArgs(every=100, size=16, meter_every=50)
@@ -399,17 +398,8 @@ def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
 
 
 def test_every_flag_is_read():
-    """No dead flag: each is read as args.<flag>, or args.<group>.<flag>, outside the checks of Args itself."""
-    tree = ast.parse(inspect.getsource(script))
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
-    read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
     groups = {"nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs}
-    short_for = {"schedule": "s", "rewarm": "r"}  # in make_schedule and make_trigger
-    flags = [f"args.{field.name}" for field in dataclasses.fields(Args)]
-    flags += [f"args.{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
-    for flag in flags:
-        _, group, *rest = flag.split(".")
-        assert flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read, f"{flag} is never read"
+    assert scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r"}) == []
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from runs.recording import load_checkpoint, read_scalars, read_status
+from tests.agents import scripts
+from tests.agents.scripts import assert_same, finish
 
 SCRIPT = Path(__file__).parents[2] / "agents" / "dqn_minatar.py"
 # Everything that has a state is on: projection, schedule, detector, meter, probe, a replay memory that wraps around.
@@ -28,14 +24,7 @@ FLAGS = shlex.split(
 
 
 def start(*flags):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def finish(process):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
+    return scripts.start(SCRIPT, *flags)
 
 
 def kill_after(process, table, rows, how=signal.SIGKILL):
@@ -51,25 +40,6 @@ def kill_after(process, table, rows, how=signal.SIGKILL):
 def rows_without_speed(directory):
     lines = (directory / "scalars.csv").read_text().splitlines()
     return [line for line in lines if ",charts/SPS," not in line]
-
-
-def assert_same(a, b, where="state"):
-    """Equal to the last bit, through dictionaries, lists, tensors and arrays."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype and np.array_equal(a, b), where
-    else:
-        assert a == b, where
 
 
 def test_killed_three_times_and_resumed_is_bit_identical(tmp_path):

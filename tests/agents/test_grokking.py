@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import itertools
-import json
 import math
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +19,8 @@ from agents import grokking as script
 from agents.grokking import Args, NapArgs, NormArgs, Transformer
 from elr.stagnation import Stagnation
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from tests.agents import scripts
+from tests.agents.scripts import assert_same, finish, kill_beyond
 
 SCRIPT = Path(__file__).parents[2] / "agents" / "grokking.py"
 TINY = {"p": 11, "train_fraction": 0.5, "heads": 2, "head_size": 4, "hidden": 16, "total_updates": 40, "threads": 1}
@@ -294,19 +289,11 @@ def test_seeds_decide_everything(tmp_path):
 
 
 def test_every_flag_is_read():
-    tree = ast.parse(inspect.getsource(script))
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
-    read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
     groups = {
         "norm": NormArgs, "nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs,
         "probe": script.ProbeArgs,
     }  # fmt: skip
-    short_for = {"schedule": "s", "rewarm": "r"}  # in make_schedule and make_trigger
-    flags = [f"args.{field.name}" for field in dataclasses.fields(Args)]
-    flags += [f"args.{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
-    for flag in flags:
-        _, group, *rest = flag.split(".")
-        assert flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read, f"{flag} is never read"
+    assert scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r"}) == []
 
 
 @pytest.mark.parametrize(
@@ -402,25 +389,7 @@ VARIANTS = {"movement": "--batch-size 20", "loss": "--rewarm.signal loss --nap.e
 
 
 def run(*flags):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def finish(process):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-
-
-def killed_beyond(process, directory, update, how):
-    """Send the signal once the checkpoint on disk is from beyond `update`."""
-    status = directory / "status.json"
-    while process.poll() is None and (not status.exists() or json.loads(status.read_text())["step"] <= update):
-        time.sleep(0.01)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(how)
-    return process.communicate(timeout=60)[0]
+    return scripts.start(SCRIPT, *flags)
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "matched"])
@@ -432,17 +401,12 @@ def test_killed_interrupted_and_resumed_is_bit_identical(tmp_path, variant):
     flags = shlex.split(COMMON + VARIANTS[variant] if variant in VARIANTS else MATCHED + matched)
     finish(run(*flags, "--directory", whole))
     assert variant == "matched" or len(read_scalars(whole)["rewarm/event"]) >= 1
-    killed_beyond(run(*flags, "--directory", killed), killed, 300, signal.SIGKILL)
+    kill_beyond(run(*flags, "--directory", killed), killed, 300, signal.SIGKILL)
     if variant == "matched":
         shutil.rmtree(tmp_path / "other")  # its curve is in the checkpoint
-    output = killed_beyond(run("--resume", killed), killed, 1100, signal.SIGINT)
+    output = kill_beyond(run("--resume", killed), killed, 1100, signal.SIGINT)
     step = read_status(killed)["step"]
     assert f"stopped at update {step}" in output and f"--resume {killed}" in output
     finish(run("--resume", killed))
     assert (killed / "scalars.csv").read_bytes() == (whole / "scalars.csv").read_bytes()
-    one, other = (load_checkpoint(d / "checkpoint.pt")["state"] for d in (whole, killed))
-    assert one.keys() == other.keys()
-    for name, weight in one["network"].items():
-        assert torch.equal(weight, other["network"][name]), name
-    for part in ("rewarming", "probe", "projection", "matching", "meter", "probed_loss"):
-        assert str(one.get(part)) == str(other.get(part)), part
+    assert_same(*(load_checkpoint(d / "checkpoint.pt")["state"] for d in (whole, killed)))

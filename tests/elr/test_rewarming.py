@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
-from elr.rewarming import AtKnownChange, Every, Never, OnCusum, OnStagnation, Rewarming, Trigger, reset_moments_
+from elr.moments import reset_moments_
+from elr.rewarming import AtKnownChange, Every, Never, OnCusum, OnStagnation, Rewarming, Trigger
 from elr.schedules import Constant, Cyclic, LinearDecay, Schedule, WarmupCosine
 from elr.stagnation import Stagnation
 

@@ -1,0 +1,77 @@
+"""What the tests of every script share: running it as a process, comparing states, finding flags that nobody reads."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def start(script: Path, *flags: object) -> subprocess.Popen[str]:
+    """The script as a process of its own, on one thread."""
+    command = [sys.executable, str(script), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a run that must succeed; return its output."""
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_beyond(process: subprocess.Popen[str], directory: Path, step: int, how: signal.Signals) -> str:
+    """Send the signal once the checkpoint on disk is from beyond `step`; return the output."""
+    status = directory / "status.json"
+    while process.poll() is None and (not status.exists() or json.loads(status.read_text())["step"] <= step):
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(how)
+    return process.communicate(timeout=120)[0]
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """Equal to the last bit, through dictionaries, lists, tensors and arrays."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype and np.array_equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def unread_flags(script: ModuleType, groups: dict[str, type], short_for: dict[str, str]) -> list[str]:
+    """Flags that are never read as args.<flag>, args.<group>.<flag> or <short>.<flag> outside the checks of Args."""
+    tree = ast.parse(inspect.getsource(script))
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
+    read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    flags = [f"args.{field.name}" for field in dataclasses.fields(script.Args)]
+    flags += [f"args.{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
+
+    def is_read(flag: str) -> bool:
+        _, group, *rest = flag.split(".")
+        return flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read
+
+    return [flag for flag in flags if not is_read(flag)]

@@ -1,0 +1,65 @@
+"""Gaps over seeds: intervals, means since the switch, the table, refusals."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from runs import gaps
+from runs.recording import Run, RunError
+
+
+def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=True) -> Path:
+    with Run.create(directory, {"exp_name": name, "seed": seed, "rate": rate}, argv=["x.py"]) as run:
+        for update, norm in ((10, 3.0), (20, 6.0)):
+            run.scalar("norms/parameter/a", norm, update)
+            run.scalar("norms/parameter/b", 4.0, update)
+            run.scalar("norms/update/a", norm, update)
+            run.scalar("plasticity/delta_c/a", norm / 10, update)
+            run.scalar("plasticity/delta_a/a", norm / 2, update)
+            run.scalar("test/accuracy", 0.5, update)
+        run.scalar("shift/boundary", 1, 10)
+        if control:
+            run.scalar("test/accuracy_fresh", 0.5 + gap / 100, 20)
+            run.scalar("test/gap", gap, 20)
+    return directory
+
+
+def test_interval_is_students():
+    mean, half = gaps.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3.0 and half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert math.isnan(gaps.interval([1.0])[1])
+    assert gaps.interval([0.0, 1.0] * 50)[1] == pytest.approx(1.984 * 0.5025 / 10, rel=1e-3)
+
+
+def test_means_since_the_switch_and_norms_by_hand():
+    scalars = {
+        "norms/parameter/a": [(0, 1.0), (10, 3.0), (20, 6.0)],
+        "norms/parameter/b": [(0, 1.0), (10, 4.0), (20, 8.0)],
+        "norms/update/a": [(10, 100.0), (15, 1.0), (20, 2.0)],
+        "norms/update/b": [(20, 6.0)],
+    }
+    assert gaps.since(scalars, "norms/update/", 10) == 3.0
+    assert gaps.weight_norm(scalars, 10) == 5.0 and gaps.weight_norm(scalars) == 10.0
+    with pytest.raises(RunError, match="delta_c"):
+        gaps.since(scalars, "plasticity/delta_c/", 10)
+
+
+def test_the_table_and_the_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    runs = tuple(recorded(tmp_path / str(s), gap, seed=s) for s, gap in ((1, 1.0), (2, 3.0)))
+    gaps.main(gaps.Args(runs, out=tmp_path / "gaps.png"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| arm | 2 | 50.00 | 52.00 | 2.00 ± 12.71 | 5 | 7.21 | 0.6 | 3 | 6 |"
+    assert (tmp_path / "gaps.png").stat().st_size > 5000
+
+
+def test_refuses_what_cannot_be_compared(tmp_path):
+    one, same = recorded(tmp_path / "a"), recorded(tmp_path / "b")
+    with pytest.raises(RunError, match="differ in nothing"):
+        gaps.read_arms([one, same])
+    with pytest.raises(RunError, match=r"differ in \['rate', 'seed'\]"):
+        gaps.read_arms([one, recorded(tmp_path / "c", seed=2, rate=0.2)])
+    with pytest.raises(RunError, match="no control"):
+        gaps.read_arms([recorded(tmp_path / "d", control=False)])
+    assert list(gaps.read_arms([one, recorded(tmp_path / "e", name="other")])) == ["arm", "other"]
