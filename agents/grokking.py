@@ -132,7 +132,8 @@ class RewarmArgs:
     window: int = 5
     """probe intervals averaged"""
     burn_in: int = 10
-    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule"""
+    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule; what
+    rests after that schedule, compared with its peak, is re-warmed again"""
 
 
 @dataclass(frozen=True)
@@ -593,7 +594,11 @@ def make_trigger(args: Args) -> Trigger:
         case "at":
             return AtKnownChange()
         case "stagnation":
-            return OnStagnation(Stagnation(ratio=r.ratio, window=r.window, burn_in=r.burn_in))
+            # Movement follows the rate: a restarted schedule is let anneal before rest is looked for again.
+            annealing = math.ceil(schedule_updates(args) / args.probe.every)
+            return OnStagnation(
+                Stagnation(ratio=r.ratio, window=r.window, burn_in=r.burn_in, refractory=annealing + r.burn_in)
+            )
 
 
 def run_directory(args: Args) -> Path:
@@ -696,11 +701,7 @@ def main(args: Args) -> None:
             train_loss = max(cross_entropy(network(train.xy), train.answer, "float64").item(), 1e-30)
         signal = movement(features, probed[1], args.rewarm.signal, train_loss, probed_loss)
         probed_loss = train_loss
-        # Movement follows the rate: an annealing schedule is let finish before rest is looked for again.
-        annealed = not rewarming.events or rewarming.updates_since_trigger >= schedule_updates(args)
-        if not isinstance(trigger, OnStagnation) or not annealed or signal is None:
-            return None
-        return signal
+        return signal if isinstance(trigger, OnStagnation) else None
 
     if args.resume:
         run = Run.resume(args.resume, device=device)

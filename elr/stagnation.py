@@ -17,41 +17,51 @@ class StagnationState(TypedDict):
     recent: list[float]
     peak: float
     seen: int
+    alarms: int
     statistic: float
 
 
 class Stagnation:
     """Fires when movement has sunk to a fraction of its largest value.
 
-    With m_t >= 0 the movement in the t-th interval since the last alarm, w = ``window``, b = ``burn_in``:
+    With m_t >= 0 the movement in the t-th interval since the last alarm (or the start), w = ``window``:
         r_t = (m_{t-w+1} + ... + m_t) / w
         alarm at t >= b  if  r_t <= ratio * max_{w <= s <= t} r_s
-    An alarm forgets everything: the next one compares with what moves from then on.
+    b is ``burn_in`` before the first alarm and ``refractory`` after one. An alarm forgets everything.
 
     The rule asks for a proportion, so that the unit of the movement does not matter. Movement that never changes, and
     movement that only grows, raise no alarm, nor does a stream that is 0 from its start. Movement falls with the
-    learning rate: ask the detector while the rate is constant, or it takes an annealing schedule for rest.
+    learning rate: let ``refractory`` last until a restarted schedule has annealed. The largest movement is then that of
+    the schedule's peak, so that a network which rests after it is re-warmed again.
 
     Args:
         ratio: share of the largest movement that counts as rest, in (0, 1).
         window: intervals averaged, >= 1.
-        burn_in: intervals after the start or an alarm in which none is raised, >= window.
+        burn_in: intervals after the start in which no alarm is raised, >= window.
+        refractory: intervals after an alarm in which none is raised, >= window; None means ``burn_in``.
     Raises:
         ValueError: an argument outside its range.
     Deviation: arXiv:2507.20057 triggers on a fixed cycle or on CUSUM; this detector is ours, for Algorithm 1's
         ``rewarm`` on a training set that does not change.
     """
 
-    def __init__(self, *, ratio: float = 0.1, window: int = 5, burn_in: int = 10) -> None:
+    def __init__(
+        self, *, ratio: float = 0.1, window: int = 5, burn_in: int = 10, refractory: int | None = None
+    ) -> None:
         _check("ratio", ratio, 0.0 < ratio < 1.0, "in (0, 1)")
         _check("window", window, window == int(window) and window >= 1, "a whole number of intervals >= 1")
         _check("burn_in", burn_in, burn_in == int(burn_in) and burn_in >= window, f"a whole number >= window {window}")
+        refractory = burn_in if refractory is None else refractory
+        whole = refractory == int(refractory) and refractory >= window
+        _check("refractory", refractory, whole, f"a whole number >= window {window}")
         self.ratio = ratio
         self.window = window
         self.burn_in = burn_in
+        self.refractory = refractory
         self._recent: deque[float] = deque(maxlen=window)
         self._peak = 0.0
         self._seen = 0
+        self._alarms = 0
         self._statistic = 1.0
 
     @property
@@ -82,15 +92,23 @@ class Stagnation:
         self._peak = max(self._peak, mean)
         if self._peak > 0.0:
             self._statistic = mean / self._peak
-        if self._seen < self.burn_in or self._statistic > self.ratio:
+        wait = self.refractory if self._alarms else self.burn_in
+        if self._seen < wait or self._statistic > self.ratio:
             return False
+        self._alarms += 1
         self._recent.clear()
         self._peak, self._seen = 0.0, 0
         return True
 
     def state_dict(self) -> StagnationState:
         """State as plain numbers."""
-        return StagnationState(recent=list(self._recent), peak=self._peak, seen=self._seen, statistic=self._statistic)
+        return StagnationState(
+            recent=list(self._recent),
+            peak=self._peak,
+            seen=self._seen,
+            alarms=self._alarms,
+            statistic=self._statistic,
+        )
 
     def load_state_dict(self, state: StagnationState) -> None:
         """Continue exactly from :meth:`state_dict`; the constructor's arguments must be the same.
@@ -108,6 +126,7 @@ class Stagnation:
         self._recent = deque(state["recent"], maxlen=self.window)
         self._peak = state["peak"]
         self._seen = state["seen"]
+        self._alarms = state["alarms"]
         self._statistic = state["statistic"]
 
 

@@ -26,6 +26,12 @@ def test_burn_in_delays_the_alarm_and_an_alarm_forgets():
     assert alarms(again, [8, 1, 4, 1]) == [2, 4]
 
 
+def test_refractory_lets_a_schedule_anneal_and_remembers_its_peak():
+    movements = [8, 1, 4, 2, 0.3, 0.3, 0.3]  # an alarm at 2; then a schedule with its peak of 4, annealed, at rest
+    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2), movements) == [2, 4]  # the annealing taken for rest
+    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2, refractory=4), movements) == [2, 6]
+
+
 def test_statistic_is_the_share_of_the_largest():
     detector = Stagnation(ratio=0.1, window=2, burn_in=2)
     assert detector.statistic == 1.0
@@ -57,7 +63,7 @@ def test_the_unit_does_not_matter(movements, unit):
 
 @given(st.lists(st.floats(0.0, 10.0), max_size=50), st.integers(0, 50))
 def test_continues_exactly_from_its_state(movements, cut):
-    whole, first, second = (Stagnation(window=3, burn_in=4) for _ in range(3))
+    whole, first, second = (Stagnation(window=3, burn_in=4, refractory=6) for _ in range(3))
     expected = [whole.update(m) for m in movements]
     found = [first.update(m) for m in movements[:cut]]
     second.load_state_dict(first.state_dict())
@@ -66,7 +72,7 @@ def test_continues_exactly_from_its_state(movements, cut):
 
 
 def test_refusals():
-    for bad in ({"ratio": 0.0}, {"ratio": 1.0}, {"window": 0}, {"burn_in": 4}, {"window": 1.5}):
+    for bad in ({"ratio": 0.0}, {"ratio": 1.0}, {"window": 0}, {"burn_in": 4}, {"window": 1.5}, {"refractory": 4}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Stagnation(**bad)
     detector = Stagnation()
@@ -78,4 +84,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="exactly"):
         detector.load_state_dict({"recent": []})
     with pytest.raises(ValueError, match="window 5"):
-        detector.load_state_dict({"recent": [1.0] * 6, "peak": 1.0, "seen": 6, "statistic": 1.0})
+        detector.load_state_dict({"recent": [1.0] * 6, "peak": 1.0, "seen": 6, "alarms": 0, "statistic": 1.0})
