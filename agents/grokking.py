@@ -15,7 +15,7 @@ test pairs whose mirror it was trained on, about 20 % of them: accuracy is repor
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
 those lines stand in this order in `main`. The presets fig2-left-*, fig2-right-*, fig3-* and fig8 are arms of the
-paper's grokking figures at a smaller scale: 20,000, 6,000, 7,000 and 2,000 updates where it has up to 1,000,000.
+paper's grokking figures at a smaller scale: 20,000, 6,000, 9,000 and 2,000 updates where it has up to 1,000,000.
 
 Deviations. The paper leaves the output layer out of the projection; here it and the embeddings are held too, as no norm
 layer bounds what they do (--nap.no-decoder, --nap.no-embeddings). Gains of norm layers are not rescaled, only decayed
@@ -24,7 +24,7 @@ Where the paper is silent or contradicts itself: the training set is one batch, 
 each update (--batch-size); one attention block, as its text says (its Table 1 says two: --blocks); linear weights start
 as N(0, 1 / fan_in), embeddings as N(0, 0.07^2) (--embedding-std); "after the MLP" is a norm on the block's output; the
 arms of fig2-right have rate 1e-2 and their gains decay as their matrices do; fig3 has both decays at 1, a warm-up of
-500 and a cosine of 1,500 updates.
+500 and a cosine of 3,500 updates.
 """
 
 from __future__ import annotations
@@ -289,8 +289,8 @@ def _presets() -> dict[str, Preset[Args]]:
     def fig3(peak: float) -> Args:
         return Args(
             exp_name=f"fig3-{peak:g}", norm=_NORMS, weight_decay=1.0, scale_decay=1.0, learning_rate=peak,
-            schedule=ScheduleArgs(kind="warmup-cosine", warmup_updates=500, decay_updates=1500),
-            rewarm=RewarmArgs(trigger="at"), total_updates=7_000, **_FIGURE,
+            schedule=ScheduleArgs(kind="warmup-cosine", warmup_updates=500, decay_updates=3500),
+            rewarm=RewarmArgs(trigger="at"), total_updates=9_000, **_FIGURE,
         )  # fmt: skip
 
     presets = {
@@ -298,7 +298,7 @@ def _presets() -> dict[str, Preset[Args]]:
         "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4, total_updates=6_000)),
         "adaptive": Preset(
             "fig3-0.01, but re-warmed as soon as its features have come to rest, whenever that is",
-            replace(fig3(1e-2), exp_name="adaptive", rewarm=RewarmArgs(trigger="stagnation")),
+            replace(fig3(1e-2), exp_name="adaptive", rewarm=RewarmArgs(trigger="stagnation"), total_updates=7_000),
         ),
     }
     for name, nap in (("free", _FREE), ("projected", NapArgs(every=100))):
