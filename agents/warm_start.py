@@ -453,7 +453,8 @@ class CNN(nn.Module):
         x = self.conv1_relu(self.conv1_norm(self.conv1(x)))
         x = self.conv2_relu(self.conv2_norm(self.conv2(x)))
         x = self.conv3_relu(self.conv3_norm(self.conv3(x)))
-        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, hidden]
+        x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, the order in which they lie in memory
+        x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, hidden]
         return self.head(x)
 
 
@@ -610,15 +611,11 @@ def make_learner(
     """Everything but the network itself; `check` is a batch on which its scale invariance is verified."""
     with refusals("--assignment"):
         modules = layerwise_groups(network, args.learning_rate, args.assignment, head="head")
-    groups = [
-        {**group, "params": params, "weight_decay": decay}
-        for group in modules
-        for decay, params in (
-            (args.weight_decay, [p for p in group["params"] if p.ndim > 1]),
-            (0.0, [p for p in group["params"] if p.ndim <= 1]),
-        )
-        if params
-    ]
+    merged: dict[tuple[float, float], list[nn.Parameter]] = {}  # by rate and decay; fewer groups are fewer kernels
+    for group in modules:
+        for p in group["params"]:
+            merged.setdefault((group["lr"], args.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
     with refusals("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, schedule, trigger, args.rewarm.moments, initial)

@@ -12,16 +12,16 @@ machine that slows down slows both, and the ratio is taken within each pair. Eva
 from __future__ import annotations
 
 import runpy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+
+from runs.pairs import compare
 
 SCRIPT = Path(__file__).resolve().parents[1] / "agents" / "grokking.py"
 
@@ -99,30 +99,12 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     return plain_update, our_update
 
 
-def rate(update: Callable[[], None], count: int) -> float:
-    """Updates per second over `count` updates."""
-    start = time.perf_counter()
-    for _ in range(count):
-        update()
-    return count / (time.perf_counter() - start)
-
-
 def main(args: Args) -> None:
-    """Print updates per second of both sides and the ratio within each pair."""
+    """Print updates per second of both sides, and their ratio."""
     torch.set_num_threads(args.threads)
     threadpool_limits(args.threads)
     plain, ours = sides(args)
-    for update in (plain, ours):
-        rate(update, 5)
-    pairs = []
-    for i in range(args.repeats):
-        pairs.append((rate(plain, args.updates), rate(ours, args.updates)))
-        print(f"pair {i + 1}: plain {pairs[-1][0]:.1f}, script {pairs[-1][1]:.1f} updates/s", flush=True)
-    ratios = [b / a for a, b in pairs]
-    print(
-        f"ratio: median {median(ratios):.2f} [least {min(ratios):.2f}, greatest {max(ratios):.2f}], n = {len(ratios)} "
-        f"pairs of {args.updates} updates, {args.threads} thread(s), torch {torch.__version__}"
-    )
+    print(compare(plain, ours, repeats=args.repeats, updates=args.updates, unit=1))
 
 
 if __name__ == "__main__":
