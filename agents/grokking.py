@@ -132,8 +132,8 @@ class RewarmArgs:
     window: int = 5
     """probe intervals averaged"""
     burn_in: int = 10
-    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule; what
-    rests after that schedule, compared with its peak, is re-warmed again"""
+    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule: from
+    the first trigger on, about a fixed cycle"""
 
 
 @dataclass(frozen=True)

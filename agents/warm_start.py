@@ -48,7 +48,7 @@ from elr.interventions import L2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
 from elr.measure import Meter
 from elr.moments import reset_moments_
-from elr.projection import Projection, gains_and_offsets, scalable_weights
+from elr.projection import Projection, gains_and_offsets, project_to_norms_, scalable_weights
 from elr.rewarming import AtKnownChange, Every, Never, OnCusum, Rewarming, Trigger
 from elr.schedules import Constant, Schedule, WarmupCosine
 from envs.images import Images, load_images
@@ -83,7 +83,7 @@ class NapArgs:
     gains: Literal["joint", "regularise", "decay", "free"] = "joint"
     """gains g and offsets b of norm layers: hold their joint norm, pull them to 1 and 0, decay g to 0, or leave them"""
     gain_strength: float = 0.0
-    """strength of regularise or decay, multiplied by the learning rate as in decoupled weight decay"""
+    """strength of regularise or decay, multiplied by the fastest layer's rate as in decoupled weight decay"""
     allow_scale_dependent: bool = False
     """project even a network whose output changes when a weight tensor is scaled"""
 
@@ -121,7 +121,7 @@ class RewarmArgs:
     """updates averaged into one value of the CUSUM, whose logarithm is tested"""
     burn_in: int = 20
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
-    refractory: int = 50
+    refractory: int = 25
     """blocks after an alarm in which none is raised"""
 
 
@@ -146,7 +146,7 @@ class ProbeArgs:
     every: int = 100
     """updates between feature-learning measurements (the interval T of Delta_C, Delta_A); 0 is off"""
     size: int = 256
-    """training images in the probe; as many old and as many new ones give the norms of their gradients"""
+    """training images in the probe; at most so many old and as many new ones give the norms of their gradients"""
     tau: float = 0.1
     """a unit is dormant when its share of the layer's mean activation is at most tau"""
     meter_every: int = 100
@@ -176,7 +176,8 @@ class Args:
     phase_epochs: int = 0
     """epochs of each phase instead, over the images it has; 0 goes by --phase-updates"""
     control: Literal["fresh", "none"] = "fresh"
-    """train a fresh network beside the warm one from the last switch on"""
+    """train a fresh network beside the warm one from the last switch on; whatever the trigger, its rate makes one decay
+    over the last phase, from --learning-rate"""
     model: Literal["cnn", "resnet18"] = "cnn"
     """the paper's small network, or a ResNet-18 for small images without biases"""
     width: int = 32
@@ -198,7 +199,8 @@ class Args:
     weight_decay: float = 0.0
     """decoupled decay of all matrices: W <- W - rate * decay * W"""
     l2_init: float = 0.0
-    """strength of the penalty on the squared distance from the initial weights (Kumar et al. 2023)"""
+    """strength of the penalty on the squared distance from the initial weights (Kumar et al. 2023); an intervention
+    moves that origin only if it is reset"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -236,13 +238,17 @@ class Args:
             raise ValueError(f"--fractions {shares}: give shares in (0, 1] that do not fall")
         if min(self.strides) < 1:
             raise ValueError(f"--strides {self.strides} must be at least 1 each")
-        if self.learning_rate * self.weight_decay > 1:
-            raise ValueError(
-                f"--weight-decay {self.weight_decay} times --learning-rate {self.learning_rate} is above 1 and would "
-                "turn the weights round"
-            )
+        greatest = self.learning_rate * max(1.0, self.rewarm.peak_factor)
+        for flag, pull in (("weight-decay", self.weight_decay), ("nap.gain-strength", self.nap.gain_strength)):
+            if greatest * pull > 1:
+                raise ValueError(
+                    f"--{flag} {pull} times the greatest rate {greatest:g} (--learning-rate, --rewarm.peak-factor) is "
+                    "above 1 and would turn the weights round"
+                )
         if min(self.probe.every, self.probe.meter_every) < 0 or self.probe.size < 2:
             raise ValueError("--probe.every and --probe.meter-every must be >= 0, --probe.size at least 2")
+        if not self.device.startswith(("cpu", "cuda")):
+            raise ValueError(f"--device {self.device} is not supported: use cpu or cuda")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
@@ -252,7 +258,7 @@ class Args:
         self._refuse_inert_flags()
 
     def _refuse_inert_flags(self) -> None:
-        rewarm, switch, last = self.rewarm, self.switch, len(self.fractions) == 1
+        rewarm, switch = self.rewarm, self.switch
         if self.dataset == "digits":
             refuse_inert("", self, ["data_folder", "cache"], "with --dataset digits, which is part of the package")
         if self.dataset != "cifar10":
@@ -281,15 +287,15 @@ class Args:
             "cycle": detector,
         }
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
-        if not 0 < rewarm.peak_factor < math.inf or rewarm.cycles < 1:
-            raise ValueError("--rewarm.peak-factor must be positive, --rewarm.cycles at least 1")
+        if not 0 < rewarm.peak_factor < math.inf or rewarm.cycles < 2:
+            raise ValueError("--rewarm.peak-factor must be positive, --rewarm.cycles at least 2")
         changes_rate = self.schedule.kind != "constant" or rewarm.peak_factor != 1
         if rewarm.trigger != "never" and not changes_rate and rewarm.moments == "keep":
             raise ValueError(
                 f"--rewarm.trigger {rewarm.trigger} re-warms nothing with --schedule.kind constant: choose another "
                 "schedule, --rewarm.peak-factor, or --rewarm.trigger never"
             )
-        if last:
+        if len(self.fractions) == 1:
             refuse_inert("", self, ["control"], "with a single phase: the network is the fresh one")
             refuse_inert("switch", switch, ["optimizer", "intervention"], "with a single phase: there is no switch")
             if rewarm.trigger == "switch":
@@ -299,8 +305,15 @@ class Args:
             refuse_inert("switch", switch, ["shrink", "perturb"], why)
         if not (0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf):
             raise ValueError(f"--switch.shrink {switch.shrink} must lie in [0, 1], --switch.perturb at 0 or above")
+        mixes = (switch.shrink, switch.perturb)
+        if switch.intervention == "shrink-and-perturb" and (mixes == (1, 0) or mixes == (0, 0)):
+            raise ValueError(
+                f"--switch.shrink {switch.shrink} with --switch.perturb {switch.perturb} "
+                + ("changes nothing" if switch.shrink else "makes every weight zero")
+            )
         if self.probe.every == 0:
-            inert = ["tau"] if self.nap.enabled else ["size", "tau"]  # projection is checked on the probe's images
+            checked = self.nap.enabled and not self.nap.allow_scale_dependent
+            inert = ["tau"] if checked else ["size", "tau"]  # projection is checked on the probe's images
             refuse_inert("probe", self.probe, inert, "with --probe.every 0")
 
 
@@ -414,10 +427,27 @@ class Pixels:
 
 
 def phase_lengths(args: Args, sizes: Sequence[int]) -> list[int]:
-    """Updates of each phase."""
+    """Updates of each phase.
+
+    Raises:
+        ValueError: they leave no room for what the flags ask for.
+    """
+    lengths = [args.phase_updates] * len(sizes)
     if args.phase_epochs:
-        return [math.ceil(args.phase_epochs * size / args.batch_size) for size in sizes]
-    return [args.phase_updates] * len(sizes)
+        lengths = [math.ceil(args.phase_epochs * size / args.batch_size) for size in sizes]
+    total, r = sum(lengths), args.rewarm
+    if args.nap.enabled and not 1 <= args.nap.every <= total:
+        raise ValueError(f"--nap.every {args.nap.every} projects never in {total} updates")
+    if r.trigger == "cycle" and total % r.cycles:
+        raise ValueError(f"--rewarm.cycles {r.cycles} does not divide the {total} updates of the run")
+    if r.trigger == "cusum":
+        for flag, blocks, limit in (("burn-in", r.burn_in, lengths[0]), ("refractory", r.refractory, min(lengths[1:]))):
+            if blocks * r.block >= limit:
+                raise ValueError(
+                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {r.block} updates outlast a phase of {limit}: "
+                    "the next switch could not be found"
+                )
+    return lengths
 
 
 # ---------------------------------------------------------------------------------------------------------- network
@@ -627,6 +657,8 @@ def intervene(args: Args, learner: Learner, fresh: nn.Module, check: Tensor) -> 
     s, network, optimizer = args.switch, learner.network, learner.optimizer
     if s.intervention == "shrink-and-perturb":
         shrink_and_perturb_(network, fresh, shrink=s.shrink, perturb=s.perturb)
+        if learner.projection:  # of shrinking and perturbing a new direction is left
+            project_to_norms_(list(learner.projection.weights.values()), list(learner.projection.norms.values()))
     elif s.intervention == "reset-head":
         reset_(network, fresh, modules=["head"])
     elif s.intervention == "reset":
@@ -676,7 +708,7 @@ def main(args: Args) -> None:
     with refusals("--seed"):
         streams = np.random.SeedSequence(args.seed).spawn(6)
     split_rng, minibatch_rng, augment_rng, probe_rng = (np.random.default_rng(s) for s in streams[:4])
-    init_seed, fresh_seed = (int(s.generate_state(1)[0]) for s in streams[4:])
+    init_seed, fresh_stream = int(streams[4].generate_state(1)[0]), streams[5]
     with refusals("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
         torch.empty(1, device=device)
@@ -689,28 +721,30 @@ def main(args: Args) -> None:
     pixels = Pixels(images, device)
     shape, count = pixels.train_x.shape[1:], len(images.train_y)
     sizes = [round(fraction * count) for fraction in args.fractions]
-    with refusals("--fractions"):
+    with refusals():
         if min(sizes) < 1:
-            raise ValueError(f"{args.fractions} of {count} images leaves a phase without any")
-    lengths = phase_lengths(args, sizes)
+            raise ValueError(f"--fractions {args.fractions} of {count} images leaves a phase without any")
+        lengths = phase_lengths(args, sizes)
     total, switches = sum(lengths), [int(u) for u in np.cumsum(lengths)[:-1]]
     print(f"{images.source}; phases of {', '.join(f'{n:,}' for n in sizes)} images, {total:,} updates", flush=True)
 
-    def fresh_network() -> nn.Module:
-        return make_network(args, shape, images.classes, fresh_seed, device)
+    *switch_seeds, control_seed = (int(s.generate_state(1)[0]) for s in fresh_stream.spawn(len(switches) + 1))
+
+    def new_network(seed: int) -> nn.Module:
+        return make_network(args, shape, images.classes, seed, device)
 
     # elr attaches to the network and the optimiser.
-    network = make_network(args, shape, images.classes, init_seed, device)
+    network = new_network(init_seed)
     probe_index = torch.from_numpy(probe_rng.permutation(count)[: args.probe.size]).to(device)
     probe_x = pixels.normalised(pixels.train_x[probe_index])
-    last, peak, again = lengths[-1], args.learning_rate, args.learning_rate * args.rewarm.peak_factor
+    peak, again = args.learning_rate, args.learning_rate * args.rewarm.peak_factor
     match args.rewarm.trigger:  # updates of the decay from the start, and of those after a trigger
         case "never":
             first = later = total
         case "cycle":
             first = later = total // args.rewarm.cycles
         case _:
-            first, later = lengths[0], last
+            first, later = lengths[0], lengths[-1]
     with refusals("--schedule, --rewarm"):
         schedules = make_schedule(args, later, again), make_trigger(args, total), make_schedule(args, first, peak)
     warm = make_learner(args, network, probe_x, *schedules)
@@ -726,10 +760,15 @@ def main(args: Args) -> None:
     updates, result = 0, {}
 
     def make_control() -> Learner:
-        return make_learner(args, fresh_network(), probe_x, make_schedule(args, last, peak), Never())
+        return make_learner(args, new_network(control_seed), probe_x, make_schedule(args, lengths[-1], peak), Never())
 
     def phase() -> int:
         return sum(updates >= switch for switch in switches)
+
+    def fit_schedule() -> None:
+        """Let the decay that a switch has started end with its phase."""
+        if args.rewarm.trigger == "switch" and phase():
+            warm.rewarming.schedule = make_schedule(args, lengths[phase()], again)
 
     def require_finite(what: str = "") -> None:
         """Stop before a broken network is saved, measured or stepped; the checkpoint on disk is from before."""
@@ -754,19 +793,22 @@ def main(args: Args) -> None:
         require_finite()
         run.scalars(probe.measure(), updates)
         known = sizes[max(phase() - 1, 0)]
-        for name, begin, end in (("old", 0, known), ("new", known, sizes[phase()])):
-            chosen = slice(begin, min(end, begin + args.probe.size))
-            if end > begin:
-                x = pixels.normalised(pixels.train_x[chosen])
-                run.scalar(f"norms/gradient_{name}", gradient_norm(network, x, pixels.train_y[chosen]), updates)
+        arrived = sizes[phase()] - known
+        n = min(args.probe.size, known, arrived or known)  # the norm of a mean over more images is smaller
+        for name, begin in (("old", 0), ("new", known)) if arrived else (("old", 0),):
+            x = pixels.normalised(pixels.train_x[begin : begin + n])
+            run.scalar(f"norms/gradient_{name}", gradient_norm(network, x, pixels.train_y[begin : begin + n]), updates)
 
-    def report() -> dict[str, float]:
-        """Evaluate both networks on the test set."""
+    def evaluated() -> dict[str, float]:
+        """Both networks on the test set."""
         scalars = dict(zip(("test/loss", "test/accuracy"), evaluate(network, pixels), strict=True))
         if control:
             pair = evaluate(control.network, pixels)
             scalars |= dict(zip(("test/loss_fresh", "test/accuracy_fresh"), pair, strict=True))
             scalars["test/gap"] = 100 * (scalars["test/accuracy_fresh"] - scalars["test/accuracy"])
+        return scalars
+
+    def report(scalars: dict[str, float]) -> None:
         run.scalars(scalars, updates)
         speed = (updates - start_update) / max(time.perf_counter() - started, 1e-9)
         beside = f"   fresh {scalars['test/accuracy_fresh']:.3f}" if control else ""
@@ -775,13 +817,13 @@ def main(args: Args) -> None:
             f"{beside}   learning rate {warm.rewarming.rate:.1e}   {speed:.1f} updates/s",
             flush=True,
         )
-        return scalars
 
     def switch() -> None:
         """The data grow."""
         nonlocal control
         minibatches.grow(sizes[phase()])
-        intervene(args, warm, fresh_network(), probe_x)
+        fit_schedule()
+        intervene(args, warm, new_network(switch_seeds[phase() - 1]), probe_x)
         if updates == switches[-1] and args.control == "fresh":
             control = make_control()
         run.scalar("shift/task", phase(), updates)
@@ -802,6 +844,7 @@ def main(args: Args) -> None:
                 for name, part in parts.items():
                     if part is not None:
                         part.load_state_dict(state[name])
+                fit_schedule()
                 restore_rng(augment_rng, state["augment_rng"])
         else:
             run.layout(list(layers), network.probed, supervised=True)
@@ -839,7 +882,8 @@ def main(args: Args) -> None:
                 if learner.projection:
                     learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
                 rate = learner.rewarming.rate
-                rewarmed = learner.rewarming.step(cross_entropy.item())  # trigger? restart; set the next update's rate
+                signal = max(cross_entropy.item(), 1e-30)  # CUSUM takes its logarithm
+                rewarmed = updates + 1 < total and learner.rewarming.step(signal)  # trigger? restart; set the next rate
                 if learner is warm:
                     trained = {"train/loss": cross_entropy.item(), "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
@@ -858,7 +902,8 @@ def main(args: Args) -> None:
             if probe and probe.due(updates):
                 measure()
             if updates % args.eval_every == 0 or updates == total:
-                result = report()
+                result = evaluated()
+                report(result)
             if updates % args.checkpoint_every == 0 and updates < total:
                 checkpoint()
 
@@ -868,6 +913,7 @@ def main(args: Args) -> None:
             command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run.directory)])
             print(f"\nstopped at update {updates}; go on with: {command}")
             raise SystemExit(130)
+        result = result or evaluated()  # nothing was left to do for a run that was killed after its last update
         run.finish(updates)
     print(f"\nfinished {updates:,} updates in {run.directory}")
     print(f"test accuracy {100 * result['test/accuracy']:.2f} %", end="")

@@ -32,7 +32,8 @@ class Stagnation:
     The rule asks for a proportion, so that the unit of the movement does not matter. Movement that never changes, and
     movement that only grows, raise no alarm, nor does a stream that is 0 from its start. Movement falls with the
     learning rate: let ``refractory`` last until a restarted schedule has annealed. The largest movement is then that of
-    the schedule's peak, so that a network which rests after it is re-warmed again.
+    the schedule's peak, far above any at the annealed rate, so that from the first alarm on this is nearly a fixed
+    cycle: it finds out when a network has first come to rest, not whether it has still something to learn.
 
     Args:
         ratio: share of the largest movement that counts as rest, in (0, 1).

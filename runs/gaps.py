@@ -4,8 +4,9 @@
 
 Runs of `agents/warm_start.py` are grouped by their exp_name. The gap is the accuracy of the fresh network minus that of
 the warm one, in points, at the last evaluation; its interval is Student's at 95 %, over the seeds, each of which pairs
-the two networks. The table has the norm of the weights at the last switch and at the end, and Delta_C, Delta_A and the
-update norm averaged over the updates since the last switch. The picture needs the `plots` extra.
+the two networks. The table has the norm of the weights at the last switch and at the end, and Delta_C, the share of
+activations that flipped (Delta_A, for layers of any size) and the update norm averaged over the updates since the last
+switch. The picture needs the `plots` extra.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
+from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, read_status, refusals
 
 Scalars = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -41,17 +42,25 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan
-    quantile = _T[n - 2] if n - 2 < len(_T) else 1.96 + 2.5 / (n - 1)  # within 0.001 beyond 20 degrees of freedom
+    quantile = _T[n - 2] if n - 2 < len(_T) else 1.96 + 2.5 / (n - 1)  # within 0.0015 beyond 20 degrees of freedom
     return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def since(scalars: Scalars, prefix: str, start: int) -> float:
     """Mean over layers and updates > start of all tags that begin with prefix.
 
+    The first change after `start` is left out if the probe did not measure at `start` itself: it would hold what
+    happened before.
+
     Raises:
         RunError: there is none.
     """
-    found = [v for tag, curve in scalars.items() if tag.startswith(prefix) for step, v in curve if step > start]
+    found: list[float] = []
+    for tag, curve in scalars.items():
+        if tag.startswith(prefix):
+            after = [v for step, v in curve if step > start]
+            whole = not prefix.startswith("plasticity/") or any(step == start for step, _ in curve)
+            found += after if whole else after[1:]
     if not found:
         raise RunError(f"no {prefix}<layer> after update {start} was recorded: was the probe or the meter off?")
     return float(np.mean(found))
@@ -81,7 +90,7 @@ def row(name: str, runs: Sequence[Scalars]) -> str:
         np.mean([weight_norm(run) for run in runs]),
         *(
             np.mean([since(run, prefix, switch) for run, switch in ends])
-            for prefix in ("plasticity/delta_c/", "plasticity/delta_a/", "norms/update/")
+            for prefix in ("plasticity/delta_c/", "plasticity/flipped_fraction/", "norms/update/")
         ),
     ]
     columns = [name, str(len(runs)), percent("test/accuracy"), percent("test/accuracy_fresh")]
@@ -92,12 +101,17 @@ def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
     """Scalars of the runs by exp_name.
 
     Raises:
-        RunError: a run has no gap, or two runs of an arm have the same seed or differ in more than the seed.
+        RunError: there is no run; one is not finished or has no gap; two runs of an arm have the same seed or differ in
+            more than the seed.
     """
+    if not directories:
+        raise RunError("there is nothing to tabulate: give run directories of agents/warm_start.py")
     arms: dict[str, list[Scalars]] = {}
     configs: dict[str, list[tuple[Path, dict[str, object]]]] = {}
     for directory in directories:
         config, scalars = read_json(directory / "config.json"), read_scalars(directory)
+        if (status := read_status(directory)["status"]) != "finished":
+            raise RunError(f"{directory} is {status}, not finished: finish it with --resume, or leave it out")
         if "test/gap" not in scalars:
             raise RunError(f"{directory} has recorded no test/gap: it has no control, or is no run of warm_start.py")
         name = str(config["exp_name"])
@@ -141,7 +155,7 @@ def draw(arms: Mapping[str, Sequence[Scalars]], out: Path) -> None:
 def main(args: Args) -> None:
     """Read the runs, print the table, draw the picture."""
     arms = read_arms(args.directories)
-    print("| arm | n | warm, % | fresh, % | gap, points | norm at switch | at end | Δ_C | Δ_A | update norm |")
+    print("| arm | n | warm, % | fresh, % | gap, points | norm at switch | at end | Δ_C | flipped | update norm |")
     print(f"|{'---|' * 10}")
     for name, runs in arms.items():
         print(row(name, runs))

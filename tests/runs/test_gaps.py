@@ -9,19 +9,22 @@ from runs import gaps
 from runs.recording import Run, RunError
 
 
-def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=True) -> Path:
+def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=True, finished=True) -> Path:
     with Run.create(directory, {"exp_name": name, "seed": seed, "rate": rate}, argv=["x.py"]) as run:
         for update, norm in ((10, 3.0), (20, 6.0)):
             run.scalar("norms/parameter/a", norm, update)
             run.scalar("norms/parameter/b", 4.0, update)
             run.scalar("norms/update/a", norm, update)
             run.scalar("plasticity/delta_c/a", norm / 10, update)
-            run.scalar("plasticity/delta_a/a", norm / 2, update)
+            run.scalar("plasticity/flipped_fraction/a", norm / 20, update)
             run.scalar("test/accuracy", 0.5, update)
         run.scalar("shift/boundary", 1, 10)
         if control:
             run.scalar("test/accuracy_fresh", 0.5 + gap / 100, 20)
             run.scalar("test/gap", gap, 20)
+        if finished:
+            run.checkpoint(20, {})
+            run.finish(20)
     return directory
 
 
@@ -40,6 +43,11 @@ def test_means_since_the_switch_and_norms_by_hand():
         "norms/update/b": [(20, 6.0)],
     }
     assert gaps.since(scalars, "norms/update/", 10) == 3.0
+    changes = {
+        "plasticity/delta_c/a": [(10, 9.0), (15, 1.0), (20, 2.0)],
+        "plasticity/delta_c/b": [(12, 9.0), (20, 6.0)],
+    }
+    assert gaps.since(changes, "plasticity/delta_c/", 10) == 3.0  # b's first change began before 10
     assert gaps.weight_norm(scalars, 10) == 5.0 and gaps.weight_norm(scalars) == 10.0
     with pytest.raises(RunError, match="delta_c"):
         gaps.since(scalars, "plasticity/delta_c/", 10)
@@ -50,7 +58,7 @@ def test_the_table_and_the_picture(tmp_path, capsys):
     runs = tuple(recorded(tmp_path / str(s), gap, seed=s) for s, gap in ((1, 1.0), (2, 3.0)))
     gaps.main(gaps.Args(runs, out=tmp_path / "gaps.png"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| arm | 2 | 50.00 | 52.00 | 2.00 ± 12.71 | 5 | 7.21 | 0.6 | 3 | 6 |"
+    assert lines[2] == "| arm | 2 | 50.00 | 52.00 | 2.00 ± 12.71 | 5 | 7.21 | 0.6 | 0.3 | 6 |"
     assert (tmp_path / "gaps.png").stat().st_size > 5000
 
 
@@ -60,6 +68,10 @@ def test_refuses_what_cannot_be_compared(tmp_path):
         gaps.read_arms([one, same])
     with pytest.raises(RunError, match=r"differ in \['rate', 'seed'\]"):
         gaps.read_arms([one, recorded(tmp_path / "c", seed=2, rate=0.2)])
+    with pytest.raises(RunError, match="give run directories"):
+        gaps.read_arms([])
+    with pytest.raises(RunError, match="not finished"):
+        gaps.read_arms([recorded(tmp_path / "f", finished=False)])
     with pytest.raises(RunError, match="no control"):
         gaps.read_arms([recorded(tmp_path / "d", control=False)])
     assert list(gaps.read_arms([one, recorded(tmp_path / "e", name="other")])) == ["arm", "other"]
