@@ -839,12 +839,12 @@ def main(args: Args) -> None:
             misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
             with refusals(misfit, also=(KeyError, RuntimeError)):
                 updates = state["updates"]
+                fit_schedule()  # before the state, from which the next update's rate follows
                 control = make_control() if "control" in state else None
                 parts = {"warm": warm, "control": control, "meter": meter, "probe": probe, "minibatches": minibatches}
                 for name, part in parts.items():
                     if part is not None:
                         part.load_state_dict(state[name])
-                fit_schedule()
                 restore_rng(augment_rng, state["augment_rng"])
         else:
             run.layout(list(layers), network.probed, supervised=True)
