@@ -810,7 +810,7 @@ def main(args: Args) -> None:
                 recent_returns.extend(state["recent_returns"])
                 obs = env.observation()
         else:
-            run.layout(list(layers), PROBED)
+            run.layout(list(layers), PROBED, rewarming=args.rewarm.trigger != "never")
             if probe:
                 run.scalars(probe.measure(), global_step)
             checkpoint()

@@ -62,7 +62,9 @@ from runs.recording import (
     describe_nonfinite,
     exit_with_one_line,
     parse,
+    read_json,
     read_scalars,
+    read_status,
     refusals,
     refuse_inert,
     restore_rng,
@@ -227,6 +229,8 @@ class Args:
                 )
         if min(self.probe.every, self.probe.meter_every) < 0 or self.probe.size < 2:
             raise ValueError("--probe.every and --probe.meter-every must be >= 0, --probe.size at least 2")
+        if not self.device.startswith(("cpu", "cuda")):
+            raise ValueError(f"--device {self.device} is not supported: use cpu or cuda")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
@@ -236,7 +240,9 @@ class Args:
     def _refuse_inert_flags(self) -> None:
         if not self.nap.enabled:
             refuse_inert("nap", self.nap, ["every", "embeddings", "decoder"], "without --nap.enabled")
-        elif not 1 <= self.nap.every <= self.total_updates:
+        elif self.nap.every < 1:
+            raise ValueError(f"--nap.every {self.nap.every} is no number of updates: give at least 1")
+        elif self.nap.every > self.total_updates:
             raise ValueError(f"--nap.every {self.nap.every} projects never in --total-updates {self.total_updates}")
         if self.match_elr and self.nap.enabled:
             raise ValueError(
@@ -296,9 +302,12 @@ def _presets() -> dict[str, Preset[Args]]:
 
     presets = {
         "free": Preset("as the default, unconstrained", Args(exp_name="free", nap=_FREE)),
-        "low": Preset("as the default, at rate 1e-4", Args(exp_name="low", learning_rate=1e-4, total_updates=6_000)),
+        "low": Preset(
+            "as the default, at rate 1e-4, for 6,000 updates",
+            Args(exp_name="low", learning_rate=1e-4, total_updates=6_000),
+        ),
         "adaptive": Preset(
-            "fig3-0.01, but re-warmed as soon as its features have come to rest, whenever that is",
+            "norm layers, scale decay, 512 pairs, as fig3-0.01; re-warmed once its features have come to rest",
             replace(fig3(1e-2), exp_name="adaptive", rewarm=RewarmArgs(trigger="stagnation"), total_updates=7_000),
         ),
     }
@@ -309,7 +318,8 @@ def _presets() -> dict[str, Preset[Args]]:
                 arm = Args(
                     exp_name=key, nap=nap, learning_rate=rate, weight_decay=decay, total_updates=20_000, **_FIGURE
                 )
-                presets[key] = Preset("no norm layers; projected: every 100 updates", arm)
+                held = "projected every 100 updates" if nap.enabled else "unconstrained"
+                presets[key] = Preset(f"no norm layers, {held}, rate {rate:g}, decay {decay:g}, 20,000 updates", arm)
     for name, nap in (("free", _FREE), ("projected", NapArgs())):
         for scale in (False, True):
             for decay in (1.0, 10.0):
@@ -318,7 +328,9 @@ def _presets() -> dict[str, Preset[Args]]:
                     exp_name=key, nap=nap, norm=_NORMS, learning_rate=1e-2, weight_decay=decay,
                     scale_decay=decay if scale else 0.0, total_updates=6_000, **_FIGURE,
                 )  # fmt: skip
-                presets[key] = Preset("norm layers, with and without decay of their gains, rate 1e-2", arm)
+                held = "projected every update" if nap.enabled else "unconstrained"
+                gains = f"gains decay by {decay:g} too" if scale else "gains do not decay"
+                presets[key] = Preset(f"norm layers, {held}, rate 1e-2, decay {decay:g}, {gains}; 6,000 updates", arm)
     for peak in (1e-2, 1e-3):
         presets[f"fig3-{peak:g}"] = Preset(
             f"norm layers and scale decay; rate 1e-4 until --rewarm.at-update, then warm-up and cosine from {peak:g}",
@@ -555,9 +567,18 @@ def movement(features: dict[str, float], layer: str, kind: str, loss: float, pro
     return None if probed_loss is None else abs(math.log(loss / probed_loss))
 
 
-def recorded_elr(directory: Path, layers: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
-    """The realised ELR of each layer in a run, as `ElrMatch` takes it."""
-    scalars = read_scalars(directory)
+def recorded_elr(directory: Path, args: Args, layers: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """The realised ELR of each layer in a projected run of the same task and length, as `ElrMatch` takes it."""
+    config, scalars = read_json(directory / "config.json"), read_scalars(directory)
+    for name in ("p", "operation", "train_fraction", "batch_size"):
+        if config.get(name) != getattr(args, name):
+            raise ValueError(
+                f"{directory} has --{name.replace('_', '-')} {config.get(name)}, not {getattr(args, name)}"
+            )
+    if not config["nap"]["enabled"]:
+        raise ValueError(f"{directory} is not projected itself (--nap.no-enabled): there is nothing to separate")
+    if (reached := read_status(directory)["step"]) < args.total_updates:
+        raise ValueError(f"{directory} ends at update {reached}, before --total-updates {args.total_updates}")
     missing = [layer for layer in layers if f"elr/{layer}" not in scalars]
     if missing:
         raise ValueError(f"{directory} holds no elr/{missing[0]}: it is not a run of this network with its meter on")
@@ -657,7 +678,7 @@ def main(args: Args) -> None:
         with refusals("--match-elr"):
             # A resumed run finds its targets in its checkpoint; the run that they came from may be gone.
             unset = {layer: [(1, 1.0)] for layer in layers}
-            matching = ElrMatch(layers, unset if args.resume else recorded_elr(args.match_elr, layers))
+            matching = ElrMatch(layers, unset if args.resume else recorded_elr(args.match_elr, args, layers))
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
@@ -718,12 +739,19 @@ def main(args: Args) -> None:
                 restore_rng(minibatch_rng, state["minibatch_rng"])
                 updates, probed_loss, grokked_at = state["updates"], state["probed_loss"], state["grokked_at"]
         else:
-            run.layout(list(layers), probed, supervised=True)
+            charts = {
+                "test accuracy by kind of pair": ["test/accuracy_mirrored", "test/accuracy_unmirrored"],
+                "attention entropy": [f"plasticity/attention_entropy/{probed[0]}"],
+                "logit scale": ["plasticity/logit_scale"],
+            }
+            rewarms = args.rewarm.trigger != "never"
+            run.layout(list(layers), probed, supervised=True, rewarming=rewarms, charts=charts)
             if probe:
                 run.scalars(probe.measure(), updates)
             checkpoint()
-        started, start_update = time.perf_counter(), updates
+        training, start_update, shown = 0.0, updates, 0.0  # seconds of updates, without what is evaluated
         while updates < args.total_updates and not stop.requested:
+            started = time.perf_counter()
             batch = slice(None)
             if args.batch_size:
                 batch = torch.from_numpy(minibatch_rng.integers(len(train.xy), size=args.batch_size)).to(device)
@@ -747,6 +775,7 @@ def main(args: Args) -> None:
             rewarmed = rewarming.step(signal_now())  # trigger? start the schedule; set the next update's rate
 
             # Report.
+            training += time.perf_counter() - started
             if measured:
                 run.scalars(meter.scalars(), updates)
             if rewarmed:
@@ -759,13 +788,14 @@ def main(args: Args) -> None:
                 run.scalars(accuracy, updates)
                 if grokked_at is None and accuracy["test/accuracy"] >= 0.99:
                     grokked_at = updates
-                speed = (updates - start_update) / (time.perf_counter() - started)
-                print(
-                    f"update {updates:>7,} of {args.total_updates:,}   train {accuracy['train/accuracy']:.3f}   "
-                    f"test {accuracy['test/accuracy']:.3f}   train loss {accuracy['train/loss']:.1e}   "
-                    f"learning rate {rate:.1e}   {speed:.1f} updates/s",
-                    flush=True,
-                )
+                if time.perf_counter() - shown > 2 or updates == args.total_updates:
+                    shown = time.perf_counter()
+                    print(
+                        f"update {updates:>7,} of {args.total_updates:,}   train {accuracy['train/accuracy']:.3f}   "
+                        f"test {accuracy['test/accuracy']:.3f}   train loss {accuracy['train/loss']:.1e}   "
+                        f"learning rate {rate:.1e}   {(updates - start_update) / training:.1f} updates/s",
+                        flush=True,
+                    )
             if updates % args.checkpoint_every == 0 and updates < args.total_updates:
                 checkpoint()
 

@@ -5,7 +5,8 @@
     python agents/warm_start.py fig4-projected-0.1 --data-folder cifar-10-batches-bin
     python agents/warm_start.py --resume runs/logs/RUN        go on with a killed or interrupted run
 
-Measured so far, with n: docs/results.md.
+The digits show the machinery within half a minute; they are too easy for a gap (359 test images: one is 0.28 points).
+The figures' presets use CIFAR-10, read from --data-folder or downloaded once (170 MB); they are not measured yet.
 
 Phase k trains on the first `fractions[k]` of a shuffled training set, each phase for the same number of updates (or of
 epochs). From the last switch on, a fresh network, the control, learns beside the warm one from the same minibatches.
@@ -327,30 +328,40 @@ def _presets() -> dict[str, Preset[Args]]:
         probe=ProbeArgs(every=500, meter_every=500),
     )  # fmt: skip
     presets = {
-        "unconstrained": Preset("digits, no projection, one decay over the run", Args(nap=_FREE, rewarm=_ONCE)),
-        "online": Preset("digits arriving in four chunks", Args(fractions=(0.25, 0.5, 0.75, 1.0), phase_updates=500)),
+        "unconstrained": Preset(
+            "digits, no projection, one decay over the run", Args(exp_name="unconstrained", nap=_FREE, rewarm=_ONCE)
+        ),
+        "online": Preset(
+            "digits arriving in four chunks",
+            Args(exp_name="online", fractions=(0.25, 0.5, 0.75, 1.0), phase_updates=500),
+        ),
     }
 
     def add(name: str, description: str, **changes: Any) -> None:
-        presets[name] = Preset(description, replace(cifar, exp_name=name, **changes))
+        presets[name] = Preset(f"CIFAR-10, {description}", replace(cifar, exp_name=name, **changes))
 
     for fraction in (0.1, 0.5, 1.0):
         for arm, nap in (("projected", NapArgs()), ("unconstrained", _FREE)):
             name = f"fig4-{arm}-{fraction:g}"
-            add(name, "re-warmed at the switch", nap=nap, fractions=(fraction, 1.0))
+            add(name, f"{arm}, {fraction:g} first, re-warmed at the switch", nap=nap, fractions=(fraction, 1.0))
     for assignment in ("constant", "fast-features", "slow-features", "even-ratio-abs"):
-        add(f"fig5-left-{assignment}", "projected, re-warmed at the switch; per-layer rates", assignment=assignment)
+        add(f"fig5-left-{assignment}", f"projected, re-warmed at the switch, rates {assignment}", assignment=assignment)
         for factor in (3.0, 10.0):
             add(
                 f"fig13-{assignment}-x{factor:g}",
-                f"the same with a second peak {factor:g} times the first",
+                f"as fig5-left-{assignment}, the second peak {factor:g} times the first",
                 assignment=assignment,
                 rewarm=RewarmArgs(peak_factor=factor),
             )
     for arm, nap in (("projected", NapArgs()), ("unconstrained", _FREE)):
-        add(f"fig5-right-{arm}-cusum", "re-warmed by CUSUM on the loss", nap=nap, rewarm=RewarmArgs(trigger="cusum"))
-        add(f"fig5-right-{arm}-single", "one decay over the run", nap=nap, rewarm=_ONCE)
-        add(f"fig9-{arm}", "five cycles, off the data's phase", nap=nap, rewarm=RewarmArgs(trigger="cycle"))
+        add(
+            f"fig5-right-{arm}-cusum",
+            f"{arm}, re-warmed by CUSUM on the loss",
+            nap=nap,
+            rewarm=RewarmArgs(trigger="cusum"),
+        )
+        add(f"fig5-right-{arm}-single", f"{arm}, one decay over the run", nap=nap, rewarm=_ONCE)
+        add(f"fig9-{arm}", f"{arm}, five cycles, off the data's phase", nap=nap, rewarm=RewarmArgs(trigger="cycle"))
     baselines = {
         "shrink-and-perturb": {"switch": SwitchArgs(optimizer="reset", intervention="shrink-and-perturb")},
         "reset": {"switch": SwitchArgs(optimizer="reset", intervention="reset")},
@@ -359,7 +370,7 @@ def _presets() -> dict[str, Preset[Args]]:
         "weight-decay": {"weight_decay": 0.1},
     }
     for name, changes in baselines.items():
-        add(name, "baseline: no projection, rate re-warmed at the switch", nap=_FREE, **changes)
+        add(name, f"baseline {name}: unconstrained, re-warmed at the switch", nap=_FREE, **changes)
     return presets
 
 
@@ -687,9 +698,10 @@ def draw_comparison(directory: Path) -> Path | None:
     axes = figure.subplots()
     for tag, label, colour in (("test/accuracy", "warm", "#D55E00"), ("test/accuracy_fresh", "fresh", "#0072B2")):
         if tag in scalars:
-            axes.plot(*zip(*scalars[tag], strict=True), label=label, color=colour)
-    for update, _ in scalars.get("shift/boundary", []):
-        axes.axvline(update, color="0.6", linewidth=0.8, linestyle=":")
+            axes.plot(*zip(*scalars[tag], strict=True), label=label, color=colour, marker=".", markersize=3)
+    for i, (update, _) in enumerate(scalars.get("shift/boundary", [])):
+        axes.axvline(update, color="0.6", linewidth=0.8, linestyle=":", label=None if i else "data grow")
+    axes.set_ylim(bottom=max(0.0, min(v for _, v in scalars["test/accuracy"]) - 0.02))  # the control starts at chance
     axes.set_xlabel("update")
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)
@@ -813,8 +825,8 @@ def main(args: Args) -> None:
         speed = (updates - start_update) / max(time.perf_counter() - started, 1e-9)
         beside = f"   fresh {scalars['test/accuracy_fresh']:.3f}" if control else ""
         print(
-            f"update {updates:>7,} of {total:,}   phase {phase() + 1}   test accuracy {scalars['test/accuracy']:.3f}"
-            f"{beside}   learning rate {warm.rewarming.rate:.1e}   {speed:.1f} updates/s",
+            f"update {updates:>7,} of {total:,}   {sizes[phase()]:,} images   test {scalars['test/accuracy']:.3f}"
+            f"{beside}   learning rate {trained['charts/learning_rate']:.1e}   {speed:.1f} updates/s",
             flush=True,
         )
 
@@ -847,7 +859,13 @@ def main(args: Args) -> None:
                         part.load_state_dict(state[name])
                 restore_rng(augment_rng, state["augment_rng"])
         else:
-            run.layout(list(layers), network.probed, supervised=True)
+            charts = {
+                "accuracy, warm and fresh": ["test/accuracy", "test/accuracy_fresh"],
+                "gap": ["test/gap"],
+                "gradients of old and new images": ["norms/gradient_old", "norms/gradient_new"],
+            }
+            rewarms = args.rewarm.trigger != "never"
+            run.layout(list(layers), network.probed, supervised=True, rewarming=rewarms, charts=charts)
             run.scalar("shift/task", 0, 0)
             if probe:
                 measure()

@@ -164,7 +164,7 @@ def _cifar10(place: Path, download: bool, batches: Sequence[int] | None) -> Imag
         there = tuple(i for i in range(1, 6) if os.path.isfile(place / f"data_batch_{i}.bin"))
         remedy = f"give the unpacked folder {CIFAR10_ROOT}, or none to download it"
         if there and "test_batch.bin" not in missing:
-            remedy = f"batches={there} would read what is there"
+            remedy = f"ask for batches {' '.join(map(str, there))} to read what is there"
         raise ValueError(f"{place} has no file {', '.join(missing)}; {remedy}")
     parts = [_read_batch(place / file) for file in files]
     train = np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])

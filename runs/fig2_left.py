@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 REFERENCE = Path(__file__).parent / "reference" / "fig2_left.csv"
 COLOURS = {0.01: "#D55E00", 0.001: "#0072B2", 0.0001: "#009E73"}  # of Okabe and Ito, distinct to the colour-blind
 STYLES = {0.01: "-", 1.0: "--"}
+TASK = (117, "add", 0.2, 512)
+"""p, operation, fraction and batch of the presets."""
 Curve = list[tuple[int, float]]
 
 
@@ -51,27 +53,40 @@ def arm_of(directory: Path) -> Arm:
     """The arm that a run belongs to.
 
     Raises:
-        RunError: the run is of no fig2-left preset.
+        RunError: the run is of no fig2-left preset, whose task, network and batch the published numbers are beside.
     """
     config = read_json(directory / "config.json")
     try:
         arm = Arm(config["nap"]["enabled"], config["learning_rate"], config["weight_decay"])
-        norms = any(config["norm"].values())
+        task = (config["p"], config["operation"], config["train_fraction"], config["batch_size"])
+        norms, every = any(config["norm"].values()), config["nap"]["every"]
     except KeyError as error:
         raise RunError(f"{directory} is no run of agents/grokking.py: its config.json has no {error}") from error
     if arm.learning_rate not in COLOURS or arm.weight_decay not in STYLES or norms:
         raise RunError(f"{directory} is no arm of fig2-left: it has {arm} and {'norm' if norms else 'no norm'} layers")
+    if task != TASK or (arm.projected and every != 100):
+        raise RunError(
+            f"{directory} is no arm of fig2-left: p, operation, fraction and batch are {task}, not {TASK}, or it is "
+            f"projected every {every} updates, not 100"
+        )
     return arm
 
 
 def read_runs(directories: Sequence[Path]) -> dict[Arm, list[Curve]]:
     """Test accuracy of each run, by arm."""
+    if not directories:
+        raise RunError("there is nothing to draw: give run directories of the fig2-left presets")
     found: dict[Arm, list[Curve]] = {}
+    seeds: set[tuple[Arm, int]] = set()
     for directory in directories:
         curve = read_scalars(directory).get("test/accuracy")
         if not curve:
             raise RunError(f"{directory} has recorded no test/accuracy")
-        found.setdefault(arm_of(directory), []).append(curve)
+        arm, seed = arm_of(directory), read_json(directory / "config.json")["seed"]
+        if (arm, seed) in seeds:
+            raise RunError(f"{directory} is another run of seed {seed} of {arm}: leave one out")
+        seeds.add((arm, seed))
+        found.setdefault(arm, []).append(curve)
     return found
 
 
@@ -160,4 +175,10 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     import tyro
 
-    exit_with_one_line(lambda: main(tyro.cli(Args, config=(tyro.conf.PositionalRequiredArgs,))))
+    exit_with_one_line(
+        lambda: main(
+            tyro.cli(
+                Args, prog="python -m runs.fig2_left", description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)
+            )
+        )
+    )

@@ -47,13 +47,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def since(scalars: Scalars, prefix: str, start: int) -> float:
-    """Mean over layers and updates > start of all tags that begin with prefix.
+    """Mean over layers and updates > start of all tags that begin with prefix; nan if there is none.
 
     The first change after `start` is left out if the probe did not measure at `start` itself: it would hold what
     happened before.
-
-    Raises:
-        RunError: there is none.
     """
     found: list[float] = []
     for tag, curve in scalars.items():
@@ -61,19 +58,21 @@ def since(scalars: Scalars, prefix: str, start: int) -> float:
             after = [v for step, v in curve if step > start]
             whole = not prefix.startswith("plasticity/") or any(step == start for step, _ in curve)
             found += after if whole else after[1:]
-    if not found:
-        raise RunError(f"no {prefix}<layer> after update {start} was recorded: was the probe or the meter off?")
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else math.nan
 
 
 def weight_norm(scalars: Scalars, until: int | None = None) -> float:
-    """sqrt(sum ||W_l||^2) over the measured layers, at the last measurement not after `until`."""
-    last = [
-        [v for step, v in curve if until is None or step <= until][-1]
-        for tag, curve in scalars.items()
-        if tag.startswith("norms/parameter/")
-    ]
-    return math.sqrt(sum(v * v for v in last))
+    """sqrt(sum ||W_l||^2) over the measured layers, at the last measurement not after `until`; nan before the first."""
+    curves = [curve for tag, curve in scalars.items() if tag.startswith("norms/parameter/")]
+    measured = [[v for step, v in curve if until is None or step <= until] for curve in curves]
+    if not measured or not all(measured):
+        return math.nan
+    return math.sqrt(sum(values[-1] ** 2 for values in measured))
+
+
+def shown(number: float) -> str:
+    """Three digits, or a dash for what was not recorded."""
+    return "–" if math.isnan(number) else f"{number:.3g}"
 
 
 def row(name: str, runs: Sequence[Scalars]) -> str:
@@ -94,7 +93,8 @@ def row(name: str, runs: Sequence[Scalars]) -> str:
         ),
     ]
     columns = [name, str(len(runs)), percent("test/accuracy"), percent("test/accuracy_fresh")]
-    return f"| {' | '.join(columns)} | {gap:.2f} ± {half:.2f} | {' | '.join(f'{x:.3g}' for x in numbers)} |"
+    width = "" if math.isnan(half) else f" ± {half:.2f}"
+    return f"| {' | '.join(columns)} | {gap:.2f}{width} | {' | '.join(map(shown, numbers))} |"
 
 
 def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
@@ -118,7 +118,8 @@ def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
         for other, known in configs.setdefault(name, []):
             differ = {key for key in config if config[key] != known.get(key)} - {"directory"}
             if differ != {"seed"}:
-                raise RunError(f"{directory} and {other} are both {name}, and differ in {sorted(differ) or 'nothing'}")
+                what = sorted(differ) or "nothing"
+                raise RunError(f"{directory} and {other} are both {name} and differ in {what}: give one --exp-name")
         configs[name].append((directory, config))
         arms.setdefault(name, []).append(scalars)
     return arms
@@ -167,4 +168,8 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     import tyro
 
-    exit_with_one_line(lambda: main(tyro.cli(Args, config=(tyro.conf.PositionalRequiredArgs,))))
+    exit_with_one_line(
+        lambda: main(
+            tyro.cli(Args, prog="python -m runs.gaps", description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
+        )
+    )

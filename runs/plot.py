@@ -101,6 +101,8 @@ def main(args: Args) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
+    if not args.directories:
+        raise RunError("there is nothing to draw: give run directories")
     if not args.tags:
         raise RunError("--tags is empty: name at least one tag to draw")
     with refusals("--window"):
@@ -117,10 +119,15 @@ def main(args: Args) -> None:
         panel.set_visible(False)
     with refusals(f"cannot write {args.out}", also=(OSError,)):
         figure.savefig(args.out, dpi=110)
-    print(f"wrote {args.out}")
+    empty = [tag for i, tag in enumerate(args.tags) if not any(run[i] for run in found)]
+    print(f"wrote {args.out}" + (f"; no run has {', '.join(empty)} there" if empty else ""))
 
 
 if __name__ == "__main__":
     import tyro
 
-    exit_with_one_line(lambda: main(tyro.cli(Args, config=(tyro.conf.PositionalRequiredArgs,))))
+    exit_with_one_line(
+        lambda: main(
+            tyro.cli(Args, prog="python -m runs.plot", description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
+        )
+    )

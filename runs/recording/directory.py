@@ -149,10 +149,10 @@ class Run:
         for tag, value in values.items():
             self.scalar(tag, value, step)
 
-    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None, *, supervised: bool = False) -> None:
-        """Give TensorBoard the grouping of charts for these layers; see `runs.recording.layout`."""
+    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None, **options: Any) -> None:
+        """Give TensorBoard the grouping of charts for these layers; options as in `runs.recording.layout`."""
         self._require_open()
-        self._opened_files()[1].add_layout(layout(layers, probed, supervised=supervised))
+        self._opened_files()[1].add_layout(layout(layers, probed, **options))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same

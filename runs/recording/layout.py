@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runs.recording.tags import check_tag
 
@@ -13,13 +13,22 @@ _FEATURE_LEARNING = ("delta_c", "delta_a", "flipped_fraction")
 _PLASTICITY = ("dead_fraction", "dormant_fraction", "effective_rank", "stable_rank", "srank", "feature_norm")
 
 
-def layout(layers: Sequence[str], probed: Sequence[str] | None = None, *, supervised: bool = False) -> Layout:
+def layout(
+    layers: Sequence[str],
+    probed: Sequence[str] | None = None,
+    *,
+    supervised: bool = False,
+    rewarming: bool = True,
+    charts: Mapping[str, Sequence[str]] | None = None,
+) -> Layout:
     """Group the documented tags of `layers` into charts, in the form that TensorBoard's custom scalars take.
 
     Args:
         layers: names of the layers whose weights are measured, as they stand in the tags.
         probed: names of the layers whose features are; None: the same.
         supervised: accuracy and loss stand first, instead of returns.
+        rewarming: something can re-warm the rate; otherwise that chart would stay empty.
+        charts: what only this experiment has, tags by the chart's name; they stand in a group after the first.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
     Raises:
@@ -30,17 +39,17 @@ def layout(layers: Sequence[str], probed: Sequence[str] | None = None, *, superv
         raise ValueError("a layout of no layers was asked for; name at least one layer")
     returns = {"return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")}}
     accuracy = {
-        "accuracy and loss": {
-            name: _chart(f"train/{name}", f"test/{name}", f"test/{name}_fresh") for name in ("accuracy", "loss")
-        },
+        "accuracy and loss": {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")},
     }
+    own = {name: _chart(*tags) for name, tags in (charts or {}).items()}
     return {
         **(accuracy if supervised else returns),
+        **({"this experiment": own} if own else {}),
         "rate and realised ELR": {
             "learning rate": _chart("charts/learning_rate"),
             "realised ELR": _per_layer("elr", layers),
             "nominal ELR": _per_layer("elr_nominal", layers),
-            "re-warming": _chart("rewarm/event", "rewarm/statistic"),
+            **({"re-warming": _chart("rewarm/event", "rewarm/statistic")} if rewarming else {}),
         },
         "feature learning": {name: _per_layer(f"plasticity/{name}", probed) for name in _FEATURE_LEARNING},
         "plasticity": {name: _per_layer(f"plasticity/{name}", probed) for name in _PLASTICITY},

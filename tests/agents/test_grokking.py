@@ -214,6 +214,14 @@ def test_a_matched_run_takes_the_relative_steps_of_the_other(tmp_path):
         off = script.ProbeArgs(every=50, size=16, meter_every=0)
         script.main(tiny(tmp_path / "unmeasured", probe=off))
         script.main(tiny(tmp_path / "other", nap=free, match_elr=tmp_path / "unmeasured"))
+    for changes, named in (
+        ({"p": 7}, "--p 11, not 7"),
+        ({"total_updates": 200}, "ends at update 150"),
+        ({"match_elr": tmp_path / "free"}, "is not projected"),
+    ):
+        changes = {"nap": free, "match_elr": tmp_path / "projected", "total_updates": 150, **changes}
+        with pytest.raises(RunError, match=f"--match-elr.*{named}"):
+            script.main(tiny(tmp_path / "refused", **changes))
 
 
 def test_rewarming_at_an_update(tmp_path):
@@ -305,7 +313,7 @@ def test_every_flag_is_read():
             ["free", "--match-elr", "runs/logs/x", "--schedule.kind", "warmup-cosine"],
             ["--match-elr", "--schedule.kind", "--rewarm.trigger"],
         ),
-        (["--nap.every", "0"], ["--nap.every 0", "--total-updates"]),
+        (["--nap.every", "0"], ["--nap.every 0", "at least 1"]),
         (["--nap.every", "5000"], ["--nap.every 5000", "--total-updates"]),
         (["--probe.size", "-5"], ["--probe.size"]),
         (["--weight-decay", "nan"], ["--weight-decay"]),
@@ -396,7 +404,7 @@ def run(*flags):
 def test_killed_interrupted_and_resumed_is_bit_identical(tmp_path, variant):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     if variant == "matched":
-        script.main(tiny(tmp_path / "other", norm=NormArgs(before_mlp=True), total_updates=60))
+        script.main(tiny(tmp_path / "other", norm=NormArgs(before_mlp=True), total_updates=2200))
     matched = f"--match-elr {tmp_path / 'other'}"
     flags = shlex.split(COMMON + VARIANTS[variant] if variant in VARIANTS else MATCHED + matched)
     finish(run(*flags, "--directory", whole))

@@ -9,9 +9,17 @@ from runs.fig2_left import Arm
 from runs.recording import Run, RunError
 
 
-def recorded(directory: Path, accuracies, *, projected=True, rate=1e-2, decay=1.0, norm=False, tag="test/accuracy"):
+def recorded(
+    directory: Path, accuracies, *, projected=True, rate=1e-2, decay=1.0, norm=False, tag="test/accuracy", seed=1,
+    p=117, every=100,
+):  # fmt: skip
     config = {
-        "nap": {"enabled": projected},
+        "p": p,
+        "operation": "add",
+        "train_fraction": 0.2,
+        "batch_size": 512,
+        "seed": seed,
+        "nap": {"enabled": projected, "every": every},
         "learning_rate": rate,
         "weight_decay": decay,
         "norm": {"before_mlp": norm},
@@ -39,7 +47,7 @@ def test_the_table_holds_both_and_says_n(tmp_path):
     runs = fig2_left.read_runs(
         [
             recorded(tmp_path / "a", [(1000, 0.5), (5000, 0.7)]),
-            recorded(tmp_path / "b", [(1000, 0.7), (5000, 0.9)]),
+            recorded(tmp_path / "b", [(1000, 0.7), (5000, 0.9)], seed=2),
             recorded(tmp_path / "c", [(1000, 0.125)], projected=False, rate=1e-3, decay=0.01),
         ]
     )
@@ -60,6 +68,8 @@ def test_the_picture_is_written(tmp_path, capsys):
     [
         ({"rate": 0.5}, "no arm of fig2-left"),
         ({"norm": True}, "norm layers"),
+        ({"p": 23}, "not .117"),
+        ({"every": 1}, "projected every 1 updates"),
         ({"tag": "train/accuracy"}, "no test/accuracy"),
     ],
 )
@@ -73,3 +83,20 @@ def test_refuses_a_run_of_another_script(tmp_path):
         run.scalar("test/accuracy", 0.5, 1)
     with pytest.raises(RunError, match=r"no run of agents/grokking\.py"):
         fig2_left.read_runs([tmp_path / "a"])
+
+
+def test_refuses_nothing_and_the_same_seed_twice(tmp_path):
+    with pytest.raises(RunError, match="nothing to draw"):
+        fig2_left.read_runs([])
+    one = recorded(tmp_path / "a", [(1, 0.5)])
+    with pytest.raises(RunError, match="another run of seed 1"):
+        fig2_left.read_runs([one, one])
+
+
+def test_the_presets_are_the_figures_arms():
+    from agents.grokking import PRESETS
+
+    for name, preset in PRESETS.items():
+        if name.startswith("fig2-left"):
+            a = preset.args
+            assert (a.p, a.operation, a.train_fraction, a.batch_size) == fig2_left.TASK and a.nap.every in (1, 100)

@@ -80,8 +80,16 @@ def test_no_layers_and_bad_names_are_refused():
 def test_a_supervised_layout_starts_with_accuracy_and_loss():
     groups = layout(LAYERS, supervised=True)
     assert next(iter(groups)) == "accuracy and loss" and "return" not in groups
-    expected = ["^train/accuracy$", "^test/accuracy$", "^test/accuracy_fresh$"]
-    assert groups["accuracy and loss"]["accuracy"] == ("Multiline", expected)
+    assert groups["accuracy and loss"]["accuracy"] == ("Multiline", ["^train/accuracy$", "^test/accuracy$"])
     assert {name: groups[name] for name in list(groups)[1:]} == {
         name: group for name, group in layout(LAYERS).items() if name != "return"
     }
+
+
+def test_an_experiment_adds_its_own_charts_and_leaves_out_what_stays_empty():
+    groups = layout(LAYERS, supervised=True, rewarming=False, charts={"gap": ["test/gap"]})
+    assert list(groups)[:2] == ["accuracy and loss", "this experiment"]
+    assert groups["this experiment"] == {"gap": ("Multiline", ["^test/gap$"])}
+    assert "re-warming" not in groups["rate and realised ELR"]
+    with pytest.raises(ValueError, match="not in the table"):
+        layout(LAYERS, charts={"x": ["no/tag"]})
