@@ -153,7 +153,12 @@ def draw(axes: Axes, projected: bool, runs: Mapping[Arm, Sequence[Curve]], refer
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, title="lines: these runs; circles: published,\nfilled: decay 0.01", title_fontsize=8)
+        axes.legend(
+            loc="upper left",
+            fontsize=8,
+            title="lines: these runs; circles: published,\nfilled: decay 0.01",
+            title_fontsize=8,
+        )
 
 
 def main(args: Args) -> None:
