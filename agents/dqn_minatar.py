@@ -6,8 +6,8 @@
     python agents/dqn_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
 
 Measured with `baseline` on Breakout: training return 14.8, 18.1, 15.6 over the last 100,000 of 1,000,000 steps (three
-seeds; random: 0.4). On Freeway it stands still near 29, below published DQN; with --adam-eps 1e-2 it is at 38 after
-676,000. One CPU core makes 300 to 600 steps a second at replay ratio 1. All numbers so far: docs/results.md.
+seeds; random: 0.4). On Freeway it stands still near 29, below published DQN; with --adam-eps 1e-2 it ends
+at 39. One CPU core makes 300 to 600 steps a second at replay ratio 1. All numbers so far: docs/results.md.
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
 those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800.
