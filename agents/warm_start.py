@@ -452,7 +452,10 @@ def phase_lengths(args: Args, sizes: Sequence[int]) -> list[int]:
     if r.trigger == "cycle" and total % r.cycles:
         raise ValueError(f"--rewarm.cycles {r.cycles} does not divide the {total} updates of the run")
     if r.trigger == "cusum":
-        for flag, blocks, limit in (("burn-in", r.burn_in, lengths[0]), ("refractory", r.refractory, min(lengths[1:]))):
+        for flag, blocks, limit in (
+            ("burn-in", r.burn_in, lengths[0]),
+            ("refractory", r.refractory, min(lengths[1:], default=total)),
+        ):
             if blocks * r.block >= limit:
                 raise ValueError(
                     f"--rewarm.{flag} {blocks} blocks of --rewarm.block {r.block} updates outlast a phase of {limit}: "
@@ -589,7 +592,7 @@ def make_trigger(args: Args, total: int) -> Trigger:
         case "switch":
             return AtKnownChange()
         case "cycle":
-            return Every(max(1, total // r.cycles))
+            return Every(total // r.cycles)
         case "cusum":
             return OnCusum(
                 Cusum(
@@ -701,7 +704,9 @@ def draw_comparison(directory: Path) -> Path | None:
             axes.plot(*zip(*scalars[tag], strict=True), label=label, color=colour, marker=".", markersize=3)
     for i, (update, _) in enumerate(scalars.get("shift/boundary", [])):
         axes.axvline(update, color="0.6", linewidth=0.8, linestyle=":", label=None if i else "data grow")
-    axes.set_ylim(bottom=max(0.0, min(v for _, v in scalars["test/accuracy"]) - 0.02))  # the control starts at chance
+    axes.set_ylim(
+        top=1.0, bottom=max(0.0, min(v for _, v in scalars["test/accuracy"]) - 0.02)
+    )  # the control starts at chance
     axes.set_xlabel("update")
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)
@@ -900,10 +905,11 @@ def main(args: Args) -> None:
                 if learner.projection:
                     learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
                 rate = learner.rewarming.rate
-                signal = max(cross_entropy.item(), 1e-30)  # CUSUM takes its logarithm
-                rewarmed = updates + 1 < total and learner.rewarming.step(signal)  # trigger? restart; set the next rate
+                value = cross_entropy.item()
+                # trigger? restart the schedule; set the next update's rate (CUSUM takes the loss's logarithm)
+                rewarmed = updates + 1 < total and learner.rewarming.step(max(value, 1e-30))
                 if learner is warm:
-                    trained = {"train/loss": cross_entropy.item(), "charts/learning_rate": rate}
+                    trained = {"train/loss": value, "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
             updates += 1
             if updates in switches:

@@ -90,6 +90,8 @@ def test_augmentation_shifts_and_mirrors_cifar_only(name):
 def test_phases_are_as_long_as_asked():
     assert script.phase_lengths(Args(phase_updates=7), [10, 100]) == [7, 7]
     assert script.phase_lengths(Args(phase_epochs=3, batch_size=32), [10, 100]) == [1, 10]
+    alone = Args(fractions=(1.0,), rewarm=RewarmArgs(trigger="cusum"))
+    assert script.phase_lengths(alone, [100]) == [1000]
     for args, named in (
         (Args(nap=NapArgs(every=2001)), "--nap.every"),
         (Args(rewarm=RewarmArgs(trigger="cycle", cycles=3)), "--rewarm.cycles"),
@@ -272,6 +274,17 @@ def test_l2_init_pulls_towards_the_start(tmp_path):
         start = script.make_network(small(), (1, 8, 8), 10, int(seeds[4].generate_state(1)[0]), torch.device("cpu"))
         distance[strength] = sum((state[n] - p).square().sum().item() for n, p in start.named_parameters())
     assert distance[10.0] < 0.6 * distance[0.0]  # Adam takes steps of its own size, however strong the pull
+
+
+def test_evaluation_is_of_the_test_set_whatever_the_batch():
+    images = made(count=30)
+    images = dataclasses.replace(images, test_x=images.test_x[:20], test_y=images.test_y[:20])
+    pixels = Pixels(images, torch.device("cpu"))
+    network = script.make_network(small(), (1, 8, 8), 10, 3, torch.device("cpu"))
+    logits = network(pixels.normalised(images.test_x))
+    expected = F.cross_entropy(logits, images.test_y).item(), (logits.argmax(1) == images.test_y).double().mean().item()
+    for batch_size in (7, 500):
+        assert script.evaluate(network, pixels, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_norm_against_autograd_by_hand():
