@@ -169,6 +169,10 @@ class Args:
     """optimiser updates of the run"""
     learning_rate: float = 1e-2
     """Adam's rate; with a schedule, its peak"""
+    adam_beta2: float = 0.999
+    """decay of Adam's second moment"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon"""
     weight_decay: float = 0.01
     """decoupled decay of all matrices, embeddings and decoder included: W <- W - rate * decay * W"""
     scale_decay: float = 0.0
@@ -210,14 +214,16 @@ class Args:
     """run directory to go on with; all other flags come from its config.json"""
 
     def __post_init__(self) -> None:
-        positive = "total_updates learning_rate blocks heads head_size hidden embedding_std evaluations_per_decade"
-        for name in [*positive.split(), "checkpoint_every", "threads"]:
+        positive = "total_updates learning_rate adam_eps blocks heads head_size hidden embedding_std"
+        for name in [*positive.split(), "evaluations_per_decade", "checkpoint_every", "threads"]:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.p < 2:
             raise ValueError(f"--p {self.p} leaves nothing to predict: give at least 2")
         if not 0.0 < self.train_fraction < 1.0:
             raise ValueError(f"--train-fraction must lie between 0 and 1, not {self.train_fraction}")
+        if not 0.0 <= self.adam_beta2 < 1.0:
+            raise ValueError(f"--adam-beta2 must lie in [0, 1), not {self.adam_beta2}")
         for name in ("weight_decay", "scale_decay", "batch_size"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
@@ -653,7 +659,11 @@ def main(args: Args) -> None:
         torch.manual_seed(int(streams[3].generate_state(1)[0]))
         network = Transformer(args).to(device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(network, args.weight_decay, args.scale_decay), lr=args.learning_rate, fused=True
+        parameter_groups(network, args.weight_decay, args.scale_decay),
+        lr=args.learning_rate,
+        betas=(0.9, args.adam_beta2),
+        eps=args.adam_eps,
+        fused=True,
     )
 
     # elr attaches to the network and the optimiser.

@@ -61,7 +61,8 @@ def covariance_change(F0: Tensor, F1: Tensor) -> float:
             f"covariance_change compares the same n inputs: F0 has n = {matrix_0.shape[0]}, F1 has "
             f"n = {matrix_1.shape[0]}. Compute both on one fixed batch."
         )
-    covariances = [_covariance(_gram(matrix)) for matrix in (matrix_0, matrix_1)]
+    scaled = _scaled(F0, matrix_0), _scaled(F1, matrix_1)
+    covariances = [_covariance(matrix @ matrix.T) for matrix in scaled]
     if not all(_is_defined(covariance) for covariance in covariances):
         raise ValueError(
             "covariance_change of all-zero features: C = F F^T / ||F||^2 is 0/0. Check dead_fraction first and leave "
@@ -134,7 +135,7 @@ def dormant_fraction(F: Tensor, tau: float, *, unit_dim: int | None = None) -> f
         is then all dormant (1.0), not 0/0.
     """
     _check_tau(tau)
-    return float(_dormant(unit_view(_checked(F, "F"), unit_dim=unit_dim).double(), tau))
+    return float(_dormant(unit_view(_measurable(_checked(F, "F")), unit_dim=unit_dim), tau))
 
 
 def effective_rank(F: Tensor) -> float:
@@ -342,11 +343,11 @@ class Probe:
         }
 
     def _capture(self) -> dict[str, Tensor]:
-        """Outputs of the layers as float64 copies: a later in-place operation may overwrite the originals."""
+        """Copies of the layers' outputs: a later in-place operation may overwrite the originals."""
         seen: dict[str, list[Any]] = {name: [] for name in self._modules}
 
         def keep(name: str, output: Any) -> None:
-            seen[name].append(_double(output, copy=True) if isinstance(output, Tensor) else output)
+            seen[name].append(output.detach().clone() if isinstance(output, Tensor) else output)
 
         handles = [
             module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
@@ -403,13 +404,19 @@ class _Snapshot(NamedTuple):
 
 
 def _measure_layer(F: Tensor, tau: float, delta: float, unit_dim: int | None) -> tuple[Tensor, _Snapshot]:
-    """[finite flag, *MOMENT_METRICS] on F's device and the snapshot; F is float64."""
+    """[finite flag, *MOMENT_METRICS] and the snapshot, on F's device (MPS: on the host).
+
+    The features of a convolution outgrow the caches, and then every pass over them in float64 costs more than all the
+    arithmetic: few are made.
+    """
+    F = _measurable(F)
     matrix = _matrix(F)
-    gram = _gram(matrix)
-    spectrum = _singular_values(matrix, gram)
+    scaled = _scaled(F, matrix)
+    gram = scaled @ scaled.T
+    spectrum = _singular_values(scaled, gram)
     units = unit_view(F, unit_dim=unit_dim)
     values = [
-        torch.isfinite(F).all().double(),
+        torch.stack(F.aminmax()).isfinite().all().double(),  # either is NaN where an entry is
         _dead(units),
         _dormant(units, tau),
         _effective_rank(spectrum),
@@ -417,15 +424,16 @@ def _measure_layer(F: Tensor, tau: float, delta: float, unit_dim: int | None) ->
         _srank(spectrum, delta).double(),
         _feature_norm(matrix),
     ]
-    return torch.stack(values), _Snapshot(_covariance(gram), matrix > 0)
+    return torch.stack(values), _Snapshot(_covariance(gram), (F > 0).flatten(1))
 
 
 def _change(before: _Snapshot, after: _Snapshot) -> Tensor:
     """[delta_c is defined, *CHANGE_METRICS] on the device of `after`."""
     covariance, pattern = (tensor.to(after.covariance.device) for tensor in before)
-    flips = (pattern != after.pattern).double()
+    flips = (pattern != after.pattern).sum().double()
     defined = _is_defined(covariance) & _is_defined(after.covariance)
-    return torch.stack([defined.double(), _distance(covariance, after.covariance), flips.sum().sqrt(), flips.mean()])
+    distance = _distance(covariance, after.covariance)
+    return torch.stack([defined.double(), distance, flips.sqrt(), flips / pattern.numel()])
 
 
 def _checked(F: Tensor, name: str) -> Tensor:
@@ -449,21 +457,25 @@ def _check_delta(delta: float) -> None:
         raise ValueError(f"delta={delta}: srank keeps a share 1 - delta of the singular values, with 0 < delta < 1")
 
 
-def _double(F: Tensor, copy: bool = False) -> Tensor:
+def _measurable(F: Tensor) -> Tensor:
     # MPS has no float64, so features from there are measured on the host.
-    device = torch.device("cpu") if F.device.type == "mps" else F.device
-    return F.detach().to(device=device).to(dtype=torch.float64, copy=copy)
+    return F.detach().cpu() if F.device.type == "mps" else F.detach()
 
 
 def _matrix(F: Tensor) -> Tensor:
-    return _double(F).flatten(1)
+    """Rows of F in float64. Columns stand as they lie in memory, on which nothing made of them depends."""
+    F = _measurable(F)
+    if F.ndim == 4 and F.is_contiguous(memory_format=torch.channels_last):
+        F = F.permute(0, 2, 3, 1)
+    return F.double().flatten(1)
 
 
-def _gram(matrix: Tensor, transposed: bool = False) -> Tensor:
-    """M M^T (or M^T M) of F scaled to a largest entry of 1, so that squares neither overflow nor vanish."""
+def _scaled(F: Tensor, matrix: Tensor) -> Tensor:
+    """`matrix` so scaled that its squares neither overflow nor vanish; those of narrower types than float64 do not."""
+    if F.dtype != torch.float64:
+        return matrix
     largest = matrix.abs().amax()
-    scaled = matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return scaled.T @ scaled if transposed else scaled @ scaled.T
+    return matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def _covariance(gram: Tensor) -> Tensor:
@@ -490,23 +502,23 @@ def _flips(F0: Tensor, F1: Tensor) -> Tensor:
 
 
 def _dead(units: Tensor) -> Tensor:
-    return (units <= 0).all(dim=0).double().mean()
+    return (units.amax(dim=0) <= 0).double().mean()
 
 
 def _dormant(units: Tensor, tau: float) -> Tensor:
-    activity = units.abs().mean(dim=0)
+    activity: Tensor = torch.linalg.vector_norm(units, ord=1, dim=0, dtype=torch.float64) / len(units)
     return (activity <= tau * activity.mean()).double().mean()
 
 
 def _spectrum(F: Tensor) -> Tensor:
-    matrix = _matrix(_checked(F, "F"))
-    return _singular_values(matrix, _gram(matrix))
+    matrix = _scaled(F, _matrix(_checked(F, "F")))
+    return _singular_values(matrix, matrix @ matrix.T)
 
 
 def _singular_values(matrix: Tensor, gram: Tensor) -> Tensor:
     """Descending singular values of the scaled matrix, from the smaller of its two Gram matrices; `gram` is (n, n)."""
     n, d = matrix.shape
-    smaller = gram if n <= d else _gram(matrix, transposed=True)
+    smaller = gram if n <= d else matrix.T @ matrix
     # The solver throws on NaN. A probe reports that by its finite flag, which names the layer and needs no extra sync.
     eigenvalues = torch.linalg.eigvalsh(smaller.nan_to_num(0.0, 0.0, 0.0)).flip(0)
     floor = eigenvalues[0] * max(n, d) * torch.finfo(torch.float64).eps

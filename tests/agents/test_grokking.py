@@ -162,14 +162,16 @@ def test_evaluations_are_log_spaced():
 
 
 def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
-    args = tiny(tmp_path / "r", nap=NapArgs(enabled=False), weight_decay=0.3, batch_size=17)
+    args = tiny(
+        tmp_path / "r", nap=NapArgs(enabled=False), weight_decay=0.3, batch_size=17, adam_beta2=0.95, adam_eps=1e-4
+    )
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(4)
     train, test = script.make_data(11, "add", 0.5, np.random.default_rng(streams[0]))
     minibatches = np.random.default_rng(streams[2])
     torch.manual_seed(int(streams[3].generate_state(1)[0]))
     plain = Transformer(args)
-    adam = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.3, fused=True)
+    adam = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.3, fused=True)
     for _ in range(40):
         batch = torch.from_numpy(minibatches.integers(len(train.xy), size=17))
         loss = F.cross_entropy(plain(train.xy[batch]), train.answer[batch])

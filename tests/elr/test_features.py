@@ -539,3 +539,29 @@ def test_diverged_network_raises_and_names_the_layer() -> None:
         probe.measure()
     after = probe.state_dict()["previous"]
     assert all(torch.equal(after[name][key], before[name][key]) for name in before for key in before[name])
+
+
+class _Given(nn.Module):
+    """Returns its features, whatever comes in."""
+
+    def __init__(self, F: Tensor) -> None:
+        super().__init__()
+        self.relu, self.F = nn.ReLU(), F
+
+    def forward(self, _inputs: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.F)
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channels_last_memory_changes_no_number(dtype: torch.dtype) -> None:
+    before, after = (_gaussian(9, 4, 3, 5, seed=seed).to(dtype) for seed in (4, 5))
+    networks = _Given(before), _Given(before.contiguous(memory_format=torch.channels_last))
+    probes = [Probe(network, _inputs(9), ["relu"], every=1) for network in networks]
+    for probe in probes:
+        probe.measure()
+    networks[0].F = after
+    networks[1].F = after.contiguous(memory_format=torch.channels_last)
+    values = [probe.measure() for probe in probes]
+    assert len(values[0]) == 9
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
