@@ -2,8 +2,9 @@
 
     python -m runs.benchmark_warm_start --data-folder cifar-10-batches-bin --batches 1 2
 
-The plain side trains the same CNN with `torch.optim.Adam` as it comes, its normalised images, channels first, in a
-`TensorDataset` that a shuffling `DataLoader` without workers collates. The script's side draws bytes on the device,
+The plain side trains the same CNN with `torch.optim.Adam` as it comes, channels first, from a shuffling `DataLoader`
+without workers. Its data set normalises an image when it is asked for it, as image pipelines commonly do, or
+(--plain prepared) holds all of them normalised in one tensor. The script's side draws bytes on the device,
 normalises the minibatch, works channels last with the fused optimiser, reads the loss at every update, and projects on
 top of it, meter and probe at their default cadence. Blocks of updates alternate in one process; see `runs/pairs.py`.
 """
@@ -14,14 +15,14 @@ import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from runs.pairs import compare
 from runs.recording import exit_with_one_line, refusals
@@ -37,6 +38,8 @@ class Args:
     """folder of CIFAR-10's binary batches; none times on the digits"""
     batches: tuple[int, ...] = ()
     """numbers of the CIFAR-10 training batches to use; none means all five"""
+    plain: Literal["each", "prepared"] = "each"
+    """when the plain loop normalises: each image when it is drawn, or all beforehand"""
     batch_size: int = 32
     """images per update"""
     repeats: int = 5
@@ -50,6 +53,19 @@ class Args:
         for name in ("batch_size", "repeats", "updates", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
+
+
+class Each(Dataset[tuple[Tensor, Tensor]]):
+    """Images as bytes, each normalised when it is drawn."""
+
+    def __init__(self, x: Tensor, y: Tensor, mean: Tensor, deviation: Tensor):
+        self.x, self.y, self.mean, self.deviation = x, y, mean, deviation
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return (self.x[index] - self.mean) / self.deviation, self.y[index]
 
 
 def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -67,8 +83,10 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     network = script["make_network"](flags, shape, images.classes, 0, device)
     network.load_state_dict(plain.state_dict())
 
-    normalised = pixels.normalised(images.train_x).contiguous()
-    loader = DataLoader(TensorDataset(normalised, images.train_y), args.batch_size, shuffle=True, drop_last=True)
+    data: Dataset[Any] = Each(images.train_x, images.train_y, pixels.mean[0], pixels.deviation[0])
+    if args.plain == "prepared":
+        data = TensorDataset(pixels.normalised(images.train_x).contiguous(), images.train_y)
+    loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.Adam(plain.parameters(), lr=flags.learning_rate)
 
     def endless() -> Iterator[tuple[Tensor, Tensor]]:

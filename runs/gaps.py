@@ -3,10 +3,10 @@
     python -m runs.gaps runs/logs/fig4-* --out gaps.png
 
 Runs of `agents/warm_start.py` are grouped by their exp_name. The gap is the accuracy of the fresh network minus that of
-the warm one, in points, at the last evaluation; its interval is Student's at 95 %, over the seeds, each of which pairs
-the two networks. The table has the norm of the weights at the last switch and at the end, and Delta_C, the share of
-activations that flipped (Delta_A, for layers of any size) and the update norm averaged over the updates since the last
-switch. The picture needs the `plots` extra.
+the warm one, in points, at the last evaluation; beside it stands the norm of the weights at the last switch and at the
+end. A second table averages what moved since the last switch, over probe intervals and layers: Delta_C, Delta_A, the
+share of activations that flipped (Delta_A for layers of any size), and the norm of the updates. A third, for arms with
+CUSUM, counts its alarms. Intervals are Student's at 95 %, over the seeds. The picture needs the `plots` extra.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, read_status, refusals
 
 Scalars = Mapping[str, Sequence[tuple[int, float]]]
+
+_CURVES = {"test/accuracy": ("warm", "#D55E00"), "test/accuracy_fresh": ("fresh", "#0072B2")}
 
 # Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -75,30 +78,69 @@ def shown(number: float) -> str:
     return "–" if math.isnan(number) else f"{number:.3g}"
 
 
-def row(name: str, runs: Sequence[Scalars]) -> str:
-    """One arm's line of the table."""
-    switches = [int(run["shift/boundary"][-1][0]) for run in runs]
-
-    def percent(tag: str) -> str:
-        return f"{100 * np.mean([run[tag][-1][1] for run in runs]):.2f}"
-
-    gap, half = interval([run["test/gap"][-1][1] for run in runs])
-    ends = list(zip(runs, switches, strict=True))
-    numbers = [
-        np.mean([weight_norm(run, switch) for run, switch in ends]),
-        np.mean([weight_norm(run) for run in runs]),
-        *(
-            np.mean([since(run, prefix, switch) for run, switch in ends])
-            for prefix in ("plasticity/delta_c/", "plasticity/flipped_fraction/", "norms/update/")
-        ),
-    ]
-    columns = [name, str(len(runs)), percent("test/accuracy"), percent("test/accuracy_fresh")]
-    width = "" if math.isnan(half) else f" ± {half:.2f}"
-    return f"| {' | '.join(columns)} | {gap:.2f}{width} | {' | '.join(map(shown, numbers))} |"
+def estimate(values: Sequence[float]) -> str:
+    """Mean and half-width over the seeds, three digits each."""
+    mean, half = interval(values)
+    return shown(mean) if math.isnan(half) else f"{shown(mean)} ± {half:.2g}"
 
 
-def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
-    """Scalars of the runs by exp_name.
+def last_switch(run: Scalars) -> int:
+    """Update of the last switch."""
+    return int(run["shift/boundary"][-1][0])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed."""
+
+    name: str
+    runs: Sequence[Scalars]
+    config: Mapping[str, Any]
+    """of the first run"""
+
+    def gap_row(self) -> str:
+        """This arm's line of the table of gaps."""
+
+        def percent(tag: str) -> str:
+            return f"{100 * np.mean([run[tag][-1][1] for run in self.runs]):.2f}"
+
+        gap, half = interval([run["test/gap"][-1][1] for run in self.runs])
+        width = "" if math.isnan(half) else f" ± {half:.2f}"
+        norms = [
+            np.mean([weight_norm(run, last_switch(run)) for run in self.runs]),
+            np.mean([weight_norm(run) for run in self.runs]),
+        ]
+        accuracies = f"{percent('test/accuracy')} | {percent('test/accuracy_fresh')} | {gap:.2f}{width}"
+        return f"| {self.name} | {len(self.runs)} | {accuracies} | {' | '.join(map(shown, norms))} |"
+
+    def change_row(self) -> str:
+        """This arm's line of the table of what moved since the last switch."""
+        prefixes = ("plasticity/delta_c/", "plasticity/delta_a/", "plasticity/flipped_fraction/", "norms/update/")
+        means = [estimate([since(run, prefix, last_switch(run)) for run in self.runs]) for prefix in prefixes]
+        return f"| {self.name} | {len(self.runs)} | {' | '.join(means)} |"
+
+    def has_detector(self) -> bool:
+        """Whether CUSUM watched the loss."""
+        return any("rewarm/statistic" in run for run in self.runs)
+
+    def alarm_row(self) -> str:
+        """This arm's line of the table of alarms: the first after each switch is right, any other is false."""
+        delays, false, missed = [], 0, 0
+        for run in self.runs:
+            alarms = [step for step, _ in run.get("rewarm/event", [])]
+            switches = [step for step, _ in run["shift/boundary"]]
+            for switch, following in zip(switches, [*switches[1:], math.inf], strict=True):
+                after = [step for step in alarms if switch < step <= following]
+                delays += [after[0] - switch] if after else []
+                missed += not after
+                false += max(0, len(after) - 1)
+            false += sum(step <= switches[0] for step in alarms)
+        spread = f"{min(delays)} to {max(delays)}" if delays else "–"
+        return f"| {self.name} | {len(self.runs)} | {spread} | {missed} | {false} |"
+
+
+def read_arms(directories: Sequence[Path]) -> list[Arm]:
+    """The runs by exp_name.
 
     Raises:
         RunError: there is no run; one is not finished or has no gap; two runs of an arm have the same seed or differ in
@@ -107,7 +149,7 @@ def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
     if not directories:
         raise RunError("there is nothing to tabulate: give run directories of agents/warm_start.py")
     arms: dict[str, list[Scalars]] = {}
-    configs: dict[str, list[tuple[Path, dict[str, object]]]] = {}
+    configs: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for directory in directories:
         config, scalars = read_json(directory / "config.json"), read_scalars(directory)
         if (status := read_status(directory)["status"]) != "finished":
@@ -122,47 +164,74 @@ def read_arms(directories: Sequence[Path]) -> dict[str, list[Scalars]]:
                 raise RunError(f"{directory} and {other} are both {name} and differ in {what}: give one --exp-name")
         configs[name].append((directory, config))
         arms.setdefault(name, []).append(scalars)
-    return arms
+    return [Arm(name, runs, configs[name][0][1]) for name, runs in arms.items()]
 
 
-def draw(arms: Mapping[str, Sequence[Scalars]], out: Path) -> None:
-    """One panel per arm: accuracies of the warm and the fresh network, seeds thin, their mean thick."""
+def draw(arms: Sequence[Arm], out: Path) -> None:
+    """One panel per arm: accuracies of the warm and the fresh network, seeds thin, their mean thick.
+
+    An arm with CUSUM has a second panel with the statistic of each seed, its alarms and the threshold.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
-    columns = min(3, len(arms))
-    rows = -(-len(arms) // columns)
+    watched = [arm for arm in arms if arm.has_detector()]
+    count = len(arms) + len(watched)
+    columns = min(3, count)
+    rows = -(-count // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
-    for axes, (name, runs) in zip(panels, arms.items(), strict=False):
-        for tag, label, colour in (("test/accuracy", "warm", "#D55E00"), ("test/accuracy_fresh", "fresh", "#0072B2")):
-            for run in runs:
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    lowest = min(v for arm in arms for run in arm.runs for _, v in run["test/accuracy"])
+    highest = max(v for arm in arms for run in arm.runs for tag in _CURVES for _, v in run[tag])
+    for axes, arm in zip(panels, arms, strict=False):
+        for tag, (label, colour) in _CURVES.items():
+            for run in arm.runs:
                 axes.plot(*zip(*run[tag], strict=True), color=colour, alpha=0.3, linewidth=0.8)
-            updates = [step for step, _ in runs[0][tag]]
-            mean = np.mean([[v for _, v in run[tag]] for run in runs], axis=0)
+            updates = [step for step, _ in arm.runs[0][tag]]
+            mean = np.mean([[v for _, v in run[tag]] for run in arm.runs], axis=0)
             axes.plot(updates, mean, color=colour, label=label)
-        axes.set_title(f"{name}, n = {len(runs)}", fontsize=10)
+        axes.set_ylim(lowest - 0.02, highest + 0.02)
+        axes.set_ylabel("test accuracy")
+        axes.set_title(f"{arm.name}, n = {len(arm.runs)}", fontsize=10)
+    for axes, arm in zip(panels[len(arms) :], watched, strict=False):
+        for run in arm.runs:
+            axes.plot(*zip(*run["rewarm/statistic"], strict=True), color="0.4", alpha=0.5, linewidth=0.8)
+        alarms = [step for run in arm.runs for step, _ in run.get("rewarm/event", [])]
+        threshold = arm.config["rewarm"]["threshold"]
+        axes.axhline(threshold, color="#0072B2", linewidth=0.8, label="threshold")
+        axes.plot(alarms, [threshold] * len(alarms), "v", color="#D55E00", label="alarm")
+        axes.set_ylabel("CUSUM statistic")
+        axes.set_title(f"{arm.name}, n = {len(arm.runs)}", fontsize=10)
+    for axes, arm in zip(panels, [*arms, *watched], strict=False):
+        for step, _ in arm.runs[0]["shift/boundary"]:
+            axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy")
-    panels[0].legend()
-    for axes in panels[len(arms) :]:
+        axes.legend(fontsize=8)
+    for axes in panels[count:]:
         axes.set_visible(False)
     with refusals(f"cannot write {out}", also=(OSError,)):
         figure.savefig(out, dpi=110)
 
 
+def table(heads: Sequence[str], rows: Sequence[str]) -> None:
+    """Print a markdown table."""
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", *rows, "", sep="\n")
+
+
 def main(args: Args) -> None:
-    """Read the runs, print the table, draw the picture."""
+    """Read the runs, print the tables, draw the picture."""
     arms = read_arms(args.directories)
-    print("| arm | n | warm, % | fresh, % | gap, points | norm at switch | at end | Δ_C | flipped | update norm |")
-    print(f"|{'---|' * 10}")
-    for name, runs in arms.items():
-        print(row(name, runs))
+    gaps = ("arm", "n", "warm, %", "fresh, %", "gap, points", "norm at switch", "at end")
+    table(gaps, [arm.gap_row() for arm in arms])
+    table(("arm, since the switch", "n", "Δ_C", "Δ_A", "flipped", "update norm"), [arm.change_row() for arm in arms])
+    if watched := [arm for arm in arms if arm.has_detector()]:
+        alarms = ("arm", "n", "updates from a switch to the first alarm", "switches without", "false alarms")
+        table(alarms, [arm.alarm_row() for arm in watched])
     if args.out:
         draw(arms, args.out)
-        print(f"\nwrote {args.out}")
+        print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

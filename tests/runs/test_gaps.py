@@ -9,16 +9,21 @@ from runs import gaps
 from runs.recording import Run, RunError
 
 
-def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=True, finished=True) -> Path:
-    with Run.create(directory, {"exp_name": name, "seed": seed, "rate": rate}, argv=["x.py"]) as run:
+def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=True, finished=True, alarms=()) -> Path:
+    config = {"exp_name": name, "seed": seed, "rate": rate, "rewarm": {"threshold": 10.0}}
+    with Run.create(directory, config, argv=["x.py"]) as run:
         for update, norm in ((10, 3.0), (20, 6.0)):
             run.scalar("norms/parameter/a", norm, update)
             run.scalar("norms/parameter/b", 4.0, update)
             run.scalar("norms/update/a", norm, update)
             run.scalar("plasticity/delta_c/a", norm / 10, update)
+            run.scalar("plasticity/delta_a/a", norm + seed, update)
             run.scalar("plasticity/flipped_fraction/a", norm / 20, update)
             run.scalar("test/accuracy", 0.5, update)
         run.scalar("shift/boundary", 1, 10)
+        for update in alarms:
+            run.scalar("rewarm/statistic", 11.0, update)
+            run.scalar("rewarm/event", 1, update)
         if control:
             run.scalar("test/accuracy_fresh", 0.5 + gap / 100, 20)
             run.scalar("test/gap", gap, 20)
@@ -53,12 +58,24 @@ def test_means_since_the_switch_and_norms_by_hand():
     assert gaps.shown(math.nan) == "–" and gaps.shown(0.12345) == "0.123"
 
 
-def test_the_table_and_the_picture(tmp_path, capsys):
+def test_the_tables_and_the_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     runs = tuple(recorded(tmp_path / str(s), gap, seed=s) for s, gap in ((1, 1.0), (2, 3.0)))
     gaps.main(gaps.Args(runs, out=tmp_path / "gaps.png"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| arm | 2 | 50.00 | 52.00 | 2.00 ± 12.71 | 5 | 7.21 | 0.6 | 0.3 | 6 |"
+    assert lines[2] == "| arm | 2 | 50.00 | 52.00 | 2.00 ± 12.71 | 5 | 7.21 |"
+    assert lines[6] == "| arm | 2 | 0.6 ± 0 | 7.5 ± 6.4 | 0.3 ± 0 | 6 ± 0 |"
+    assert "alarm" not in "".join(lines)
+    assert (tmp_path / "gaps.png").stat().st_size > 5000
+
+
+def test_alarms_are_counted_by_hand(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    when = {1: (5, 12), 2: (11, 13, 19), 3: (10,), 4: (20,)}  # the data grow at 10, known from the 11th update on
+    runs = tuple(recorded(tmp_path / str(s), seed=s, alarms=alarms) for s, alarms in when.items())
+    gaps.main(gaps.Args(runs, out=tmp_path / "gaps.png"))
+    # right: 12, 11, none, 20; false: 5, then 13 and 19, then 10
+    assert capsys.readouterr().out.splitlines()[10] == "| arm | 4 | 1 to 10 | 1 | 4 |"
     assert (tmp_path / "gaps.png").stat().st_size > 5000
 
 
@@ -74,4 +91,4 @@ def test_refuses_what_cannot_be_compared(tmp_path):
         gaps.read_arms([recorded(tmp_path / "f", finished=False)])
     with pytest.raises(RunError, match="no control"):
         gaps.read_arms([recorded(tmp_path / "d", control=False)])
-    assert list(gaps.read_arms([one, recorded(tmp_path / "e", name="other")])) == ["arm", "other"]
+    assert [arm.name for arm in gaps.read_arms([one, recorded(tmp_path / "e", name="other")])] == ["arm", "other"]
