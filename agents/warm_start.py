@@ -324,8 +324,8 @@ _ONCE = RewarmArgs(trigger="never")
 
 def _presets() -> dict[str, Preset[Args]]:
     cifar = Args(
-        dataset="cifar10", phase_updates=10_000, batch_size=32, eval_every=500, checkpoint_every=5000,
-        probe=ProbeArgs(every=500, meter_every=500),
+        dataset="cifar10", phase_updates=6_000, batch_size=32, learning_rate=3e-3, eval_every=1000,
+        checkpoint_every=3000, probe=ProbeArgs(every=500, meter_every=500),
     )  # fmt: skip
     presets = {
         "unconstrained": Preset(
