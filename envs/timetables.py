@@ -1,0 +1,141 @@
+"""When a world changes: timetables, in agent steps.
+
+A timetable gives the numbers of agent steps after which a change is due. Agent steps are decisions, counted over all
+copies of a vector environment: eight copies make eight of them per `step()`. What changes is said in `envs.shifts`,
+which applies a change at the end of the first `step()` that has reached its number, in all copies together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Timetable(Protocol):
+    """When changes are due."""
+
+    @property
+    def smallest_gap(self) -> int | None:
+        """Fewest agent steps between two changes, or before the first; None if nothing can be promised."""
+
+    def next_change(self, after: int, rng: np.random.Generator) -> int | None:
+        """Return the first due number of agent steps greater than `after`; None if there is no further change.
+
+        Args:
+            after: agent steps so far, or the number at which the last change was due.
+            rng: stream from which a random timetable draws; others leave it alone.
+        """
+
+
+@dataclass(frozen=True)
+class NoChange:
+    """No change, ever."""
+
+    smallest_gap = None
+
+    def next_change(self, after: int, rng: np.random.Generator) -> int | None:
+        """Return None."""
+        return None
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """A change after `period`, 2 * `period`, 3 * `period`, ... agent steps.
+
+    Raises:
+        ValueError: the period is less than one step.
+    """
+
+    period: int
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"a period of {self.period} agent steps: give at least 1")
+
+    @property
+    def smallest_gap(self) -> int | None:
+        """The period."""
+        return self.period
+
+    def next_change(self, after: int, rng: np.random.Generator) -> int | None:
+        """Return the next multiple of the period."""
+        return (after // self.period + 1) * self.period
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """Changes at the listed numbers of agent steps.
+
+    Raises:
+        ValueError: the list is empty, begins below 1, or does not rise.
+    """
+
+    steps: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("no step is listed: give at least one, or use NoChange")
+        if min(self._gaps()) < 1:
+            raise ValueError(f"steps {tuple(self.steps)}: they must begin at 1 or later, and rise")
+
+    def _gaps(self) -> list[int]:
+        return [later - earlier for earlier, later in zip([0, *self.steps], self.steps, strict=False)]
+
+    @property
+    def smallest_gap(self) -> int | None:
+        """The smallest distance in the list, step 0 included."""
+        return min(self._gaps())
+
+    def next_change(self, after: int, rng: np.random.Generator) -> int | None:
+        """Return the first listed step after `after`."""
+        return next((step for step in self.steps if step > after), None)
+
+
+@dataclass(frozen=True)
+class AtRandom:
+    """Changes at random: after every agent step with probability `rate`, whenever the last one was.
+
+    Gaps are geometric with mean 1 / rate. The first is drawn when the environment is seeded.
+
+    Raises:
+        ValueError: the rate is not in (0, 1].
+    """
+
+    rate: float
+
+    smallest_gap = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate <= 1.0:
+            raise ValueError(f"rate {self.rate} is no probability of a change per agent step in (0, 1]")
+
+    def next_change(self, after: int, rng: np.random.Generator) -> int | None:
+        """Draw a gap."""
+        return after + int(rng.geometric(self.rate))
+
+
+def evenly(first: int, last: int, changes: int) -> AtSteps:
+    """Changes evenly spaced from `first` to `last` agent steps: the timetable of a drift.
+
+    A drift is many small changes, each at an episode's start; `linear` gives the values that go with it.
+
+    Raises:
+        ValueError: fewer than two changes, or no room for them between `first` and `last`.
+    """
+    if changes < 2 or last - first < changes - 1:
+        raise ValueError(f"{changes} changes from step {first} to {last}: give at least 2, and a step for each")
+    return AtSteps(tuple(int(step) for step in np.linspace(first, last, changes).round()))
+
+
+def linear(first: float, last: float, changes: int) -> tuple[float, ...]:
+    """The value before a drift, and that after each of its `changes`: `changes` + 1 numbers, evenly spaced.
+
+    Raises:
+        ValueError: there is no change.
+    """
+    if changes < 1:
+        raise ValueError(f"{changes} changes are no drift: give at least 1")
+    return tuple(float(value) for value in np.linspace(first, last, changes + 1))
