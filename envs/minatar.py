@@ -307,6 +307,11 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
             seat.load_state_dict(saved)
         self._started = bool(state["started"])
 
+    def copies(self, num_envs: int, *, max_episode_steps: int | None = None) -> MinAtarVectorEnv:
+        """Return another environment of the same game and rules, with so many copies and this time limit."""
+        rules = {**self._config, "num_envs": num_envs, "max_episode_steps": max_episode_steps}
+        return MinAtarVectorEnv(**rules)  # type: ignore[arg-type]
+
     def frame(self, index: int = 0) -> NDArray[np.uint8]:
         """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap the last one is seen."""
         cells = self._seats[index].game.state()  # [10, 10, C]

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -83,6 +83,7 @@ class Shift(VectorWrapper, RecordConstructorArgs):
             )
         self.timetable, self.tasks = timetable, tasks
         self._entropy: int | list[int] | None = None
+        self._pinned: tuple[int | list[int] | None, int] | None = None  # entropy of the settings, and the task
         self._steps = self._changes = self._changed_at = 0
         self._due: int | None = None
         self._stream = np.random.default_rng(0)
@@ -159,13 +160,37 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         else:
             self._entropy = [int(one) for one in seed]
         self._stream = np.random.default_rng(self._sequence())
-        self._steps = self._changes = self._changed_at = 0
+        self._steps = self._changed_at = 0
+        self._changes = self._pinned[1] if self._pinned else 0
         self._due = self.timetable.next_change(0, self._stream)
-        self._become(0)
+        self._become(self.task)
 
-    def _sequence(self, *key: int) -> np.random.SeedSequence:
-        """A stream of this wrapper's own; environments that spawn theirs from the same seed use short keys."""
-        return np.random.SeedSequence(self._entropy, spawn_key=(zlib.crc32(self.name.encode()), *key))
+    def _sequence(self, *task: int) -> np.random.SeedSequence:
+        """A stream of this wrapper's own, or of a task's setting, which a pinned copy shares with the original.
+
+        Environments that spawn their streams from the same seed use shorter keys.
+        """
+        entropy = self._pinned[0] if self._pinned and task else self._entropy
+        return np.random.SeedSequence(entropy, spawn_key=(zlib.crc32(self.name.encode()), *task))
+
+    def pinned(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> Shift:
+        """A copy that stays in the present task, around other environments: what a policy is evaluated in.
+
+        Its settings are those of this world, whatever seed it is reset with; that seed decides the rest.
+
+        Args:
+            make: innermost environment -> the one to stand in its place, for instance with more copies.
+        Raises:
+            gymnasium.error.ResetNeeded: this world has not begun.
+        """
+        if self._entropy is None:
+            raise gymnasium.error.ResetNeeded(f"call reset() of {type(self).__name__} first: its tasks follow from it")
+        copy = type(self)(**{**self._saved_kwargs, "timetable": NoChange(), **self._inner(make)})
+        copy._pinned = (self._pinned[0] if self._pinned else self._entropy, self.task)
+        return copy
+
+    def _inner(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> dict[str, Any]:
+        return {"env": _pinned_or_made(self.env, make)}
 
     def _reset_env(
         self, seed: int | Sequence[int] | None, options: dict[str, Any] | None
@@ -338,6 +363,9 @@ class EnvSequence(Shift):
         padded = np.zeros((self.num_envs, *shape), dtype=obs.dtype)
         padded[:, : obs.shape[1]] = obs
         return padded
+
+    def _inner(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> dict[str, Any]:
+        return {"envs": [_pinned_or_made(env, make) for env in self._envs]}
 
     def _env_state(self) -> Any:
         return [_saved(env) for env in self._envs]
@@ -592,6 +620,10 @@ def _probabilities(values: Sequence[float], who: str) -> tuple[float, ...]:
     if not values or not all(0.0 <= value <= 1.0 for value in values):
         raise ValueError(f"{who} needs probabilities in [0, 1], got {tuple(values)}")
     return tuple(float(value) for value in values)
+
+
+def _pinned_or_made(env: Any, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> VectorEnv[Any, Any, Any]:
+    return env.pinned(make) if isinstance(env, Shift) else make(env)
 
 
 def _restore(env: Any, state: Any) -> None:

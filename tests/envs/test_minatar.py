@@ -453,3 +453,10 @@ def test_colours_stay_apart_for_colour_blind_eyes(vision):
     lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
     apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(len(PALETTE), 1)]
     assert len(apart) == 55 and apart.min() > 15
+
+
+def test_copies_keep_the_rules():
+    env = MinAtarVectorEnv("MinAtar/Seaquest-v0", 2, sticky_action_prob=0.25, difficulty_ramping=False)
+    more = env.copies(7, max_episode_steps=30)
+    assert more.num_envs == 7
+    assert more._config == {**env._config, "num_envs": 7, "max_episode_steps": 30}

@@ -343,6 +343,27 @@ def test_returned_arrays_are_safe_to_keep():
     assert np.array_equal(out, before)
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_pinned_copy_stays_in_the_present_task(name):
+    env = PermuteObservations(
+        WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtSteps([20])), AtSteps([30]), what="pixels"
+    )
+    play(env, 25, seed=3)
+    assert env.task == env.env.task == 1
+    pinned = env.pinned(lambda bare: bare.copies(5))
+    assert pinned.num_envs == 5 and pinned.single_observation_space == env.single_observation_space
+    out = play(pinned, 100, seed=77)
+    assert not any("shift" in one[-1] for one in out[1:])
+    assert {key: value["task"] for key, value in out[0][1]["shift"].items()} == {env.env.name: 1, "observations": 1}
+    assert np.array_equal(pinned._order, env._order)
+    for attribute in ("_order", "_factor", "_probability"):
+        if hasattr(env.env, attribute):
+            assert np.array_equal(getattr(pinned.env, attribute), getattr(env.env, attribute)), attribute
+    again = pinned.pinned(lambda bare: bare.copies(3))
+    again.reset(seed=78)
+    assert again.task == 1 and np.array_equal(again._order, env._order)
+
+
 # refusals
 
 
@@ -385,6 +406,8 @@ def test_bad_calls_are_refused():
         env.step(np.array([0, 0]))
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.observation()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.pinned(lambda bare: bare)
     with pytest.raises(ValueError, match="restart within the step"):
         env.reset(options={"reset_mask": np.ones(2, dtype=bool)})
     with pytest.raises(ValueError, match="one for every copy"):
