@@ -3,6 +3,7 @@
     python agents/dqn_minatar.py                              plain DQN (Mnih et al. 2015), constant learning rate
     python agents/dqn_minatar.py nap-cyclic --seed 1          weights projected, learning rate re-warmed on a cycle
     python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM finds a change in the loss
+    python agents/dqn_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/dqn_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
 
 Measured with `baseline` on Breakout: training return 14.8, 18.1, 15.6 over the last 100,000 of 1,000,000 steps (three
@@ -19,6 +20,9 @@ sets (-v1), final exploration 0.05 for 0.1, and LayerNorm before each nonlineari
 From Lyle et al. 2025, whose experiments are on Atari: rates 2.5e-4 and 4e-6 (theirs 6.25e-5 and 1e-6, the same ratio),
 cycles of 50,000 steps (4M), three of them before annealing (ten). Projection rescales gains and offsets jointly also in
 the last LayerNorm, before the head; there it bounds the features that the head sees, as no normalisation follows.
+
+With --shift the world changes (envs/shifts.py), and --switch says what else happens then; by default nothing but the
+change, which is plain continual training. The probe's observations are of the first task, and stay.
 """
 
 from __future__ import annotations
@@ -35,16 +39,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
 from elr.features import Probe
+from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter
-from elr.projection import Projection, scalable_weights
+from elr.moments import reset_moments_
+from elr.projection import Projection, project_to_norms_, scalable_weights
 from elr.rewarming import Every, Never, OnCusum, Rewarming, Trigger
 from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
-from envs.minatar import MinAtarVectorEnv
+from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
+from envs.worlds import World, evaluation_world
 from runs.recording import (
     NonFiniteError,
     Preset,
@@ -103,8 +111,8 @@ class ScheduleArgs:
 class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
-    trigger: Literal["never", "every", "cusum"] = "never"
-    """what restarts it: nothing, a fixed period, or a change point in the TD loss"""
+    trigger: Literal["never", "every", "cusum", "switch"] = "never"
+    """what restarts it: nothing, a fixed period, a change point in the TD loss, or a change of the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
@@ -119,6 +127,49 @@ class RewarmArgs:
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
     refractory: int = 100
     """blocks after an alarm in which none is raised"""
+
+
+@dataclass(frozen=True)
+class ShiftArgs:
+    """A world that changes. The running episode is truncated at a change; exactly one flag says when changes come."""
+
+    kind: Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"] = "none"
+    """what changes: the game, the meaning of actions, the order of channels or pixels, the factor of rewards, the
+    probability of sticky actions, that of noise in the observations"""
+    every_steps: int = 0
+    """a change after each so many agent steps"""
+    at_steps: tuple[int, ...] = ()
+    """changes after these agent steps"""
+    rate: float = 0.0
+    """changes at random, with this probability after each agent step"""
+    games: tuple[str, ...] = ()
+    """the games after --env-id, visited in turn (kind games; -v0 ids)"""
+    tasks: int = 2
+    """number of permutations, the identity first, visited in turn (actions, channels, pixels)"""
+    values: tuple[float, ...] = ()
+    """factors or probabilities, the first from the start, visited in turn (rewards, sticky, noise)"""
+
+
+@dataclass(frozen=True)
+class SwitchArgs:
+    """What else happens when the world changes."""
+
+    fresh_agent: bool = False
+    """a new agent learns each task (the oracle): a reset of all that follows, schedule and trigger included"""
+    optimizer: Literal["keep", "reset"] = "keep"
+    """Adam's moments and step counts: kept, or set to zero as in an optimiser that is built anew"""
+    replay: Literal["keep", "clear"] = "keep"
+    """the replay memory; cleared, updates pause for --learning-starts steps"""
+    exploration: Literal["keep", "restart"] = "keep"
+    """the exploration rate goes on, or falls from --start-e again"""
+    target: Literal["keep", "copy"] = "keep"
+    """the target network waits for --target-network-frequency, or is copied at once"""
+    intervention: Literal["none", "shrink-and-perturb", "reset", "reset-head"] = "none"
+    """what is done to the weights"""
+    shrink: float = 0.4
+    """W <- shrink * W + perturb * W_fresh (shrink-and-perturb; Ash and Adams' code has 0.4 and 0.1)"""
+    perturb: float = 0.1
+    """see shrink"""
 
 
 @dataclass(frozen=True)
@@ -176,9 +227,11 @@ class Args:
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
+    shift: ShiftArgs = field(default_factory=ShiftArgs)
+    switch: SwitchArgs = field(default_factory=SwitchArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 50_000
-    """agent steps between evaluations; 0 is off"""
+    """agent steps between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """episodes of one evaluation, each from a fresh seeded game, greedy, at most 10,000 steps long"""
     log_every: int = 1_000
@@ -230,7 +283,12 @@ class Args:
                 f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
             )
         cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory"]
-        unused = {"never": ["every_steps", "moments", *cusum_flags], "every": cusum_flags, "cusum": ["every_steps"]}
+        unused = {
+            "never": ["every_steps", "moments", *cusum_flags],
+            "every": cusum_flags,
+            "cusum": ["every_steps"],
+            "switch": ["every_steps", *cusum_flags],
+        }
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         if rewarm.trigger != "never" and schedule.kind == "constant" and rewarm.moments == "keep":
             raise ValueError(
@@ -245,6 +303,7 @@ class Args:
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
+        self._refuse_inert_shifts()
         if self.learning_starts >= self.total_timesteps:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
@@ -254,6 +313,47 @@ class Args:
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
+
+    def _refuse_inert_shifts(self) -> None:
+        shift, switch = self.shift, self.switch
+        others = ["optimizer", "replay", "exploration", "target", "intervention"]
+        if shift.kind == "none":
+            why = "with --shift.kind none: the world does not change"
+            refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
+            refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
+            if self.rewarm.trigger == "switch":
+                raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
+            return
+        if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
+            raise ValueError(
+                f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
+            )
+        permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
+        unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
+        refuse_inert(
+            "shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}"
+        )
+        if shift.kind == "games" and not shift.games:
+            raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
+        if shift.kind in valued and len(shift.values) < 2:
+            raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
+        first = shift.every_steps or min(shift.at_steps, default=0)
+        if first >= self.total_timesteps:
+            raise ValueError(f"--shift changes nothing before step {first} of --total-timesteps {self.total_timesteps}")
+        if switch.fresh_agent:
+            refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
+            if self.rewarm.trigger == "switch":
+                raise ValueError(
+                    "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
+                )
+        if switch.intervention != "shrink-and-perturb":
+            why = f"with --switch.intervention {switch.intervention}"
+            refuse_inert("switch", switch, ["shrink", "perturb"], why)
+        elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (0 <= switch.shrink <= 1 <= 1 + switch.perturb):
+            raise ValueError(
+                f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
+                "number at or above 0 that change the weights and leave some"
+            )
 
 
 SCHEDULE_FLAGS: dict[str, list[str]] = {
@@ -266,6 +366,12 @@ SCHEDULE_FLAGS: dict[str, list[str]] = {
 }
 
 _nap, _cyclic = NapArgs(enabled=True), ScheduleArgs(kind="cyclic")
+_chain = {
+    "env_id": "MinAtar/Breakout-v0",
+    "shift": ShiftArgs(kind="games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=200_000),
+    "total_timesteps": 1_200_000,
+}
+_decay = ScheduleArgs(kind="warmup-cosine", period_steps=200_000)
 PRESETS = {
     "baseline": Preset("constant high rate, no projection", Args(exp_name="baseline")),
     "low": Preset("constant low rate, no projection", Args(exp_name="low", learning_rate=4e-6)),
@@ -297,6 +403,28 @@ PRESETS = {
             rewarm=RewarmArgs(trigger="cusum"),
         ),
     ),
+    "chain-plain": Preset(
+        "three games in turn, twice: plain continual training", Args(exp_name="chain-plain", **_chain)
+    ),
+    "chain-fresh": Preset(
+        "the same games, a fresh agent for each visit",
+        Args(exp_name="chain-fresh", switch=SwitchArgs(fresh_agent=True), **_chain),
+    ),
+    "chain-reset": Preset(
+        "the same games, network and Adam's moments reset at each change",
+        Args(exp_name="chain-reset", switch=SwitchArgs(intervention="reset", optimizer="reset"), **_chain),
+    ),
+    "chain-nap": Preset(
+        "the same games, normalize-and-project, constant rate", Args(exp_name="chain-nap", nap=_nap, **_chain)
+    ),
+    "chain-switch": Preset(
+        "the same games, normalize-and-project, rate decays and is re-warmed at each change",
+        Args(exp_name="chain-switch", nap=_nap, schedule=_decay, rewarm=RewarmArgs(trigger="switch"), **_chain),
+    ),
+    "chain-cusum": Preset(
+        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on the TD loss",
+        Args(exp_name="chain-cusum", nap=_nap, schedule=_decay, rewarm=RewarmArgs(trigger="cusum"), **_chain),
+    ),
 }
 
 # ------------------------------------------------------------------------------------------------------ environment
@@ -325,6 +453,10 @@ class ReplayMemory:
         index = rng.integers(self.size, size=batch_size)
         return [a.take(index, 0) for a in (self.obs, self.actions, self.rewards, self.next_obs, self.terminated)]
 
+    def clear(self) -> None:
+        """Forget all transitions."""
+        self.size = self.position = 0
+
     def state_dict(self) -> dict[str, Any]:
         """The filled part; MinAtar's observations are binary, so eight pixels fit in a byte."""
         return {
@@ -349,9 +481,24 @@ class ReplayMemory:
             getattr(self, name)[: self.size] = state[name]
 
 
-def collect_probe(env_id: str, size: int, seed: int) -> Tensor:
+def make_timetable(shift: ShiftArgs) -> Timetable:
+    """When the world changes."""
+    if shift.kind == "none":
+        return NoChange()
+    if shift.rate:
+        return AtRandom(shift.rate)
+    return AtSteps(shift.at_steps) if shift.at_steps else EverySteps(shift.every_steps)
+
+
+def make_world(args: Args, timetable: Timetable) -> VectorEnv:
+    """One copy of the world that the flags describe."""
+    shift = args.shift
+    return World((args.env_id, *shift.games), 1, shift.kind, timetable, shift.tasks, shift.values).make()
+
+
+def collect_probe(env: VectorEnv, size: int, seed: int) -> Tensor:
     """[size, C, 10, 10]: every fifth observation of a uniform policy in a game of its own."""
-    env, rng = MinAtarVectorEnv(env_id, 1), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     kept = [obs[0]]
     for step in range(1, 5 * size - 4):
@@ -361,12 +508,11 @@ def collect_probe(env_id: str, size: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(kept))
 
 
-def evaluate(q_network: QNetwork, env_id: str, episodes: int, seed: int, max_episode_steps: int = 10_000) -> np.ndarray:
-    """Undiscounted returns [episodes] of the greedy policy, one episode in each of `episodes` seeded games."""
-    env = MinAtarVectorEnv(env_id, episodes, max_episode_steps=max_episode_steps)
+def evaluate(q_network: QNetwork, env: VectorEnv, seed: int) -> np.ndarray:
+    """Undiscounted returns [N] of the greedy policy, one episode in each of the N seeded copies."""
     device = q_network.head.weight.device
     obs, _ = env.reset(seed=seed)
-    returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+    returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
     while running.any():
         with torch.no_grad():
             actions = q_network(torch.from_numpy(obs).to(device)).argmax(1).cpu().numpy()
@@ -676,7 +822,7 @@ def make_trigger(args: Args) -> Trigger:
     """What restarts the schedule."""
     r = args.rewarm
     match r.trigger:
-        case "never":
+        case "never" | "switch":  # at a change of the world, which comes between updates, `main` restarts the schedule
             return Never()
         case "every":
             return Every(max(1, round(r.every_steps * args.replay_ratio)))
@@ -684,6 +830,26 @@ def make_trigger(args: Args) -> Trigger:
             return OnCusum(
                 Cusum(threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory)
             )
+
+
+def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> QNetwork:
+    """A network with the weights that this seed gives it."""
+    with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
+        torch.manual_seed(seed)
+        return QNetwork(channels, actions, args.network == "normalised").to(device)
+
+
+def intervene(switch: SwitchArgs, q_network: QNetwork, fresh: QNetwork, projection: Projection | None) -> None:
+    """What --switch does to the weights, in place; `fresh` is a newly initialised network."""
+    match "reset" if switch.fresh_agent else switch.intervention:
+        case "shrink-and-perturb":
+            shrink_and_perturb_(q_network, fresh, shrink=switch.shrink, perturb=switch.perturb)
+            if projection:  # of shrinking and perturbing a new direction is left
+                project_to_norms_(list(projection.weights.values()), list(projection.norms.values()))
+        case "reset":
+            reset_(q_network, fresh)
+        case "reset-head":
+            reset_(q_network, fresh, modules=["head"])
 
 
 def run_directory(args: Args) -> Path:
@@ -722,22 +888,18 @@ def main(args: Args) -> None:
 
     # Every random draw below comes from one of these streams.
     with refusals("--seed"):
-        streams = np.random.SeedSequence(args.seed).spawn(5)
+        streams = np.random.SeedSequence(args.seed).spawn(6)
     init_seed, env_seed, probe_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
-    minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:])
+    minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:5])
 
-    with refusals():
-        env = MinAtarVectorEnv(args.env_id, 1)
+    with refusals("--env-id, --shift" if args.shift.kind != "none" else ""):
+        env = make_world(args, make_timetable(args.shift))
     channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with refusals("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
         torch.empty(1, device=device)
-    with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
-        torch.manual_seed(init_seed)
-        q_network = QNetwork(channels, actions, args.network == "normalised").to(device)
-        target_network = QNetwork(channels, actions, args.network == "normalised").to(device)
+    q_network, target_network = (make_network(channels, actions, args, init_seed, device) for _ in range(2))
     optimizer = FlatAdam(list(q_network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
-    target_network.load_state_dict(q_network.state_dict())
     replay = ReplayMemory(args.buffer_size, channels)
     on_cpu = device.type == "cpu"
     if args.gradient == "explicit" or (args.gradient == "auto" and on_cpu):
@@ -749,13 +911,17 @@ def main(args: Args) -> None:
 
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(q_network)  # conv and hidden: the head is left out
-    probe_obs = collect_probe(args.env_id, args.probe.size, probe_seed).to(device)
+    probe_obs = collect_probe(make_world(args, NoChange()), args.probe.size, probe_seed).to(device)
     with refusals("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
-    projection = meter = probe = None
-    if args.nap.enabled:
+    meter = probe = None
+
+    def make_projection() -> Projection | None:
+        """What holds the norms where they are now."""
+        if not args.nap.enabled:
+            return None
         with refusals("--nap"):
-            projection = Projection(
+            return Projection(
                 q_network,
                 every=args.nap.every,
                 gains=args.nap.gains,
@@ -763,6 +929,8 @@ def main(args: Args) -> None:
                 check_inputs=probe_obs,
                 allow_scale_dependent=args.nap.allow_scale_dependent,
             )
+
+    projection = make_projection()
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
@@ -775,7 +943,43 @@ def main(args: Args) -> None:
     }  # fmt: skip
     stateful = {name: part for name, part in stateful.items() if part is not None}
     global_step, updates, recent_returns, returns = 0, 0, deque[float](maxlen=100), None
+    # Where exploration began, and where learning is to begin with how many updates before: a change may move them.
+    explores_from, learns_from, learned = 0, args.learning_starts, 0
     obs, _ = env.reset(seed=env_seed)  # [1, C, 10, 10] uint8
+
+    def evaluation() -> VectorEnv | None:
+        """The present task, for good."""
+        return evaluation_world(env, args.eval_episodes, max_episode_steps=10_000) if args.eval_every else None
+
+    evaluation_env = evaluation()
+
+    def switch_world(task: int) -> None:
+        """The world has changed: what the flags have happen then, before anything is learned of it."""
+        nonlocal projection, explores_from, learns_from, learned, evaluation_env
+        switch, fresh = args.switch, args.switch.fresh_agent
+        key = np.random.SeedSequence(args.seed, spawn_key=(*streams[5].spawn_key, global_step))
+        new = make_network(channels, actions, args, int(key.generate_state(1)[0]), device)
+        intervene(switch, q_network, new, projection)
+        if projection and (fresh or switch.intervention == "reset"):
+            projection = stateful["projection"] = make_projection()  # the norms are the new network's
+        if fresh or switch.optimizer == "reset":
+            reset_moments_(optimizer)
+        if fresh or switch.target == "copy":
+            target_network.load_state_dict(q_network.state_dict())
+        if fresh or switch.replay == "clear":
+            replay.clear()
+            learns_from, learned = global_step + args.learning_starts, updates
+        if fresh or switch.exploration == "restart":
+            explores_from = global_step
+        if fresh:
+            rewarming.trigger = make_trigger(args)
+        if fresh or args.rewarm.trigger == "switch":
+            rewarming.restart()
+            run.scalar("rewarm/event", 1, global_step)
+        recent_returns.clear()
+        evaluation_env = evaluation()
+        run.scalar("shift/task", task, global_step)
+        run.scalar("shift/boundary", 1, global_step)
 
     def require_finite(what: str = "") -> None:
         """Stop before a broken network is saved, measured or stepped; the checkpoint on disk is from before."""
@@ -789,6 +993,7 @@ def main(args: Args) -> None:
     def checkpoint() -> None:
         require_finite()
         counters = {"global_step": global_step, "updates": updates, "recent_returns": list(recent_returns)}
+        counters |= {"explores_from": explores_from, "learns_from": learns_from, "learned": learned}
         draws = {"action_rng": rng_state(action_rng), "minibatch_rng": rng_state(minibatch_rng)}
         run.checkpoint(global_step, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
 
@@ -808,27 +1013,35 @@ def main(args: Args) -> None:
                 restore_rng(minibatch_rng, state["minibatch_rng"])
                 global_step, updates = state["global_step"], state["updates"]
                 recent_returns.extend(state["recent_returns"])
-                obs = env.observation()
+                explores_from, learns_from, learned = (
+                    state[name] for name in ("explores_from", "learns_from", "learned")
+                )
+                obs, evaluation_env = env.observation(), evaluation()
         else:
-            run.layout(list(layers), PROBED, rewarming=args.rewarm.trigger != "never")
+            charts = {"task": ["shift/task"]} if args.shift.kind != "none" else {}
+            run.layout(list(layers), PROBED, rewarming=args.rewarm.trigger != "never", charts=charts)
+            if args.shift.kind != "none":
+                run.scalar("shift/task", 0, global_step)
             if probe:
                 run.scalars(probe.measure(), global_step)
             checkpoint()
         progress = Progress(args.total_timesteps, global_step)
         while global_step < args.total_timesteps and not stop.requested:
             # Act: epsilon-greedy.
-            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, global_step)
+            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, global_step - explores_from)
             action = int(action_rng.integers(actions)) if action_rng.random() < epsilon else int(act(obs).argmax())
-            next_obs, rewards, terminated, _, infos = env.step(np.array([action]))
+            next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
             obs, global_step = next_obs, global_step + 1
-            if "episode" in infos:
+            if "episode" in infos and not (
+                "shift" in infos and truncated[0]
+            ):  # one that a change cut short says little
                 recent_returns.append(float(infos["episode"]["r"][0]))
                 run.scalar("charts/episodic_return", recent_returns[-1], global_step)
                 run.scalar("charts/episodic_length", int(infos["episode"]["l"][0]), global_step)
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
-            while updates < int((global_step - args.learning_starts) * args.replay_ratio):
+            while updates < learned + int((global_step - learns_from) * args.replay_ratio):
                 loss, q_values = gradient(replay.sample(args.batch_size, minibatch_rng))
                 # Reading the loss waits for a GPU: there it is read at the end of a block, before a CUSUM reads it.
                 if (on_cpu or (updates + 1) % args.rewarm.block == 0) and not math.isfinite(loss):
@@ -867,9 +1080,12 @@ def main(args: Args) -> None:
                 run.scalar("charts/epsilon", epsilon, global_step)
                 progress.show(global_step, sps, recent_returns, rewarming.rate)
             if args.eval_every and (global_step % args.eval_every == 0 or global_step == args.total_timesteps):
-                returns = evaluate(q_network, args.env_id, args.eval_episodes, seed=env_seed + global_step)
+                returns = evaluate(q_network, evaluation_env, seed=env_seed + global_step)
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
+            if "shift" in infos and global_step < args.total_timesteps:
+                (told,) = infos["shift"].values()
+                switch_world(told["task"])
             if global_step % args.checkpoint_every == 0 and global_step < args.total_timesteps:
                 checkpoint()
 

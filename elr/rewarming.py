@@ -266,14 +266,26 @@ class Rewarming:
         self._since += 1
         fired = self.trigger.fires(self._updates, signal)
         if fired:
-            if self.moments == "reset":
-                reset_moments_(self.optimizer)
-            self._since = 0
-            self.events.append(self._updates)
+            self.restart()
+        elif (rate := self._scheduled()) != self._rate:
+            self._set_rate(rate)
+        return fired
+
+    def restart(self) -> None:
+        """Do what a trigger does: start the schedule again with the next update.
+
+        For a change that is known, and comes between two updates. The trigger is not asked, and keeps its state.
+
+        Raises:
+            ValueError: as `step`, but for the trigger.
+        """
+        if self.moments == "reset":
+            reset_moments_(self.optimizer)
+        self._since = 0
+        self.events.append(self._updates)
         rate = self._scheduled()
         if rate != self._rate:
             self._set_rate(rate)
-        return fired
 
     def state_dict(self) -> dict[str, Any]:
         """State to go on from exactly; the optimiser's own state is not in it."""

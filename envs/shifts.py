@@ -187,6 +187,7 @@ class Shift(VectorWrapper, RecordConstructorArgs):
             raise gymnasium.error.ResetNeeded(f"call reset() of {type(self).__name__} first: its tasks follow from it")
         copy = type(self)(**{**self._saved_kwargs, "timetable": NoChange(), **self._inner(make)})
         copy._pinned = (self._pinned[0] if self._pinned else self._entropy, self.task)
+        copy._changes = self.task
         return copy
 
     def _inner(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> dict[str, Any]:

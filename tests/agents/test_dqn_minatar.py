@@ -291,8 +291,7 @@ def test_updates_per_step(ratio, updates, tmp_path):
 class TwoGames:
     """Echo environment: rewards 1, 2, then 1, 5; game 0 ends at the first step, game 1 is cut at the second."""
 
-    def __init__(self, *args, **kwargs):
-        self.step_number = 0
+    num_envs, step_number = 2, 0
 
     def reset(self, seed):
         return np.zeros((2, 4, 10, 10), np.uint8), {}
@@ -304,9 +303,8 @@ class TwoGames:
         return self.reset(0)[0], rewards, np.array([first, False]), np.array([False, not first]), {}
 
 
-def test_evaluation_counts_the_first_episode_of_each_game(monkeypatch):
-    monkeypatch.setattr(script, "MinAtarVectorEnv", TwoGames)
-    assert script.evaluate(QNetwork(4, 3), "any", 2, seed=0).tolist() == [1.0, 7.0]
+def test_evaluation_counts_the_first_episode_of_each_game():
+    assert script.evaluate(QNetwork(4, 3), TwoGames(), seed=0).tolist() == [1.0, 7.0]
 
 
 def test_measuring_changes_nothing(tmp_path):
@@ -326,7 +324,10 @@ def test_the_same_seed_repeats_the_run(tmp_path):
 
 
 def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
-    """Replace one of the five streams at a time by another seed's: only what is drawn from it changes at first."""
+    """Replace one stream at a time by another seed's: only what is drawn from it changes at first.
+
+    The sixth is for changes of the world.
+    """
     whole = np.random.SeedSequence
 
     class OneStreamOfSeedTwo(whole):
@@ -334,7 +335,7 @@ def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
 
         def spawn(self, n):
             streams = whole(1).spawn(n)
-            if n == 5 and self.replaced is not None:
+            if n == 6 and self.replaced is not None:
                 streams[self.replaced] = whole(2).spawn(n)[self.replaced]
             return streams
 
@@ -398,7 +399,10 @@ def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
 
 
 def test_every_flag_is_read():
-    groups = {"nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs}
+    groups = {
+        "nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs,
+        "shift": script.ShiftArgs, "switch": script.SwitchArgs,
+    }  # fmt: skip
     assert scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r"}) == []
 
 
@@ -438,6 +442,7 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
 def test_every_preset_parses_and_differs(capsys):
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     named = {"baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive", "quickstart"}
+    named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum")}
     assert set(parsed) == named
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)

@@ -320,6 +320,29 @@ def test_a_step_costs_little(trigger: Trigger) -> None:
     assert seconds < 5e-6
 
 
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+def test_restart_does_what_a_trigger_does_without_asking_it(moments) -> None:
+    """A change announced to the trigger before the last update, and a restart after it, leave the same behind."""
+    left = []
+    for told in (True, False):
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        trigger = AtKnownChange() if told else Every(1000)
+        rewarming = Rewarming(optimizer, LinearDecay(1e-2, 1e-4, 20), trigger, moments)
+        train(net, optimizer, range(7), lambda loss, rewarming=rewarming: rewarming.step(loss))
+        if told:
+            trigger.notify()
+        train(net, optimizer, range(7, 8), lambda loss, rewarming=rewarming: rewarming.step(loss))
+        if not told:
+            asked = copy.deepcopy(trigger.state_dict())
+            rewarming.restart()
+            assert trigger.state_dict() == asked
+        assert rewarming.rate == 1e-2 and rewarming.events == [8] and rewarming.updates_since_trigger == 0
+        train(net, optimizer, range(8, 12), lambda loss, rewarming=rewarming: rewarming.step(loss))
+        left.append(net)
+    assert bit_equal(*left)
+
+
 def test_another_schedule_until_the_first_trigger() -> None:
     trigger = AtKnownChange()
     optimizer = torch.optim.Adam(network().parameters(), lr=1e-2)

@@ -1,0 +1,82 @@
+"""Worlds from one description: the seeded vector environment that a script trains in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gymnasium.vector import VectorEnv
+
+from envs.minatar import MinAtarVectorEnv
+from envs.shifts import (
+    CorruptObservations,
+    EnvSequence,
+    PermuteActions,
+    PermuteObservations,
+    RepeatActions,
+    ScaleRewards,
+    Shift,
+)
+from envs.timetables import NoChange, Timetable
+
+Kind = Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"]
+
+
+@dataclass(frozen=True)
+class World:
+    """MinAtar games, how many copies, what changes in them and when.
+
+    Raises (in `make`):
+        ValueError: the games do not exist or do not fit together, or what changes does not fit the rest.
+    """
+
+    games: Sequence[str]
+    """environment ids; several only for kind "games", which visits them in turn and needs -v0 ids"""
+    num_envs: int = 1
+    """copies"""
+    kind: Kind = "none"
+    """what changes: the game, the meaning of actions, the order of channels or pixels, the factor of rewards, the
+    probability of sticky actions, that of noise"""
+    timetable: Timetable = field(default_factory=NoChange)
+    """when"""
+    tasks: int = 2
+    """number of permutations, the identity among them (actions, channels, pixels)"""
+    values: Sequence[float] = ()
+    """factors or probabilities (rewards, sticky, noise), the first from the start"""
+
+    def make(self) -> VectorEnv[Any, Any, Any]:
+        """Build it, unseeded. Kind "none" is the bare `MinAtarVectorEnv`."""
+        # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
+        own = 0.0 if self.kind == "sticky" else 0.1
+        envs = [MinAtarVectorEnv(game, self.num_envs, sticky_action_prob=own) for game in self.games]
+        if len(envs) != 1 and self.kind != "games":
+            raise ValueError(f"{len(envs)} games, but kind {self.kind!r} stays in one: give one, or kind 'games'")
+        match self.kind:
+            case "none":
+                return envs[0]
+            case "games":
+                return EnvSequence(envs, self.timetable)
+            case "actions":
+                return PermuteActions(envs[0], self.timetable, self.tasks)
+            case "channels" | "pixels":
+                return PermuteObservations(envs[0], self.timetable, self.tasks, self.kind)
+            case "rewards":
+                return ScaleRewards(envs[0], self.timetable, self.values)
+            case "sticky":
+                return RepeatActions(envs[0], self.timetable, self.values)
+            case "noise":
+                return CorruptObservations(envs[0], self.timetable, self.values)
+
+
+def evaluation_world(world: VectorEnv[Any, Any, Any], copies: int, max_episode_steps: int) -> VectorEnv[Any, Any, Any]:
+    """Build copies of a world that stay in its present task, with a time limit; reset them with a seed of their own."""
+
+    def more(env: MinAtarVectorEnv) -> MinAtarVectorEnv:
+        return env.copies(copies, max_episode_steps=max_episode_steps)
+
+    if isinstance(world, Shift):
+        return world.pinned(more)
+    if isinstance(world, MinAtarVectorEnv):
+        return more(world)
+    raise TypeError(f"{type(world).__name__} is no world of this module")

@@ -1,0 +1,276 @@
+"""The shipped DQN script in a world that changes: what happens at a change, and what does not."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents import dqn_minatar as script
+from agents.dqn_minatar import Args, NapArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
+from envs.shifts import Shift
+from runs.recording import RunError, load_checkpoint, parse, read_scalars
+from tests.agents import scripts
+from tests.agents.scripts import assert_same, finish
+
+CHAIN = ShiftArgs(kind="games", games=("MinAtar/Freeway-v0", "MinAtar/Seaquest-v0"), every_steps=120)
+
+
+def run(directory, **changes):
+    defaults = {
+        "env_id": "MinAtar/Breakout-v0", "total_timesteps": 400, "learning_starts": 40, "buffer_size": 2000,
+        "exploration_steps": 160, "target_network_frequency": 100, "eval_every": 0, "log_every": 1,
+        "probe": script.ProbeArgs(every=50, size=16, meter_every=10), "shift": CHAIN, "directory": directory,
+    }  # fmt: skip
+    script.main(Args(**{**defaults, **changes}))
+    return read_scalars(directory)
+
+
+def saved(directory):
+    return load_checkpoint(directory / "checkpoint.pt")["state"]
+
+
+def rows(scalars, tag):
+    return dict(scalars[tag])
+
+
+def test_a_chain_of_games_changes_at_its_steps(tmp_path):
+    scalars = run(tmp_path / "r")
+    assert scalars["shift/task"] == [(0, 0.0), (120, 1.0), (240, 2.0), (360, 0.0)]
+    assert scalars["shift/boundary"] == [(120, 1.0), (240, 1.0), (360, 1.0)]
+    assert "rewarm/event" not in scalars
+    state = saved(tmp_path / "r")
+    assert state["replay"]["shape"] == [400, 10, 10, 10]
+    # The last transition before each change: not terminated, its next observation still of the old game.
+    memory = script.ReplayMemory(2000, 10)
+    memory.load_state_dict(state["replay"])
+    widths = [int(memory.obs[i:j].any(axis=(0, 2, 3)).nonzero()[0].max()) + 1 for i, j in ((0, 120), (120, 240))]
+    assert widths == [4, 7]
+    for change, channels in ((120, 4), (240, 7)):
+        assert memory.terminated[change - 1] == 0 or memory.next_obs[change - 1].any()
+        assert not memory.next_obs[change - 1, channels:].any() and memory.next_obs[change - 1, :channels].any()
+
+
+def test_by_default_nothing_but_the_world_changes(tmp_path):
+    """Updates go on, exploration too, the target waits, and the rate is what it was."""
+    scalars = run(tmp_path / "r")
+    assert rows(scalars, "charts/epsilon")[300] == pytest.approx(0.05)
+    assert len(scalars["losses/td_loss"]) == 360
+    assert {rate for _, rate in scalars["charts/learning_rate"]} == {2.5e-4}
+
+
+def test_until_the_first_change_the_run_is_the_one_without(tmp_path):
+    shifted = run(tmp_path / "a", shift=ShiftArgs(kind="actions", every_steps=250))
+    bare = run(tmp_path / "b", shift=ShiftArgs())
+    for tag in ("losses/td_loss", "charts/episodic_return", "norms/parameter/conv"):
+        before = [[row for row in scalars[tag] if row[0] <= 250] for scalars in (shifted, bare)]
+        assert before[0] == before[1] and before[0]
+    assert shifted["losses/td_loss"] != bare["losses/td_loss"]
+    assert "shift/task" not in bare
+
+
+def test_an_episode_that_a_change_cuts_short_is_not_reported(tmp_path):
+    scalars = run(tmp_path / "r", shift=ShiftArgs(kind="rewards", at_steps=(200, 201, 202), values=(1.0, 2.0)))
+    ends = [step for step, _ in scalars["charts/episodic_length"]]
+    assert not {201, 202} & set(ends)  # one step long, had they been reported
+    assert all(length > 1 for _, length in scalars["charts/episodic_length"])
+
+
+def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
+    tasks = []
+    evaluate = script.evaluate
+
+    def watched(q_network, env, seed):
+        tasks.append((env.task if isinstance(env, Shift) else None, env.num_envs))
+        return evaluate(q_network, env, seed)
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    run(tmp_path / "r", eval_every=60, eval_episodes=2, total_timesteps=400)
+    assert tasks == [(task, 2) for task in (0, 0, 1, 1, 2, 2, 0)]
+
+
+def test_a_known_change_restarts_the_schedule_with_the_next_update(tmp_path):
+    schedule = ScheduleArgs(kind="linear-decay", period_steps=120)
+    scalars = run(tmp_path / "r", schedule=schedule, rewarm=RewarmArgs(trigger="switch"))
+    rate = rows(scalars, "charts/learning_rate")
+    assert [step for step, _ in scalars["rewarm/event"]] == [120, 240, 360]
+    assert rate[41] == rate[121] == rate[241] == rate[361] == 2.5e-4
+    assert rate[240] < rate[180] < rate[121] and rate[240] == pytest.approx(4e-6 + (2.5e-4 - 4e-6) / 120, rel=1e-6)
+
+
+def test_switches_do_what_they_say_and_only_that(tmp_path):
+    """Each flag alone; the others stay as in the plain run, whose state until the change is the same."""
+
+    def at(step, name, switch=None):
+        shift = ShiftArgs(kind="actions", at_steps=(200,))
+        scalars = run(tmp_path / f"{name}{step}", shift=shift, switch=switch or SwitchArgs(), total_timesteps=step)
+        return scalars, saved(tmp_path / f"{name}{step}")
+
+    scalars, plain = at(201, "plain")
+    # the replay memory: updates pause until there are --learning-starts transitions
+    cleared, state = at(260, "clear", SwitchArgs(replay="clear"))
+    assert state["replay"]["shape"][0] == 60
+    updates = [step for step, _ in cleared["losses/td_loss"]]
+    assert [step for step in updates if 195 < step < 245] == [196, 197, 198, 199, 200, 241, 242, 243, 244]
+    # exploration
+    epsilon = rows(at(260, "explore", SwitchArgs(exploration="restart"))[0], "charts/epsilon")
+    assert epsilon[200] == pytest.approx(0.05) and epsilon[201] == 1.0
+    assert epsilon[241] == pytest.approx(1 - 0.95 * 40 / 160)
+    # Adam
+    _, reset = at(201, "adam", SwitchArgs(optimizer="reset"))
+    steps = [float(one["optimizer"]["state"][0]["step"]) for one in (plain, reset)]
+    assert steps == [161.0, 1.0]
+    assert (
+        scalars["losses/td_loss"] == read_scalars(tmp_path / "adam201")["losses/td_loss"]
+    )  # the update comes after it
+
+
+@pytest.mark.parametrize("target", ["keep", "copy"])
+def test_the_target_network_is_copied_at_once_when_asked(tmp_path, target, monkeypatch):
+    shift = ShiftArgs(kind="actions", at_steps=(180,))
+    run(tmp_path / "r", shift=shift, switch=SwitchArgs(target=target), total_timesteps=181)
+    state = saved(tmp_path / "r")
+    online, held = state["q_network"]["conv.weight"], state["target_network"]["conv.weight"]
+    step = float((online - held).norm() / online.norm())
+    # copied at 480, one update ago, against at 100
+    assert (step < 2e-3) == (target == "copy") and step > 0
+
+
+@pytest.mark.parametrize("kind", ["reset", "reset-head", "shrink-and-perturb"])
+@pytest.mark.parametrize("projected", [False, True])
+def test_interventions_change_the_weights_they_name_and_learning_goes_on(tmp_path, kind, projected):
+    def at(step, switch, name):
+        run(
+            tmp_path / f"{name}{step}", shift=ShiftArgs(kind="channels", at_steps=(150,)), switch=switch,
+            total_timesteps=step, nap=NapArgs(enabled=projected),
+        )  # fmt: skip
+        return saved(tmp_path / f"{name}{step}")
+
+    plain, changed = at(151, SwitchArgs(), "plain"), at(151, SwitchArgs(intervention=kind), "changed")
+    moved = {name: float((w - plain["q_network"][name]).norm() / w.norm()) for name, w in changed["q_network"].items()}
+    weights = ("conv.weight", "hidden.weight", "head.weight")
+    expected = {"reset": weights, "reset-head": ("head.weight",), "shrink-and-perturb": weights}[kind]
+    for name in weights:
+        assert (moved[name] > 0.05) == (name in expected), (name, moved)
+    if projected:
+        for name in ("conv", "hidden"):
+            norm = changed["q_network"][f"{name}.weight"].norm()
+            assert norm == pytest.approx(float(changed["projection"]["norms"][name]), rel=1e-5)
+    later = at(170, SwitchArgs(intervention=kind), "changed")
+    for name, w in later["q_network"].items():
+        assert not torch.equal(w, changed["q_network"][name]), name
+
+
+def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path):
+    """Whatever came before, from the change on two runs are the same but for their random streams: all is new."""
+    schedule = ScheduleArgs(kind="linear-decay", period_steps=120)
+    scalars = run(
+        tmp_path / "r", schedule=schedule, nap=NapArgs(enabled=True), switch=SwitchArgs(fresh_agent=True),
+        shift=ShiftArgs(kind="pixels", at_steps=(200,)), total_timesteps=241,
+    )  # fmt: skip
+    state = saved(tmp_path / "r")
+    assert state["replay"]["shape"][0] == 41 and state["updates"] == 161  # one of the new agent's
+    assert float(state["optimizer"]["state"][0]["step"]) == 1.0
+    assert rows(scalars, "charts/learning_rate")[241] == 2.5e-4
+    assert rows(scalars, "charts/epsilon")[201] == 1.0
+    drift = state["q_network"]["hidden.weight"] - state["target_network"]["hidden.weight"]
+    assert 0 < float(drift.norm()) < 0.3  # one update
+    assert [step for step, _ in scalars["rewarm/event"]] == [200]
+
+
+def test_each_change_draws_its_own_fresh_network(tmp_path):
+    heads = []
+    for at in (100, 150):
+        run(
+            tmp_path / str(at), shift=ShiftArgs(kind="actions", at_steps=(at,)), total_timesteps=at + 1,
+            switch=SwitchArgs(intervention="reset"), learning_starts=at, replay_ratio=0.5,
+        )  # fmt: skip
+        heads.append(saved(tmp_path / str(at))["q_network"]["head.weight"])
+    assert not torch.equal(*heads)
+
+
+FLAGS = shlex.split(
+    "chain-switch --seed 7 --total-timesteps 1500 --learning-starts 100 --buffer-size 700 --exploration-steps 600 "
+    "--target-network-frequency 150 --checkpoint-every 70 --log-every 50 --eval-every 300 --eval-episodes 2 "
+    "--shift.games MinAtar/Freeway-v0 MinAtar/Asterix-v0 --shift.every-steps 0 --shift.rate 0.003 "
+    "--schedule.period-steps 400 --probe.every 90 --probe.size 16 --probe.meter-every 37 "
+    "--switch.replay clear --switch.exploration restart --switch.intervention reset --switch.optimizer reset"
+)
+
+
+def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
+    script_path = Path(script.__file__)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(scripts.start(script_path, *FLAGS, "--directory", whole))
+    for step in (400, 900):
+        process = scripts.start(
+            script_path, *(["--resume", killed] if killed.exists() else [*FLAGS, "--directory", killed])
+        )
+        scripts.kill_beyond(process, killed, step, signal.SIGKILL)
+    finish(scripts.start(script_path, "--resume", killed))
+    tables = [
+        [line for line in (d / "scalars.csv").read_text().splitlines() if ",charts/SPS," not in line]
+        for d in (whole, killed)
+    ]
+    assert tables[0] == tables[1]
+    assert sum(",shift/boundary," in line for line in tables[0]) >= 3
+    assert_same(*(saved(d) for d in (whole, killed)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--shift.every-steps", "9"], ["--shift.every-steps", "--shift.kind none"]),
+        (["--switch.replay", "clear"], ["--switch.replay", "--shift.kind none"]),
+        (["nap-cyclic", "--rewarm.trigger", "switch"], ["--rewarm.trigger switch", "--shift.kind none"]),
+        (["--shift.kind", "actions"], ["--shift.every-steps", "--shift.at-steps", "--shift.rate"]),
+        (["--shift.kind", "actions", "--shift.every-steps", "9", "--shift.rate", "0.1"], ["exactly one"]),
+        (["--shift.kind", "actions", "--shift.rate", "0.1", "--shift.values", "1", "2"], ["--shift.values"]),
+        (["--shift.kind", "rewards", "--shift.rate", "0.1", "--shift.tasks", "3"], ["--shift.tasks"]),
+        (["--shift.kind", "rewards", "--shift.rate", "0.1", "--shift.values", "1"], ["two --shift.values"]),
+        (["--shift.kind", "games", "--shift.rate", "0.1"], ["--shift.games"]),
+        (["chain-plain", "--shift.every-steps", "2000000"], ["step 2000000", "--total-timesteps"]),
+        (["chain-fresh", "--switch.replay", "clear"], ["--switch.replay", "--switch.fresh-agent"]),
+        (["chain-switch", "--switch.fresh-agent"], ["--rewarm.trigger switch", "--switch.fresh-agent"]),
+        (["chain-plain", "--switch.shrink", "0.5"], ["--switch.shrink", "--switch.intervention none"]),
+        (
+            ["chain-plain", "--switch.intervention", "shrink-and-perturb", "--switch.shrink", "1.5"],
+            ["--switch.shrink 1.5"],
+        ),
+        (["chain-plain", "--rewarm.trigger", "switch"], ["--rewarm.trigger switch", "--schedule.kind constant"]),
+    ],
+)  # fmt: skip
+def test_conflicting_flags_are_refused_by_name(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Args, script.PRESETS, flags)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in named), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shift": ShiftArgs(kind="games", games=("MinAtar/Freeway-v1",), every_steps=300)}, "all actions"),
+        ({"shift": ShiftArgs(kind="games", games=("MinAtar/Frogger-v0",), every_steps=300)}, "Frogger"),
+        ({"shift": ShiftArgs(kind="noise", values=(0.0, 3.0), every_steps=300)}, "probabilities"),
+        ({"shift": ShiftArgs(kind="actions", at_steps=(300, 200))}, "rise"),
+        ({"shift": ShiftArgs(kind="actions", rate=3.0)}, "probability"),
+        ({"shift": ShiftArgs(kind="actions", tasks=1000, every_steps=300)}, "720 permutations"),
+    ],
+)
+def test_worlds_that_cannot_be_are_refused_in_a_line_before_anything_is_written(tmp_path, changes, told):
+    with pytest.raises(RunError, match=told) as error:
+        run(tmp_path / "r", **changes)
+    assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
+
+
+def test_probe_and_evaluation_do_not_disturb_a_changing_run(tmp_path):
+    quiet = run(tmp_path / "a", probe=script.ProbeArgs(every=0, meter_every=0))
+    loud = run(tmp_path / "b", eval_every=100, eval_episodes=2)
+    assert quiet["losses/td_loss"] == loud["losses/td_loss"]
+    assert np.isfinite([v for _, v in loud["eval/episodic_return"]]).all()
