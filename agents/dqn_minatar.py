@@ -112,7 +112,7 @@ class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the TD loss, or a change of the world (told)"""
+    """what restarts it: nothing, a fixed period, a change point in the loss, or a change of the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
@@ -490,10 +490,10 @@ def make_timetable(shift: ShiftArgs) -> Timetable:
     return AtSteps(shift.at_steps) if shift.at_steps else EverySteps(shift.every_steps)
 
 
-def make_world(args: Args, timetable: Timetable) -> VectorEnv:
-    """One copy of the world that the flags describe."""
+def make_world(args: Args, timetable: Timetable, copies: int) -> VectorEnv:
+    """Copies of the world that the flags describe."""
     shift = args.shift
-    return World((args.env_id, *shift.games), 1, shift.kind, timetable, shift.tasks, shift.values).make()
+    return World((args.env_id, *shift.games), copies, shift.kind, timetable, shift.tasks, shift.values).make()
 
 
 def collect_probe(env: VectorEnv, size: int, seed: int) -> Tensor:
@@ -798,10 +798,15 @@ class FlatAdam(torch.optim.Adam):
 # ------------------------------------------------------------------------------------------------------------- main
 
 
+def to_updates(args: Args, steps: int) -> int:
+    """Agent steps -> optimiser updates."""
+    return max(1, round(steps * args.replay_ratio))
+
+
 def make_schedule(args: Args) -> Schedule:
     """Updates since the last trigger -> learning rate."""
     s, peak = args.schedule, args.learning_rate
-    period = max(1, round(s.period_steps * args.replay_ratio))  # agent steps -> updates
+    period = to_updates(args, s.period_steps)
     warmup = round(s.warmup_frac * period)
     match s.kind:
         case "constant":
@@ -825,7 +830,7 @@ def make_trigger(args: Args) -> Trigger:
         case "never" | "switch":  # at a change of the world, which comes between updates, `main` restarts the schedule
             return Never()
         case "every":
-            return Every(max(1, round(r.every_steps * args.replay_ratio)))
+            return Every(to_updates(args, r.every_steps))
         case "cusum":
             return OnCusum(
                 Cusum(threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory)
@@ -893,7 +898,7 @@ def main(args: Args) -> None:
     minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:5])
 
     with refusals("--env-id, --shift" if args.shift.kind != "none" else ""):
-        env = make_world(args, make_timetable(args.shift))
+        env = make_world(args, make_timetable(args.shift), 1)
     channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with refusals("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
@@ -911,7 +916,7 @@ def main(args: Args) -> None:
 
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(q_network)  # conv and hidden: the head is left out
-    probe_obs = collect_probe(make_world(args, NoChange()), args.probe.size, probe_seed).to(device)
+    probe_obs = collect_probe(make_world(args, NoChange(), 1), args.probe.size, probe_seed).to(device)
     with refusals("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
     meter = probe = None

@@ -60,7 +60,7 @@ def agent(script: dict[str, Any]) -> dict[str, Any]:
     network, target = script["QNetwork"](4, 3), script["QNetwork"](4, 3)
     optimizer = script["FlatAdam"](list(network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
     target.load_state_dict(network.state_dict())
-    env = script["make_world"](args, script["NoChange"]())
+    env = script["make_world"](args, script["NoChange"](), 1)
     return {
         "args": args,
         "network": network,
@@ -90,7 +90,7 @@ def measure(args: Args) -> tuple[Stopwatch, Any]:
     minibatch_rng = np.random.default_rng(1)
     for _ in range(2000):
         play(a, rng)
-    probed = script["collect_probe"](script["make_world"](a["args"], script["NoChange"]()), a["args"].probe.size, 0)
+    probed = script["collect_probe"](script["make_world"](a["args"], script["NoChange"](), 1), a["args"].probe.size, 0)
     projection = script["Projection"](
         a["network"], every=a["args"].nap.every, gains=a["args"].nap.gains, check_inputs=probed
     )
