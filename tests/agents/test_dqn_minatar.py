@@ -403,7 +403,10 @@ def test_every_flag_is_read():
         "nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs,
         "shift": script.ShiftArgs, "switch": script.SwitchArgs,
     }  # fmt: skip
-    assert scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r"}) == []
+    assert (
+        scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch"})
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,467 @@
+"""The shipped PPO script: its estimates and loss, its flags, and that all-off is the plain agent bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from agents import ppo_minatar as script
+from agents.ppo_minatar import ActorCritic, Args, NapArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
+from envs.minatar import MinAtarVectorEnv
+from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from tests.agents import scripts
+from tests.agents.scripts import assert_same, finish
+
+CONSTANT = ScheduleArgs(kind="constant")
+
+
+def small(directory, **changes):
+    defaults = {
+        "total_timesteps": 512, "num_envs": 4, "num_steps": 32, "num_minibatches": 4, "update_epochs": 2,
+        "eval_every": 0, "probe": script.ProbeArgs(every=8, size=16, meter_every=4), "checkpoint_every": 1,
+        "directory": directory,
+    }  # fmt: skip
+    return Args(**{**defaults, **changes})
+
+
+def run(directory, **changes):
+    script.main(small(directory, **changes))
+    return read_scalars(directory)
+
+
+def saved(directory):
+    return load_checkpoint(directory / "checkpoint.pt")["state"]
+
+
+# estimates and loss
+
+
+def literal_advantage(t, n, rewards, values, dones, last, gamma, lam):
+    """The definition: discounted sum of one-step errors up to the end of the episode."""
+    total, weight = 0.0, 1.0
+    for k in range(t, len(rewards)):
+        following = last[n] if k + 1 == len(rewards) else values[k + 1][n]
+        total += weight * (rewards[k][n] + gamma * following * (not dones[k][n]) - values[k][n])
+        if dones[k][n]:
+            break
+        weight *= gamma * lam
+    return total
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+def test_gae_is_the_discounted_sum_of_errors(lam):
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(2, 12, 3))
+    dones, last = rng.random((12, 3)) < 0.25, rng.normal(size=3)
+    ours = script.gae(rewards, values, dones, last, 0.9, lam)
+    for t in range(12):
+        for n in range(3):
+            assert ours[t, n] == pytest.approx(literal_advantage(t, n, rewards, values, dones, last, 0.9, lam))
+
+
+def test_gae_with_lambda_one_is_the_return_minus_the_value():
+    rewards, values, dones = np.ones((50, 1)), np.full((50, 1), 3.0), np.zeros((50, 1), dtype=bool)
+    ours = script.gae(rewards, values, dones, np.array([10.0]), 0.9, 1.0)
+    assert ours[0, 0] + 3 == pytest.approx((1 - 0.9**50) / 0.1 + 0.9**50 * 10)
+
+
+@pytest.mark.parametrize("clip_vloss", [True, False])
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_the_loss_is_the_one_in_the_docstring(clip_vloss, norm_adv):
+    args = Args(clip_vloss=clip_vloss, norm_adv=norm_adv, clip_coef=0.1, ent_coef=0.03, vf_coef=0.7)
+    torch.manual_seed(0)
+    network = ActorCritic(4, 3).double()
+    with torch.no_grad():
+        network.actor.weight.mul_(200)
+    size = 40
+    batch = {
+        "obs": torch.randint(0, 2, (size, 4, 10, 10), dtype=torch.uint8), "actions": torch.randint(0, 3, (size,)),
+        "advantages": torch.randn(size).double(), "returns": torch.randn(size).double(),
+        "values": torch.randn(size).double(), "logprobs": torch.log(torch.rand(size).double()),
+    }  # fmt: skip
+    loss, parts = script.ppo_loss(network, batch, args)
+    logits, values = (x.detach().numpy() for x in network(batch["obs"]))
+    a = batch["advantages"].numpy()
+    if norm_adv:
+        a = (a - a.mean()) / (a.std(ddof=1) + 1e-8)
+    policy, value, entropy, clipped, kl = 0.0, 0.0, 0.0, 0, 0.0
+    for i in range(size):
+        p = np.exp(logits[i]) / np.exp(logits[i]).sum()
+        ratio = p[batch["actions"][i]] / math.exp(batch["logprobs"][i])
+        policy += -min(ratio * a[i], min(max(ratio, 0.9), 1.1) * a[i]) / size
+        old, target = float(batch["values"][i]), float(batch["returns"][i])
+        error = (values[i] - target) ** 2
+        if clip_vloss:
+            error = max(error, (old + min(max(values[i] - old, -0.1), 0.1) - target) ** 2)
+        value += 0.5 * error / size
+        entropy += -(p * np.log(p)).sum() / size
+        clipped += abs(ratio - 1) > 0.1
+        kl += (ratio - 1 - math.log(ratio)) / size
+    expected = {
+        "policy_loss": policy, "value_loss": value, "entropy": entropy, "approx_kl": kl, "clipfrac": clipped / size
+    }  # fmt: skip
+    assert {name.split("/")[1]: float(part) for name, part in parts.items()} == pytest.approx(expected)
+    assert float(loss.detach()) == pytest.approx(policy + 0.7 * value - 0.03 * entropy)
+    assert 0 < clipped < size
+
+
+def test_actions_are_drawn_from_the_policy():
+    network = ActorCritic(4, 3)
+    with torch.no_grad():
+        network.actor.weight.zero_()
+        network.actor.bias.copy_(torch.log(torch.tensor([0.6, 0.3, 0.1])))
+    obs = np.zeros((20_000, 4, 10, 10), dtype=np.uint8)
+    actions, logprobs, values = script.act(network, obs, np.random.default_rng(0))
+    share = np.bincount(actions, minlength=3) / len(actions)
+    assert np.abs(share - [0.6, 0.3, 0.1]).max() < 5 * math.sqrt(0.24 / 20_000)
+    assert np.allclose(np.exp(logprobs), np.array([0.6, 0.3, 0.1])[actions])
+    assert np.array_equal(values, script.value(network, obs))
+
+
+def test_the_network_starts_as_published():
+    network = ActorCritic(4, 6)
+    for layer, gain in ((network.hidden, 2**0.5), (network.actor, 0.01), (network.critic, 1.0)):
+        w = layer.weight.detach()
+        assert torch.allclose(w @ w.T, gain**2 * torch.eye(len(w)), atol=1e-5)
+    w = network.conv.weight.detach().flatten(1)
+    assert torch.allclose(w @ w.T, 2 * torch.eye(16), atol=1e-5)
+    assert network.conv.bias is None and ActorCritic(4, 6, normalised=False).conv.bias is not None
+
+
+class Endless(VectorEnv):
+    """Reward 1 for ever; the episode is cut after ten steps, by truncation or by termination. Observations are one."""
+
+    def __init__(self, copies, truncates=True):
+        self.num_envs, self.truncates, self.time = copies, truncates, 0
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = Box(0, 1, (4, 10, 10), np.uint8), Discrete(3)
+        self.observation_space = batch_space(self.single_observation_space, copies)
+        self.action_space = batch_space(self.single_action_space, copies)
+
+    def observation(self):
+        return np.ones((self.num_envs, 4, 10, 10), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation(), {}
+
+    def step(self, actions):
+        self.time += 1
+        ended = np.full(self.num_envs, self.time % 10 == 0)
+        none = np.zeros_like(ended)
+        infos = {}
+        if ended.any():
+            lengths = np.full(self.num_envs, 10)
+            infos = {"final_obs": self.observation(), "_final_obs": ended, "_episode": ended}
+            infos["episode"] = {"r": lengths.astype(float), "l": lengths}
+        over = (none, ended) if self.truncates else (ended, none)
+        return self.observation(), np.ones(self.num_envs), *over, infos
+
+    def state_dict(self):
+        return {"time": self.time}
+
+
+@pytest.mark.parametrize(("truncates", "expected"), [(True, 1 / (1 - 0.8)), (False, None)])
+def test_truncation_bootstraps_and_termination_does_not(tmp_path, monkeypatch, truncates, expected):
+    """The value of an endless reward of 1 is 1 / (1 - gamma), however often the episode is cut; ended, it is less."""
+    monkeypatch.setattr(script, "make_world", lambda args, timetable, copies: Endless(copies, truncates))
+    run(
+        tmp_path / "r", total_timesteps=128 * 80, gamma=0.8, learning_rate=3e-3, schedule=CONSTANT, clip_vloss=False,
+        update_epochs=4,
+    )  # fmt: skip
+    network = ActorCritic(4, 3)
+    network.load_state_dict(saved(tmp_path / "r")["network"])
+    found = float(script.value(network, Endless(1).observation())[0])
+    if expected is None:  # mean over ten positions of (1 - gamma^k) / (1 - gamma): the observation does not tell which
+        expected = np.mean([(1 - 0.8**k) / 0.2 for k in range(1, 11)])
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+# training
+
+
+def plain_ppo(args):
+    """PPO written out plainly, with the same random streams."""
+    streams = np.random.SeedSequence(args.seed).spawn(6)
+    init, env_seed = (int(s.generate_state(1)[0]) for s in streams[:2])
+    minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:5])
+    torch.manual_seed(init)
+    network = ActorCritic(4, 3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    env = MinAtarVectorEnv(args.env_id, args.num_envs)
+    obs, _ = env.reset(seed=env_seed)
+    episodes, total = [], args.total_timesteps // (args.num_envs * args.num_steps)
+    for iteration in range(total):
+        memory = []
+        for t in range(args.num_steps):
+            with torch.no_grad():
+                logits, values = network(torch.from_numpy(obs))
+            logprobs = F.log_softmax(logits, 1).numpy()
+            actions = (logprobs + action_rng.gumbel(size=logprobs.shape)).argmax(1)
+            next_obs, rewards, terminated, _, infos = env.step(actions)
+            chosen = logprobs[np.arange(len(actions)), actions]
+            memory.append((obs, actions, chosen, values.numpy(), rewards.astype(np.float32), terminated))
+            obs = next_obs
+            if "episode" in infos:
+                step = (iteration * args.num_steps + t + 1) * args.num_envs
+                episodes += [(step, float(infos["episode"]["r"][i])) for i in np.flatnonzero(infos["_episode"])]
+        o, a, old, v, r, d = (np.stack(x) for x in zip(*memory, strict=True))
+        with torch.no_grad():
+            last = network(torch.from_numpy(obs))[1].numpy()
+        advantages = script.gae(r, v, d, last, args.gamma, args.gae_lambda)
+        flat = [torch.from_numpy(x.reshape(-1, *x.shape[2:])) for x in (o, a, old, v, advantages, advantages + v)]
+        names = ("obs", "actions", "logprobs", "values", "advantages", "returns")
+        for _ in range(args.update_epochs):
+            order = torch.from_numpy(minibatch_rng.permutation(len(flat[0])))
+            for index in order.split(len(order) // args.num_minibatches):
+                batch = {name: x[index] for name, x in zip(names, flat, strict=True)}
+                loss, _ = script.ppo_loss(network, batch, args)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                optimizer.step()
+    return episodes, network
+
+
+def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
+    args = small(tmp_path / "r", schedule=CONSTANT)
+    script.main(args)
+    episodes, network = plain_ppo(args)
+    assert len(episodes) > 10 and read_scalars(tmp_path / "r")["charts/episodic_return"] == episodes
+    held = saved(tmp_path / "r")["network"]
+    for name, p in network.state_dict().items():
+        assert torch.equal(p, held[name]), name
+
+
+def test_measuring_changes_nothing(tmp_path):
+    quiet = run(tmp_path / "a", probe=script.ProbeArgs(every=0, meter_every=0))
+    loud = run(tmp_path / "b", eval_every=1, eval_episodes=2)
+    assert quiet["losses/value_loss"] == loud["losses/value_loss"]
+    assert len(loud["eval/episodic_return"]) == 4 and "elr/conv" not in quiet
+
+
+def test_projection_holds_the_trunk_and_leaves_the_heads(tmp_path):
+    scalars = run(tmp_path / "r", nap=NapArgs(enabled=True), schedule=CONSTANT)
+    for layer in ("conv", "hidden"):
+        norms = [v for _, v in scalars[f"norms/parameter/{layer}"]]
+        assert max(norms) / min(norms) < 1 + 1e-5
+    assert "norms/parameter/actor" not in scalars
+    plain, held = run(tmp_path / "p", schedule=CONSTANT), saved(tmp_path / "r")["network"]
+    assert plain["norms/parameter/hidden"][-1][1] > norms[-1] * 1.001
+    torch.manual_seed(0)
+    assert held["actor.weight"].norm() > 1.1 * 0.01 * 3**0.5  # three orthogonal rows of norm 0.01 at the start
+
+
+def test_the_rate_is_annealed_over_the_whole_run_and_rewarmed_when_told(tmp_path):
+    scalars = run(tmp_path / "a")  # 4 iterations of 8 updates
+    rates = [v for _, v in scalars["charts/learning_rate"]]
+    assert rates == pytest.approx([1e-3 * (1 - (8 * k - 1) / 32) for k in (1, 2, 3, 4)])
+    scalars = run(
+        tmp_path / "b", rewarm=RewarmArgs(trigger="switch"), schedule=ScheduleArgs("linear-decay", 0.0, 256),
+        shift=ShiftArgs(kind="actions", every_steps=256),
+    )  # fmt: skip
+    assert [v for _, v in scalars["charts/learning_rate"]] == pytest.approx([1e-3 * f for f in (9 / 16, 1 / 16) * 2])
+    assert scalars["rewarm/event"] == [(256, 1.0)] and scalars["shift/boundary"] == [(256, 1.0), (512, 1.0)]
+
+
+def test_every_restarts_in_agent_steps(tmp_path):
+    scalars = run(
+        tmp_path / "r", rewarm=RewarmArgs(trigger="every", every_steps=128), schedule=ScheduleArgs(period_steps=256)
+    )
+    assert [step for step, _ in scalars["rewarm/event"]] == [128, 256, 384, 512]
+
+
+def test_cusum_rewarms_when_the_value_loss_jumps(tmp_path, monkeypatch):
+    real, calls = script.ppo_loss, []
+
+    def jumping(network, batch, args):
+        loss, parts = real(network, batch, args)
+        calls.append(None)
+        noise = torch.sin(torch.tensor(float(len(calls) * 7))) * 0.1
+        return loss, parts | {"losses/value_loss": 1 + noise + 5.0 * (len(calls) > 20)}
+
+    monkeypatch.setattr(script, "ppo_loss", jumping)
+    rewarm = RewarmArgs(trigger="cusum", block=2, burn_in=5, refractory=5, threshold=5.0)
+    scalars = run(tmp_path / "r", rewarm=rewarm, schedule=ScheduleArgs("warmup-cosine", 1e-5, 512))
+    assert [step for step, _ in scalars["rewarm/event"]] == [384]  # updates 17 to 24 belong to the third iteration
+    assert "rewarm/statistic" in scalars
+
+
+def test_a_change_of_the_world_truncates_all_copies_and_bootstraps(tmp_path, monkeypatch):
+    seen = []
+    real = script.gae
+
+    def watched(rewards, values, dones, last_values, gamma, lam):
+        seen.append((rewards.copy(), dones.copy()))
+        return real(rewards, values, dones, last_values, gamma, lam)
+
+    monkeypatch.setattr(script, "gae", watched)
+    monkeypatch.setattr(script, "value", lambda network, obs: np.full(len(obs), 100.0, dtype=np.float32))
+    scalars = run(tmp_path / "r", shift=ShiftArgs(kind="actions", at_steps=(200,)))  # in the second iteration
+    rewards, dones = seen[1]
+    cut = 200 // 4 - 32 - 1
+    assert dones[cut].all() and (rewards[cut] >= 99).any()  # others may have ended by themselves on that step
+    assert (rewards[:cut] < 50).all() and (rewards[cut + 1 :] < 50).all()
+    assert scalars["shift/boundary"] == [(200, 1.0)] and scalars["shift/task"] == [(0, 0.0), (200, 1.0)]
+
+
+@pytest.mark.parametrize("kind", ["none", "reset", "reset-head", "shrink-and-perturb", "fresh"])
+@pytest.mark.parametrize("projected", [False, True])
+def test_interventions_change_the_weights_they_name_and_learning_goes_on(tmp_path, kind, projected):
+    def at(total, switch, name):
+        run(
+            tmp_path / f"{name}{total}", shift=ShiftArgs(kind="channels", at_steps=(128,)), switch=switch,
+            total_timesteps=total, nap=NapArgs(enabled=projected), schedule=CONSTANT, learning_rate=1e-4,
+        )  # fmt: skip
+        return saved(tmp_path / f"{name}{total}")
+
+    asked = SwitchArgs(fresh_agent=True) if kind == "fresh" else SwitchArgs(intervention=kind)
+    plain, changed = at(256, SwitchArgs(), "plain"), at(256, asked, "changed")
+    # what comes after is small at this rate
+    moved = {n: float((w - plain["network"][n]).norm() / w.norm()) for n, w in changed["network"].items()}
+    everything = ("conv.weight", "hidden.weight", "critic.weight")
+    expected = {"none": (), "reset-head": ("critic.weight",)}.get(kind, everything)
+    for name in everything:
+        assert (moved[name] > 0.15) == (name in expected), (name, moved)
+    assert float(changed["optimizer"]["state"][0]["step"]) == (8.0 if kind == "fresh" else 16.0)
+    if projected:
+        for name in ("conv", "hidden"):
+            held = float(changed["projection"]["norms"][name])
+            assert changed["network"][f"{name}.weight"].norm() == pytest.approx(held, rel=1e-5)
+    later = at(384, asked, "changed")
+    for name, w in later["network"].items():
+        assert not torch.equal(w, changed["network"][name]), name
+
+
+def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
+    one, same, other = (run(tmp_path / n, seed=s) for n, s in (("a", 3), ("b", 3), ("c", 4)))
+    drop = lambda scalars: {tag: rows for tag, rows in scalars.items() if tag != "charts/SPS"}  # noqa: E731
+    assert drop(one) == drop(same) != drop(other)
+
+
+FLAGS = shlex.split(
+    "chain-cusum --seed 7 --total-timesteps 6000 --num-envs 4 --num-steps 32 --num-minibatches 4 --update-epochs 2 "
+    "--shift.games MinAtar/Freeway-v0 MinAtar/Asterix-v0 --shift.every-steps 0 --shift.rate 0.001 "
+    "--schedule.period-steps 1000 --rewarm.block 4 --rewarm.burn-in 8 --rewarm.refractory 8 --rewarm.threshold 3 "
+    "--rewarm.slack 0.2 --checkpoint-every 3 --eval-every 9 --eval-episodes 2 --probe.every 20 --probe.size 16 "
+    "--probe.meter-every 7 --nap.every 3 --switch.intervention shrink-and-perturb"
+)
+
+
+def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
+    path = Path(script.__file__)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(scripts.start(path, *FLAGS, "--directory", whole))
+    for step in (800, 3000):
+        flags = ["--resume", killed] if killed.exists() else [*FLAGS, "--directory", killed]
+        scripts.kill_beyond(scripts.start(path, *flags), killed, step, signal.SIGKILL)
+    finish(scripts.start(path, "--resume", killed))
+    tables = [
+        [line for line in (d / "scalars.csv").read_text().splitlines() if ",charts/SPS," not in line]
+        for d in (whole, killed)
+    ]
+    assert tables[0] == tables[1]
+    assert sum(",shift/boundary," in line for line in tables[0]) >= 2
+    assert_same(*(saved(d) for d in (whole, killed)))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    directory = tmp_path / "r"
+    process = scripts.start(Path(script.__file__), *FLAGS, "--directory", directory)
+    output = scripts.kill_beyond(process, directory, 500, signal.SIGINT)
+    status = read_status(directory)
+    assert process.returncode == 130 and status["status"] == "interrupted"
+    assert f"stopped at step {status['step']}" in output and f"--resume {directory}" in output
+
+
+def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch):
+    real, calls = script.ppo_loss, []
+
+    def broken(network, batch, args):
+        calls.append(None)
+        loss, parts = real(network, batch, args)
+        return (loss * math.nan if len(calls) == 20 else loss), parts
+
+    monkeypatch.setattr(script, "ppo_loss", broken)
+    with pytest.raises(NonFiniteError, match=r"loss nan, not finite at step 384, update 19"):
+        run(tmp_path / "r")
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 256
+
+
+# flags
+
+
+def test_every_flag_is_read():
+    groups = {
+        "nap": NapArgs, "schedule": ScheduleArgs, "rewarm": RewarmArgs, "probe": script.ProbeArgs, "shift": ShiftArgs,
+        "switch": SwitchArgs,
+    }  # fmt: skip
+    assert (
+        scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch"})
+        == []
+    )
+
+
+def test_every_preset_parses_and_differs():
+    parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
+    assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
+    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed) == 13
+    assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
+        (["--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind linear-decay"]),
+        (["--schedule.low", "1"], ["--schedule.low", "--learning-rate"]),
+        (["--schedule.kind", "constant", "--rewarm.trigger", "cusum"], ["--rewarm.trigger cusum", "--schedule.kind"]),
+        (["--rewarm.trigger", "every", "--rewarm.every-steps", "9"], ["--rewarm.every-steps 9", "--num-steps"]),
+        (["--rewarm.block", "9"], ["--rewarm.block", "--rewarm.trigger never"]),
+        (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs", "--num-steps"]),
+        (["--num-envs", "1", "--num-steps", "8"], ["--num-minibatches 8", "--norm-adv"]),
+        (["--gamma", "1.0"], ["--gamma"]),
+        (["--ent-coef", "-1"], ["--ent-coef"]),
+        (["--max-grad-norm", "0"], ["--max-grad-norm"]),
+        (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
+        (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
+        (["--rewarm.trigger", "switch"], ["--rewarm.trigger switch", "--shift.kind none"]),
+        (["--switch.optimizer", "reset"], ["--switch.optimizer", "--shift.kind none"]),
+        (["chain-fresh", "--switch.optimizer", "reset"], ["--switch.optimizer", "--switch.fresh-agent"]),
+        (["chain-switch", "--switch.fresh-agent"], ["--rewarm.trigger switch", "--switch.fresh-agent"]),
+        (["nap-cylic"], ["nap-cyclic"]),
+        (["--learning-rat", "1"], ["--learning-rat"]),
+    ],
+)
+def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Args, script.PRESETS, flags)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in named), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"env_id": "MinAtar/Frogger-v1"}, "Frogger"),
+        ({"network": "plain", "nap": NapArgs(enabled=True)}, "--nap"),
+        ({"shift": ShiftArgs(kind="actions", every_steps=3)}, "3 agent steps apart"),
+        ({"seed": -1}, "--seed"),
+        ({"device": "abacus"}, "--device"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, changes, told):
+    with pytest.raises(RunError, match=told) as error:
+        run(tmp_path / "r", **changes)
+    assert not (tmp_path / "r").exists() and "\n" not in str(error.value)

@@ -1,0 +1,57 @@
+"""Blocks that scripts repeat are the same, word for word."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+AGENTS = Path(__file__).parents[2] / "agents"
+MARK = re.compile(r"^# same as agents/(\w+\.py)::(\w+)$")
+
+
+def blocks(source: str) -> dict[str, tuple[int, str]]:
+    """Every top-level definition or assignment: its first line, its text with decorators."""
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        name = getattr(node, "name", None)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            name = getattr(target, "id", None)
+        if name:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            found[name] = first, "\n".join(lines[first - 1 : node.end_lineno])
+    return found
+
+
+def marked() -> list[tuple[str, int, str, str]]:
+    return [
+        (path.name, number, *match.groups())
+        for path in sorted(AGENTS.glob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if (match := MARK.match(line))
+    ]
+
+
+def test_there_are_marks():
+    assert len(marked()) >= 8
+
+
+@pytest.mark.parametrize(("copy", "number", "original", "name"), marked())
+def test_a_marked_block_is_its_original(copy, number, original, name):
+    here, there = (blocks((AGENTS / file).read_text()) for file in (copy, original))
+    assert copy != original and here[name][0] == number + 1, "the mark does not stand above the block it names"
+    assert here[name][1] == there[name][1]
+
+
+def test_blocks_that_are_alike_carry_the_mark():
+    """Ten lines or more, equal in two scripts: a mark, or a room of their own."""
+    seen: dict[str, str] = {}
+    claimed = {(copy, name) for copy, _, _, name in marked()}
+    for path in sorted(AGENTS.glob("*.py"), key=lambda p: (p.name != "dqn_minatar.py", p.name)):
+        for name, (_, text) in blocks(path.read_text()).items():
+            if text.count("\n") >= 9 and text in seen:
+                assert (path.name, name) in claimed, f"{path.name}::{name} repeats {seen[text]}"
+            seen.setdefault(text, f"{path.name}::{name}")
