@@ -47,7 +47,7 @@ from elr.features import Probe
 from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter
 from elr.moments import reset_moments_
-from elr.projection import Projection, project_to_norms_, scalable_weights
+from elr.projection import Projection, scalable_weights
 from elr.rewarming import Every, Never, OnCusum, Rewarming, Trigger
 from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
@@ -135,8 +135,8 @@ class ShiftArgs:
     """A world that changes. The running episode is truncated at a change; exactly one flag says when changes come."""
 
     kind: Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"] = "none"
-    """what changes: the game, the meaning of actions, the order of channels or pixels, the factor of rewards, the
-    probability of sticky actions, that of noise in the observations"""
+    """what changes: the game, the meaning of actions (best with -v1 ids, whose actions all do something), the order of
+    channels or pixels, the factor of rewards, the probability of sticky actions (not the game's 0.1), of noise"""
     every_steps: int = 0
     """a change after each so many agent steps"""
     at_steps: tuple[int, ...] = ()
@@ -338,19 +338,27 @@ class Args:
             raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
         if shift.kind in valued and len(shift.values) < 2:
             raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
-        first = shift.every_steps or min(shift.at_steps, default=0)
-        if first >= self.total_timesteps:
-            raise ValueError(f"--shift changes nothing before step {first} of --total-timesteps {self.total_timesteps}")
+        if shift.kind in valued and len(set(shift.values)) == 1:
+            raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
+        if shift.kind == "games" and set(shift.games) == {self.env_id}:
+            raise ValueError(f"--shift.games {shift.games} are --env-id {self.env_id}: nothing changes")
+        last = shift.every_steps or max(shift.at_steps, default=0)
+        if last >= self.total_timesteps:
+            raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {self.total_timesteps}")
         if switch.fresh_agent:
             refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
             if self.rewarm.trigger == "switch":
                 raise ValueError(
                     "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
                 )
+        if switch.optimizer == "reset" and self.rewarm.trigger == "switch" and self.rewarm.moments == "reset":
+            raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
         if switch.intervention != "shrink-and-perturb":
             why = f"with --switch.intervention {switch.intervention}"
             refuse_inert("switch", switch, ["shrink", "perturb"], why)
-        elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (0 <= switch.shrink <= 1 <= 1 + switch.perturb):
+        elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
+            0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
+        ):
             raise ValueError(
                 f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
                 "number at or above 0 that change the weights and leave some"
@@ -654,7 +662,7 @@ def intervene(switch: SwitchArgs, network: ActorCritic, fresh: ActorCritic, proj
         case "shrink-and-perturb":
             shrink_and_perturb_(network, fresh, shrink=switch.shrink, perturb=switch.perturb)
             if projection:  # of shrinking and perturbing a new direction is left
-                project_to_norms_(list(projection.weights.values()), list(projection.norms.values()))
+                projection.project_()
         case "reset":
             reset_(network, fresh)
         case "reset-head":
@@ -716,8 +724,13 @@ def main(args: Args) -> None:
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(network, heads=HEADS)  # conv and hidden
     probe_obs = collect_probe(make_world(args, NoChange(), 1), args.probe.size, probe_seed).to(device)
-    with refusals("--schedule, --rewarm"):
-        rewarming = Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
+
+    def make_rewarming() -> Rewarming:
+        """Schedule and trigger, from their start."""
+        with refusals("--schedule, --rewarm"):
+            return Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
+
+    rewarming = make_rewarming()
     meter = probe = None
 
     def make_projection() -> Projection | None:
@@ -759,7 +772,7 @@ def main(args: Args) -> None:
 
     def switch_world(task: int, step: int) -> None:
         """The world has changed at `step`: what the flags have happen then."""
-        nonlocal projection, evaluation_env
+        nonlocal projection, rewarming, evaluation_env
         switch, fresh = args.switch, args.switch.fresh_agent
         key = np.random.SeedSequence(args.seed, spawn_key=(*streams[5].spawn_key, step))
         new = make_network(channels, actions, args, int(key.generate_state(1)[0]), device)
@@ -769,10 +782,13 @@ def main(args: Args) -> None:
         if fresh or switch.optimizer == "reset":
             reset_moments_(optimizer)
         if fresh:
-            rewarming.trigger = make_trigger(args)
-        if fresh or args.rewarm.trigger == "switch":
+            optimizer.param_groups[0]["lr"] = args.learning_rate
+            rewarming = stateful["rewarming"] = make_rewarming()
+        elif args.rewarm.trigger == "switch":
             rewarming.restart()
             run.scalar("rewarm/event", 1, global_step)
+        if probe and (fresh or switch.intervention != "none"):
+            probe.forget()  # what the intervention did to the features is no learning
         recent_returns.clear()
         evaluation_env = evaluation()
 

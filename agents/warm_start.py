@@ -49,7 +49,7 @@ from elr.interventions import L2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
 from elr.measure import Meter
 from elr.moments import reset_moments_
-from elr.projection import Projection, gains_and_offsets, project_to_norms_, scalable_weights
+from elr.projection import Projection, gains_and_offsets, scalable_weights
 from elr.rewarming import AtKnownChange, Every, Never, OnCusum, Rewarming, Trigger
 from elr.schedules import Constant, Schedule, WarmupCosine
 from envs.images import Images, load_images
@@ -672,7 +672,7 @@ def intervene(args: Args, learner: Learner, fresh: nn.Module, check: Tensor) -> 
     if s.intervention == "shrink-and-perturb":
         shrink_and_perturb_(network, fresh, shrink=s.shrink, perturb=s.perturb)
         if learner.projection:  # of shrinking and perturbing a new direction is left
-            project_to_norms_(list(learner.projection.weights.values()), list(learner.projection.norms.values()))
+            learner.projection.project_()
     elif s.intervention == "reset-head":
         reset_(network, fresh, modules=["head"])
     elif s.intervention == "reset":

@@ -288,7 +288,7 @@ class Probe:
     def measure(self) -> dict[str, float]:
         """Measure now; tags `plasticity/<metric>/<layer>`.
 
-        Metrics: delta_c, delta_a, flipped_fraction (absent at the first measurement), dead_fraction,
+        Metrics: delta_c, delta_a, flipped_fraction (absent at the first one, and after `forget`), dead_fraction,
         dormant_fraction, effective_rank, stable_rank, srank, feature_norm. delta_c is also absent where it is
         undefined: the layer is all zero now or was at the previous measurement.
 
@@ -311,6 +311,10 @@ class Probe:
         scalars = self._scalars(dict(zip(features, rows, strict=True)))
         self._previous = current
         return scalars
+
+    def forget(self) -> None:
+        """The network is another one now: the next measurement has no changes, as the first has none."""
+        self._previous = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The previous covariances and patterns, with what they must be compared with: layers, shapes, inputs."""

@@ -445,9 +445,10 @@ class Projection:
         if self.gain_strength > 0.0:
             self._pull_gains(lr)
         if self._updates % self.every == 0:
-            self._project()
+            self.project_()
 
-    def _project(self) -> None:
+    def project_(self) -> None:
+        """Project weights, and gains and offsets by their policy, now: after weights were changed by something else."""
         # Making the arrays costs as much as using them: they are made anew only when a parameter has moved. (One that
         # changed its shape in place would go unnoticed; no module does that.)
         addresses = [tensor.data_ptr() for tensor in self._tensors]

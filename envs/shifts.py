@@ -16,8 +16,9 @@ environment as it is, unless values say otherwise. A wrapper's settings come fro
 from the seed of `reset` alone, so that task 2 is the same permutation whenever it comes. The wrapped environment is
 given the same seed: until the first change, and always with `NoChange`, it plays bit for bit as it does bare.
 
-After `reset`, and after a step with a change, `infos["shift"]` holds `{name: {"task", "changes", "step"}}` by wrapper:
-its present task, its number of changes so far, and the agent steps at which the last one was made (0 before the first).
+After `reset`, and after a step with a change, `infos["shift"]` has a dictionary for each wrapper, by name: its present
+`task`, the number of its `changes`, the agent steps at which it made the last one (`step`, 0 before the first), and
+whether it `changed` just now. Everything else in `infos` is then of the new episodes.
 `infos["episode"]` and `infos["_episode"]` report return and length of every episode that ended, truncated ones too, in
 the rewards that the learner saw.
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -60,11 +61,13 @@ class Shift(VectorWrapper, RecordConstructorArgs):
             other than the agent steps of one `step()`.
     """
 
-    name: ClassVar[str]
-    """key in `infos["shift"]`"""
+    name: str
+    """key in `infos["shift"]`, and of the wrapper's stream"""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], timetable: Timetable, tasks: int) -> None:
         super().__init__(env)
+        if self.name in _names(env):
+            raise ValueError(f"{self.name!r} already changes in the wrapped environment: give one wrapper more tasks")
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
@@ -86,7 +89,7 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         self._pinned: tuple[int | list[int] | None, int] | None = None  # entropy of the settings, and the task
         self._steps = self._changes = self._changed_at = 0
         self._due: int | None = None
-        self._stream = np.random.default_rng(0)
+        self._stream, self._clock = np.random.default_rng(0), np.random.default_rng(0)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._obs: NDArray[Any] | None = None
@@ -148,7 +151,7 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         obs, infos = self._reset_env(seed, options)
         self._obs = self._observed(obs)
         self._restart_episodes(np.ones(self.num_envs, dtype=np.bool_))
-        return self._obs.copy(), self._with_shift(infos)
+        return self._obs.copy(), {**infos, "shift": {**infos.get("shift", {}), self.name: self._told(False)}}
 
     def _begin(self, seed: int | Sequence[int] | None) -> None:
         if seed is None:
@@ -159,18 +162,20 @@ class Shift(VectorWrapper, RecordConstructorArgs):
             raise ValueError(f"reset(seed={list(seed)}): a world needs one seed, or one for every copy")
         else:
             self._entropy = [int(one) for one in seed]
-        self._stream = np.random.default_rng(self._sequence())
+        # Changes come from a stream of their own: how often the other is asked may depend on what the agent does.
+        self._clock, self._stream = (np.random.default_rng(s) for s in self._sequence(entropy=self._entropy).spawn(2))
         self._steps = self._changed_at = 0
         self._changes = self._pinned[1] if self._pinned else 0
-        self._due = self.timetable.next_change(0, self._stream)
+        self._due = self.timetable.next_change(0, self._clock)
         self._become(self.task)
 
-    def _sequence(self, *task: int) -> np.random.SeedSequence:
-        """A stream of this wrapper's own, or of a task's setting, which a pinned copy shares with the original.
+    def _sequence(self, *task: int, entropy: int | list[int] | None = None) -> np.random.SeedSequence:
+        """The stream of a task's setting, which a pinned copy shares with its original; with `entropy`, of the rest.
 
-        Environments that spawn their streams from the same seed use shorter keys.
+        The name's checksum keeps it apart from other wrappers' streams and from those of the environment.
         """
-        entropy = self._pinned[0] if self._pinned and task else self._entropy
+        if entropy is None:
+            entropy = self._pinned[0] if self._pinned else self._entropy
         return np.random.SeedSequence(entropy, spawn_key=(zlib.crc32(self.name.encode()), *task))
 
     def pinned(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> Shift:
@@ -207,30 +212,33 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         obs, rewards, terminated, truncated, infos = self.env.step(self._chosen(actions))
         infos = dict(infos)
         rewards, seen = self._rewarded(rewards), self._observed(obs)
-        ended = terminated | truncated
+        ended, final = terminated | truncated, seen.copy()
         if ended.any():
-            # What the wrapped environment says of episodes is in its own rewards; both entries are made here.
-            final = seen.copy()
             final[ended] = self._observed(_stacked(infos["final_obs"], obs))[ended]
-            infos["final_obs"], infos["_final_obs"] = final, ended
         self._returns += rewards
         self._lengths += 1
         self._steps += self.num_envs
-        if self._due is not None and self._steps >= self._due:
+        inner: dict[str, Any] = infos.get("shift", {})
+        change = self._due is not None and self._steps >= self._due
+        if change:
             # Ended on this very step by themselves: terminated or truncated as they were. All others: truncated.
             truncated = truncated | ~ended
-            infos["final_obs"] = infos.get("final_obs", seen)
             ended = np.ones(self.num_envs, dtype=np.bool_)
-            infos["_final_obs"] = ended
             while self._due is not None and self._steps >= self._due:
                 self._changes += 1
-                self._due = self.timetable.next_change(self._due, self._stream)
+                self._due = self.timetable.next_change(self._due, self._clock)
             self._changed_at = self._steps
             self._become(self.task)
-            obs, started = self._reset_env(None, None)
-            infos = self._with_shift({**started, **infos, "shift": {**started.get("shift", {})}})
-            seen = self._observed(obs)
+            obs, infos = self._reset_env(None, None)
+            # The reset says how things are within; what changed there in this step was said before it.
+            told = infos.get("shift", {})
+            inner = {name: {**here, "changed": inner.get(name, here)["changed"]} for name, here in told.items()}
+            infos, seen = dict(infos), self._observed(obs)
+        if change or inner:
+            infos["shift"] = {**inner, self.name: self._told(change)}
         if ended.any():
+            # What the wrapped environment says of episodes is in its own rewards; these entries are made here.
+            infos["final_obs"], infos["_final_obs"] = final, ended.copy()
             infos["episode"] = {"r": np.where(ended, self._returns, 0.0), "l": np.where(ended, self._lengths, 0)}
             infos["_episode"] = ended.copy()
             self._restart_episodes(ended)
@@ -241,9 +249,8 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         self._returns[ended], self._lengths[ended] = 0.0, 0
         self._restarted(ended)
 
-    def _with_shift(self, infos: dict[str, Any]) -> dict[str, Any]:
-        here = {"task": self.task, "changes": self._changes, "step": self._changed_at}
-        return {**infos, "shift": {**infos.get("shift", {}), self.name: here}}
+    def _told(self, changed: bool) -> dict[str, Any]:
+        return {"task": self.task, "changes": self._changes, "step": self._changed_at, "changed": changed}
 
     def observation(self) -> NDArray[Any]:
         """Return the observations that the last `reset` or `step` returned.
@@ -264,11 +271,11 @@ class Shift(VectorWrapper, RecordConstructorArgs):
             TypeError: the wrapped environment has no `state_dict`.
         """
         return {
-            "name": self.name,
-            "timetable": repr(self.timetable),
-            "tasks": self.tasks,
+            "built": self._built(),
+            "pinned": self._pinned,
             "entropy": self._entropy,
             "stream": self._stream.bit_generator.state,
+            "clock": self._clock.bit_generator.state,
             "steps": self._steps,
             "changes": self._changes,
             "changed_at": self._changed_at,
@@ -284,15 +291,16 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of another wrapper, timetable or number of tasks.
+            ValueError: the state is of a wrapper built with other arguments. Nothing has been changed then.
         """
-        mine = {"name": self.name, "timetable": repr(self.timetable), "tasks": self.tasks}
-        if differ := [key for key, value in mine.items() if state[key] != value]:
-            told = ", ".join(f"{key}: {state[key]} saved, {mine[key]} here" for key in differ)
+        theirs, mine = state["built"], self._built()
+        if differ := [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]:
+            told = ", ".join(f"{key}: {theirs.get(key)} saved, {mine.get(key)} here" for key in differ)
             raise ValueError(f"this state is of a world built otherwise ({told})")
         self._load_env_state(state["env"])
-        self._entropy = state["entropy"]
+        self._pinned, self._entropy = state["pinned"], state["entropy"]
         self._stream.bit_generator.state = state["stream"]
+        self._clock.bit_generator.state = state["clock"]
         self._steps, self._changes = state["steps"], state["changes"]
         self._changed_at, self._due = state["changed_at"], state["due"]
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
@@ -300,6 +308,11 @@ class Shift(VectorWrapper, RecordConstructorArgs):
         if self._entropy is not None:
             self._become(self.task)
         self._load_own_state(state["own"])
+
+    def _built(self) -> dict[str, str]:
+        """Everything but the environment that the constructor was given, as text."""
+        arguments = {key: value for key, value in self._saved_kwargs.items() if key not in ("env", "envs")}
+        return {"name": self.name, **{key: repr(value) for key, value in arguments.items()}}
 
     def _env_state(self) -> Any:
         return _saved(self.env)
@@ -351,7 +364,7 @@ class EnvSequence(Shift):
     def _reset_env(
         self, seed: int | Sequence[int] | None, options: dict[str, Any] | None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        if seed is not None:
+        if seed is not None or self._obs is None:  # the world begins: all of them do
             others: Any = self._envs[1:]
             for env in others:
                 env.reset(seed=seed, options=options)
@@ -382,7 +395,9 @@ class EnvSequence(Shift):
 
 
 class PermuteActions(Shift):
-    """Actions mean something else: action a is executed as p(a). Task 0 leaves them; no two tasks are alike.
+    """Actions mean something else: action a is executed as p(a). Task 0 leaves them; no two permutations are alike.
+
+    Two worlds still may be: of MinAtar's six actions under a -v0 id some do nothing, and it is the same to swap these.
 
     Args:
         env: environment with discrete actions.
@@ -417,7 +432,7 @@ class PermuteActions(Shift):
 
 
 class PermuteObservations(Shift):
-    """The input is rearranged: channels, or the positions of the pixels. Task 0 leaves it; no two tasks are alike.
+    """The input is rearranged: channels, or the positions of the pixels. Task 0 leaves it; no permutation comes twice.
 
     Args:
         env: environment with observations [C, H, W] whose entries all have the same bounds.
@@ -429,18 +444,17 @@ class PermuteObservations(Shift):
             as `Shift`.
     """
 
-    name = "observations"
-
     def __init__(
         self, env: VectorEnv[Any, Any, Any], timetable: Timetable, tasks: int = 2, what: str = "channels"
     ) -> None:
         RecordConstructorArgs.__init__(
             self, env=env, timetable=timetable, tasks=tasks, what=what, _disable_deepcopy=True
         )
-        super().__init__(env, timetable, tasks)
-        space = env.single_observation_space
         if what not in ("channels", "pixels"):
             raise ValueError(f"what={what!r}: channels or pixels can be permuted")
+        self.name = what
+        super().__init__(env, timetable, tasks)
+        space = env.single_observation_space
         low, high = _even_bounds(space, "PermuteObservations")
         if len(space.shape or ()) != 3 or low == high:
             raise ValueError(f"PermuteObservations needs observations [C, H, W], got {space}")
@@ -621,6 +635,15 @@ def _probabilities(values: Sequence[float], who: str) -> tuple[float, ...]:
     if not values or not all(0.0 <= value <= 1.0 for value in values):
         raise ValueError(f"{who} needs probabilities in [0, 1], got {tuple(values)}")
     return tuple(float(value) for value in values)
+
+
+def _names(env: Any) -> set[str]:
+    """Names of the shifts in an environment."""
+    found: set[str] = set()
+    while isinstance(env, Shift):
+        found.add(env.name)
+        env = env.env
+    return found
 
 
 def _pinned_or_made(env: Any, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> VectorEnv[Any, Any, Any]:

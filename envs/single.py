@@ -15,7 +15,8 @@ class SingleEnv(gymnasium.Env[NDArray[Any], Any]):
 
     The vector environment restarts within the step that ends an episode; here that step returns the episode's last
     observation, and the following `reset()` without a seed the one that is waiting. Stepping without it raises, as
-    the restarted episode would otherwise go on unnoticed.
+    the restarted episode would otherwise go on unnoticed. Of the infos `episode` loses its batch axis; others are left
+    as they are.
 
     Args:
         env: one copy, with `AutoresetMode.SAME_STEP`.
@@ -63,8 +64,9 @@ class SingleEnv(gymnasium.Env[NDArray[Any], Any]):
         if terminated[0] or truncated[0]:
             self._waiting, self._running = obs[0], False
             last = infos["final_obs"][0]
-            infos["episode"] = {key: values[0].item() for key, values in infos["episode"].items()}
-        for key in ("final_obs", "_final_obs", "_episode"):
+            if "episode" in infos:
+                infos["episode"] = {key: values[0].item() for key, values in infos["episode"].items()}
+        for key in ("final_obs", "_final_obs", "_episode", "final_info", "_final_info"):
             infos.pop(key, None)
         return last, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), infos
 

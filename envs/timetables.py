@@ -76,6 +76,7 @@ class AtSteps:
     steps: Sequence[int]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))  # so that equal timetables compare and print alike
         if not self.steps:
             raise ValueError("no step is listed: give at least one, or use NoChange")
         if min(self._gaps()) < 1:

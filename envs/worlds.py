@@ -28,7 +28,8 @@ class World:
     """MinAtar games, how many copies, what changes in them and when.
 
     Raises (in `make`):
-        ValueError: the games do not exist or do not fit together, or what changes does not fit the rest.
+        ValueError: the games do not exist or do not fit together, or what changes does not fit the rest, or a field is
+            given that this kind does not use.
     """
 
     games: Sequence[str]
@@ -37,7 +38,7 @@ class World:
     """copies"""
     kind: Kind = "none"
     """what changes: the game, the meaning of actions, the order of channels or pixels, the factor of rewards, the
-    probability of sticky actions, that of noise"""
+    probability of sticky actions (in place of the games' own 0.1), that of noise"""
     timetable: Timetable = field(default_factory=NoChange)
     """when"""
     tasks: int = 2
@@ -47,6 +48,11 @@ class World:
 
     def make(self) -> VectorEnv[Any, Any, Any]:
         """Build it, unseeded. Kind "none" is the bare `MinAtarVectorEnv`."""
+        permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
+        given = {"timetable": self.timetable != NoChange(), "tasks": self.tasks != 2, "values": bool(self.values)}
+        used = {"timetable": self.kind != "none", "tasks": self.kind in permuted, "values": self.kind in valued}
+        if unused := [name for name, is_given in given.items() if is_given and not used[name]]:
+            raise ValueError(f"{unused} would change nothing with kind {self.kind!r}: leave them out")
         # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
         own = 0.0 if self.kind == "sticky" else 0.1
         envs = [MinAtarVectorEnv(game, self.num_envs, sticky_action_prob=own) for game in self.games]

@@ -79,7 +79,7 @@ def shown(number: float) -> str:
 
 
 def estimate(values: Sequence[float]) -> str:
-    """Mean and half-width over the seeds, three digits each."""
+    """Mean over the seeds to three digits, its interval's half-width to two."""
     mean, half = interval(values)
     return shown(mean) if math.isnan(half) else f"{shown(mean)} ± {half:.2g}"
 

@@ -51,12 +51,12 @@ def test_a_chain_of_games_changes_at_its_steps(tmp_path):
     widths = [int(memory.obs[i:j].any(axis=(0, 2, 3)).nonzero()[0].max()) + 1 for i, j in ((0, 120), (120, 240))]
     assert widths == [4, 7]
     for change, channels in ((120, 4), (240, 7)):
-        assert memory.terminated[change - 1] == 0 or memory.next_obs[change - 1].any()
+        assert memory.terminated[change - 1] == 0  # truncated: the target bootstraps
         assert not memory.next_obs[change - 1, channels:].any() and memory.next_obs[change - 1, :channels].any()
 
 
 def test_by_default_nothing_but_the_world_changes(tmp_path):
-    """Updates go on, exploration too, the target waits, and the rate is what it was."""
+    """Updates go on, exploration too, and the rate is what it was."""
     scalars = run(tmp_path / "r")
     assert rows(scalars, "charts/epsilon")[300] == pytest.approx(0.05)
     assert len(scalars["losses/td_loss"]) == 360
@@ -136,7 +136,7 @@ def test_the_target_network_is_copied_at_once_when_asked(tmp_path, target, monke
     state = saved(tmp_path / "r")
     online, held = state["q_network"]["conv.weight"], state["target_network"]["conv.weight"]
     step = float((online - held).norm() / online.norm())
-    # copied at 480, one update ago, against at 100
+    # copied at 180, one update ago, against at 100
     assert (step < 2e-3) == (target == "copy") and step > 0
 
 
@@ -156,6 +156,9 @@ def test_interventions_change_the_weights_they_name_and_learning_goes_on(tmp_pat
     expected = {"reset": weights, "reset-head": ("head.weight",), "shrink-and-perturb": weights}[kind]
     for name in weights:
         assert (moved[name] > 0.05) == (name in expected), (name, moved)
+    if projected and kind == "shrink-and-perturb":
+        gain, offset = (changed["q_network"][f"hidden_norm.{name}"] for name in ("weight", "bias"))
+        assert float((gain.square().sum() + offset.square().sum()).sqrt()) == pytest.approx(128**0.5, rel=1e-4)
     if projected:
         for name in ("conv", "hidden"):
             norm = changed["q_network"][f"{name}.weight"].norm()
@@ -166,20 +169,39 @@ def test_interventions_change_the_weights_they_name_and_learning_goes_on(tmp_pat
 
 
 def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path):
-    """Whatever came before, from the change on two runs are the same but for their random streams: all is new."""
-    schedule = ScheduleArgs(kind="linear-decay", period_steps=120)
-    scalars = run(
-        tmp_path / "r", schedule=schedule, nap=NapArgs(enabled=True), switch=SwitchArgs(fresh_agent=True),
-        shift=ShiftArgs(kind="pixels", at_steps=(200,)), total_timesteps=241,
+    """Two that share no more than the seed have the same network, schedule and trigger after the change."""
+    schedule, every = ScheduleArgs(kind="linear-decay", period_steps=120), RewarmArgs(trigger="every", every_steps=60)
+    states = []
+    for name, learns in (("a", 40), ("b", 20)):
+        scalars = run(
+            tmp_path / name, schedule=schedule, rewarm=every, nap=NapArgs(enabled=True), total_timesteps=201,
+            switch=SwitchArgs(fresh_agent=True), shift=ShiftArgs(kind="pixels", at_steps=(200,)),
+            learning_starts=learns,
+        )  # fmt: skip
+        assert rows(scalars, "charts/epsilon")[201] == 1.0
+        states.append(saved(tmp_path / name))
+        assert states[-1]["replay"]["shape"][0] == 1
+        assert all(float(s["step"]) == 0 for s in states[-1]["optimizer"]["state"].values())
+    for part in ("q_network", "target_network", "projection", "rewarming"):
+        assert_same(states[0][part], states[1][part], part)
+    assert_same(states[0]["q_network"], states[0]["target_network"])
+    later = run(
+        tmp_path / "c", schedule=schedule, rewarm=every, nap=NapArgs(enabled=True), total_timesteps=400,
+        switch=SwitchArgs(fresh_agent=True), shift=ShiftArgs(kind="pixels", at_steps=(200,)),
     )  # fmt: skip
-    state = saved(tmp_path / "r")
-    assert state["replay"]["shape"][0] == 41 and state["updates"] == 161  # one of the new agent's
-    assert float(state["optimizer"]["state"][0]["step"]) == 1.0
-    assert rows(scalars, "charts/learning_rate")[241] == 2.5e-4
-    assert rows(scalars, "charts/epsilon")[201] == 1.0
-    drift = state["q_network"]["hidden.weight"] - state["target_network"]["hidden.weight"]
-    assert 0 < float(drift.norm()) < 0.3  # one update
-    assert [step for step, _ in scalars["rewarm/event"]] == [200]
+    # 40 steps without an update, then a restart after every 60 updates: of the first agent, and of the second
+    assert [step for step, _ in later["rewarm/event"]] == [100, 160, 300, 360]
+    assert rows(later, "charts/learning_rate")[241] == 2.5e-4
+
+
+def test_an_intervention_is_no_feature_learning(tmp_path):
+    """The probe starts anew: the change of the features by the intervention is not in its numbers."""
+    shift, probe = ShiftArgs(kind="actions", at_steps=(150,)), script.ProbeArgs(every=50, size=16, meter_every=0)
+    plain = run(tmp_path / "a", shift=shift, probe=probe)
+    reset = run(tmp_path / "b", shift=shift, probe=probe, switch=SwitchArgs(intervention="reset"))
+    tag = "plasticity/delta_a/hidden_relu"
+    steps = [[step for step, _ in scalars[tag]] for scalars in (plain, reset)]
+    assert steps[0] == [90, 140, 190, 240, 290, 340, 390] and steps[1] == [90, 140, 240, 290, 340, 390]
 
 
 def test_each_change_draws_its_own_fresh_network(tmp_path):
@@ -234,6 +256,22 @@ def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
         (["--shift.kind", "rewards", "--shift.rate", "0.1", "--shift.values", "1"], ["two --shift.values"]),
         (["--shift.kind", "games", "--shift.rate", "0.1"], ["--shift.games"]),
         (["chain-plain", "--shift.every-steps", "2000000"], ["step 2000000", "--total-timesteps"]),
+        (["--shift.kind", "actions", "--shift.at-steps", "9", "2000000"], ["step 2000000", "--total-timesteps"]),
+        (["--shift.kind", "rewards", "--shift.rate", "0.1", "--shift.values", "1", "1"], ["--shift.values", "alike"]),
+        (["chain-plain", "--shift.games", "MinAtar/Breakout-v0"], ["--shift.games", "--env-id"]),
+        (["chain-fresh", "--shift.every-steps", "4000"], ["--switch.fresh-agent", "--learning-starts 5000", "4000"]),
+        (
+            ["chain-plain", "--switch.exploration", "restart", "--start-e", "0.1", "--end-e", "0.1"],
+            ["--switch.exploration", "--start-e", "--end-e"],
+        ),
+        (
+            ["chain-switch", "--switch.optimizer", "reset", "--rewarm.moments", "reset"],
+            ["--switch.optimizer", "--rewarm.moments"],
+        ),
+        (
+            ["chain-plain", "--switch.intervention", "shrink-and-perturb", "--switch.perturb", "inf"],
+            ["--switch.perturb inf"],
+        ),
         (["chain-fresh", "--switch.replay", "clear"], ["--switch.replay", "--switch.fresh-agent"]),
         (["chain-switch", "--switch.fresh-agent"], ["--rewarm.trigger switch", "--switch.fresh-agent"]),
         (["chain-plain", "--switch.shrink", "0.5"], ["--switch.shrink", "--switch.intervention none"]),

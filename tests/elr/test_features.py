@@ -565,3 +565,12 @@ def test_channels_last_memory_changes_no_number(dtype: torch.dtype) -> None:
     values = [probe.measure() for probe in probes]
     assert len(values[0]) == 9
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_after_forgetting_the_next_measurement_has_no_changes() -> None:
+    network = _network()
+    probe = Probe(network, _inputs(), ["1"], every=1)
+    first, second = probe.measure(), probe.measure()
+    assert set(second) - set(first) == {f"plasticity/{name}/1" for name in ("delta_c", "delta_a", "flipped_fraction")}
+    probe.forget()
+    assert set(probe.measure()) == set(first) and set(probe.measure()) == set(second)

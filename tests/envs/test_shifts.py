@@ -67,7 +67,7 @@ def equal(a, b):
 def test_a_change_truncates_all_and_shows_the_last_of_the_old_and_the_first_of_the_new():
     env = sequence(EverySteps(6), num_envs=2, length=10)
     obs, infos = env.reset(seed=1)
-    assert infos["shift"] == {"env": {"task": 0, "changes": 0, "step": 0}}
+    assert infos["shift"] == {"env": {"task": 0, "changes": 0, "step": 0, "changed": False}}
     assert obs.shape == (2, 3, 2, 2) and obs[0, :, 0, 0].tolist() == [0, 10, 0]  # padded with zeros
     for step in (1, 2):
         obs, rewards, terminated, truncated, infos = env.step(np.array([3, 1]))
@@ -75,7 +75,7 @@ def test_a_change_truncates_all_and_shows_the_last_of_the_old_and_the_first_of_t
         assert obs[:, 0, 0, 1].tolist() == [step, step] and rewards.tolist() == [3.0, 1.0]
     obs, rewards, terminated, truncated, infos = env.step(np.array([2, 1]))  # 6 agent steps
     assert truncated.all() and not terminated.any()
-    assert infos["shift"] == {"env": {"task": 1, "changes": 1, "step": 6}}
+    assert infos["shift"] == {"env": {"task": 1, "changes": 1, "step": 6, "changed": True}}
     assert infos["final_obs"][:, 0, 0, 1].tolist() == [3, 3] and infos["final_obs"][:, 0, 1, 0].tolist() == [2, 1]
     assert infos["final_obs"][0, :, 0, 0].tolist() == [0, 10, 0]
     assert obs[0, :, 0, 0].tolist() == [5, 15, 25] and (obs[:, :, 0, 1] == 0).all()
@@ -121,9 +121,9 @@ def test_changes_that_fall_into_one_step_are_counted_but_made_once():
     env = sequence(AtRandom(1.0), num_envs=3)  # due after every agent step: three a step
     env.reset(seed=1)
     infos = env.step(np.zeros(3, dtype=int))[-1]
-    assert infos["shift"]["env"] == {"task": 1, "changes": 3, "step": 3}
+    assert infos["shift"]["env"] == {"task": 1, "changes": 3, "step": 3, "changed": True}
     infos = env.step(np.zeros(3, dtype=int))[-1]
-    assert infos["shift"]["env"] == {"task": 0, "changes": 6, "step": 6}
+    assert infos["shift"]["env"] == {"task": 0, "changes": 6, "step": 6, "changed": True}
 
 
 def test_wrappers_nest_and_each_keeps_its_own_time():
@@ -135,11 +135,16 @@ def test_wrappers_nest_and_each_keeps_its_own_time():
         _, rewards, _, truncated, infos = env.step(np.array([1, 2]))
         assert truncated.tolist() == [step in (2, 4)] * 2, step
         if step == 2:
-            assert infos["shift"] == {"actions": {"task": 1, "changes": 1, "step": 4}}
+            assert infos["shift"] == {
+                "actions": {"task": 1, "changes": 1, "step": 4, "changed": True},
+                "rewards": {"task": 0, "changes": 0, "step": 0, "changed": False},
+            }
             assert infos["episode"]["r"].tolist() == [2.0, 4.0]
         if step == 4:
-            assert infos["shift"]["rewards"] == {"task": 1, "changes": 1, "step": 8}
-            assert infos["shift"]["actions"]["changes"] == 1
+            assert infos["shift"] == {
+                "actions": {"task": 1, "changes": 1, "step": 4, "changed": False},
+                "rewards": {"task": 1, "changes": 1, "step": 8, "changed": True},
+            }
         order[step] = rewards.tolist()
     assert order[1] == order[2] == [1.0, 2.0] and order[3] == order[4] != order[1]
     assert order[5] == [-r for r in order[4]]
@@ -151,7 +156,7 @@ def test_resets_between_changes_leave_the_world_as_it_is():
     play(env, 4, start=False)
     assert (env.task, env.steps) == (1, 8)
     obs, infos = env.reset()
-    assert infos["shift"]["env"] == {"task": 1, "changes": 1, "step": 6} and obs[0, 0, 0, 0] == 5
+    assert infos["shift"]["env"] == {"task": 1, "changes": 1, "step": 6, "changed": False} and obs[0, 0, 0, 0] == 5
     infos = env.step(np.zeros(2, dtype=int))[-1]
     assert infos == {}
     infos = env.step(np.zeros(2, dtype=int))[-1]
@@ -345,16 +350,16 @@ def test_returned_arrays_are_safe_to_keep():
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_pinned_copy_stays_in_the_present_task(name):
-    env = PermuteObservations(
-        WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtSteps([20])), AtSteps([30]), what="pixels"
-    )
+    inner = WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtSteps([20]))
+    env = PermuteObservations(inner, AtSteps([30]), what="channels" if name == "pixels" else "pixels")
     play(env, 25, seed=3)
     assert env.task == env.env.task == 1
     pinned = env.pinned(lambda bare: bare.copies(5))
     assert pinned.num_envs == 5 and pinned.single_observation_space == env.single_observation_space
     out = play(pinned, 100, seed=77)
     assert not any("shift" in one[-1] for one in out[1:])
-    assert {key: value["task"] for key, value in out[0][1]["shift"].items()} == {env.env.name: 1, "observations": 1}
+    assert {key: value["task"] for key, value in out[0][1]["shift"].items()} == {env.env.name: 1, env.name: 1}
+    assert env.env.name != env.name
     assert np.array_equal(pinned._order, env._order)
     for attribute in ("_order", "_factor", "_probability"):
         if hasattr(env.env, attribute):
@@ -388,6 +393,10 @@ def test_a_pinned_copy_stays_in_the_present_task(name):
             "more than their channels",
         ),
         (lambda: PermuteActions(next_step_env(), NoChange()), "SAME_STEP"),
+        (
+            lambda: PermuteActions(ScaleRewards(PermuteActions(EchoEnv(), NoChange()), NoChange(), (1.0,)), NoChange()),
+            "'actions' already changes",
+        ),
         (lambda: EnvSequence([EchoEnv(1, actions=2), next_step_env()], EverySteps(9)), "SAME_STEP"),
     ],
 )
@@ -427,6 +436,10 @@ def test_another_worlds_state_is_refused():
     ):
         with pytest.raises(ValueError, match=told):
             other.load_state_dict(state)
+    state = ScaleRewards(EchoEnv(), AtSteps([9]), values=(1.0, 2.0)).state_dict()
+    with pytest.raises(ValueError, match=r"values: \(1.0, 2.0\) saved, \(1.0, 3.0\) here"):
+        ScaleRewards(EchoEnv(), AtSteps((9,)), values=(1.0, 3.0)).load_state_dict(state)
+    ScaleRewards(EchoEnv(), AtSteps((9,)), values=(1.0, 2.0)).load_state_dict(state)
     cartpole = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")], autoreset_mode=AutoresetMode.SAME_STEP)
     with pytest.raises(TypeError, match="SyncVectorEnv has no state_dict"):
         ScaleRewards(cartpole, NoChange(), values=(1.0,)).state_dict()
@@ -445,3 +458,63 @@ def test_gymnasiums_own_environments_can_be_wrapped():
             for i in np.flatnonzero(a[-1]["_final_obs"]):
                 assert np.array_equal(a[-1]["final_obs"][i], b[-1]["final_obs"][i])
     assert ours[50][3].any() and set(ours[60][1]) == {3.0}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_the_agent_does_does_not_decide_when_the_world_changes(name):
+    when = []
+    for seed in (1, 2):
+        env = WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtRandom(0.01))
+        env.reset(seed=7)
+        out = play(env, 400, seed=seed, start=False)
+        when.append([one[-1]["shift"][env.name]["step"] for one in out if "shift" in one[-1]])
+    assert when[0] == when[1] and len(when[0]) >= 3
+
+
+def test_the_infos_of_a_change_are_those_of_the_new_start():
+    class Lives(EchoEnv):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)[0], {"lives": np.full(2, 3)}
+
+        def step(self, actions):
+            *out, infos = super().step(actions)
+            return *out, {**infos, "lives": np.full(2, 1)}
+
+    env = ScaleRewards(Lives(length=100), AtSteps([4]), values=(1.0, 2.0))
+    env.reset(seed=1)
+    assert env.step(np.array([0, 0]))[-1]["lives"].tolist() == [1, 1]
+    infos = env.step(np.array([0, 0]))[-1]
+    assert infos["lives"].tolist() == [3, 3] and infos["final_obs"][:, 0, 0, 1].tolist() == [2, 2]
+
+
+def test_the_last_observation_is_a_copy():
+    """An environment that hands out the same array every time must not write the new world over it."""
+
+    class Reused(EchoEnv):
+        def seen(self):
+            if not hasattr(self, "array"):
+                self.array = super().seen()
+            self.array[:] = super().seen()
+            return self.array
+
+    env = ScaleRewards(Reused(length=100), AtSteps([4]), values=(1.0, 2.0))
+    env.reset(seed=1)
+    env.step(np.array([3, 3]))
+    assert env.step(np.array([3, 3]))[-1]["final_obs"][:, 0, 0, 1].tolist() == [2, 2]
+
+
+def test_a_pinned_copys_state_keeps_it_pinned():
+    world = PermuteActions(MinAtarVectorEnv(BREAKOUT, 2), AtSteps([4]), tasks=2)
+    play(world, 5, seed=3)
+    pinned = world.pinned(lambda bare: bare.copies(2))
+    pinned.reset(seed=9)
+    other = PermuteActions(MinAtarVectorEnv(BREAKOUT, 2), NoChange(), tasks=2)
+    other.load_state_dict(pinned.state_dict())
+    assert np.array_equal(other._order, world._order) and other.task == 1
+
+
+def test_a_world_that_begins_without_a_seed_begins_everywhere():
+    games = [PermuteActions(EchoEnv(mark=mark), NoChange()) for mark in (0, 5)]
+    env = EnvSequence(games, EverySteps(8))
+    env.reset()
+    assert env.pinned(lambda bare: EchoEnv(3, mark=bare.mark)).num_envs == 3

@@ -37,3 +37,11 @@ def test_refusals():
         SingleEnv(EchoEnv(2))
     with pytest.raises(gymnasium.error.ResetNeeded):
         SingleEnv(EchoEnv(1)).step(0)
+
+
+def test_environments_that_report_no_episodes_will_do():
+    env = SingleEnv(EchoEnv(1, length=2, objects=True))
+    env.reset(seed=1)
+    env.step(0)
+    obs, _, terminated, _, info = env.step(0)
+    assert terminated and info == {} and obs[0, 0, 1] == 2

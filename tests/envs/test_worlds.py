@@ -28,7 +28,8 @@ def test_a_chain_of_games_pads_to_the_widest():
 
 @pytest.mark.parametrize("kind", ["actions", "channels", "pixels", "rewards", "sticky", "noise"])
 def test_every_kind_changes_and_can_be_evaluated_in(kind):
-    env = World(GAMES[:1], 2, kind, AtSteps([10]), tasks=3, values=SETTINGS.get(kind, ())).make()
+    given = {"values": SETTINGS[kind]} if kind in SETTINGS else {"tasks": 3}
+    env = World(GAMES[:1], 2, kind, AtSteps([10]), **given).make()
     assert isinstance(env, Shift)
     env.reset(seed=1)
     for _ in range(6):
@@ -64,5 +65,10 @@ def test_refusals():
         World(("MinAtar/Breakout-v1", "MinAtar/Seaquest-v1"), 1, "games", EverySteps(10)).make()
     with pytest.raises(ValueError, match="unknown MinAtar"):
         World(("MinAtar/Brakeout-v1",)).make()
+    for unused in ({"timetable": EverySteps(10)}, {"tasks": 3}, {"values": (1.0, 2.0)}):
+        with pytest.raises(ValueError, match=rf"\['{next(iter(unused))}'\] would change nothing"):
+            World(GAMES[:1], **unused).make()
+    with pytest.raises(ValueError, match=r"\['tasks'\] would change nothing with kind 'rewards'"):
+        World(GAMES[:1], 1, "rewards", EverySteps(10), tasks=3, values=(1.0, 2.0)).make()
     with pytest.raises(TypeError, match="no world"):
         evaluation_world(object(), 1, 1)
