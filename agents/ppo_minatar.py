@@ -859,7 +859,7 @@ def main(args: Args) -> None:
                     rewards = rewards + args.gamma * value(network, infos["final_obs"]) * truncated
                 rollout.rewards[t], rollout.dones[t] = rewards, terminated | truncated
                 global_step += args.num_envs
-                if "shift" in infos:
+                if "shift" in infos and global_step < args.total_timesteps:
                     (told,) = infos["shift"].values()
                     changed = (told["task"], global_step)
                     run.scalar("shift/task", told["task"], global_step)

@@ -343,6 +343,37 @@ def test_interventions_change_the_weights_they_name_and_learning_goes_on(tmp_pat
         assert not torch.equal(w, changed["network"][name]), name
 
 
+def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
+    tasks, evaluate = [], script.evaluate
+
+    def watched(network, env, seed):
+        tasks.append((env.task, env.num_envs))
+        return evaluate(network, env, seed)
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    shift = ShiftArgs(kind="actions", every_steps=256, tasks=3)
+    run(tmp_path / "r", shift=shift, eval_every=1, eval_episodes=2, total_timesteps=768)
+    assert tasks == [(task, 2) for task in (0, 0, 1, 1, 2, 2)]
+
+
+def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path):
+    """Two that share no more than the seed have the same network, schedule and trigger after the change."""
+    states = []
+    for name, epochs in (("a", 2), ("b", 4)):
+        run(
+            tmp_path / name, shift=ShiftArgs(kind="pixels", at_steps=(256,)), switch=SwitchArgs(fresh_agent=True),
+            nap=NapArgs(enabled=True), rewarm=RewarmArgs(trigger="every", every_steps=128), update_epochs=epochs,
+            schedule=ScheduleArgs(period_steps=256), total_timesteps=257,
+        )  # fmt: skip
+        states.append(saved(tmp_path / name))  # one iteration after the change
+    assert [int(state["optimizer"]["state"][0]["step"]) for state in states] == [8, 16]
+    # at this seed the networks of the change are alike, and one iteration apart from each other
+    a, b = (state["network"]["hidden.weight"] for state in states)
+    assert float((a - b).norm() / a.norm()) < 0.2
+    scalars = [read_scalars(tmp_path / name) for name in ("a", "b")]
+    assert all([step for step, _ in one["rewarm/event"]] == [128, 256, 384] for one in scalars)
+
+
 def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
     one, same, other = (run(tmp_path / n, seed=s) for n, s in (("a", 3), ("b", 3), ("c", 4)))
     drop = lambda scalars: {tag: rows for tag, rows in scalars.items() if tag != "charts/SPS"}  # noqa: E731
