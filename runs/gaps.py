@@ -19,15 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, read_status, refusals
-
-Scalars = Mapping[str, Sequence[tuple[int, float]]]
+from runs.arms import Scalars, estimate, interval, read_arms, shown, table
+from runs.recording import RunError, exit_with_one_line, refusals
 
 _CURVES = {"test/accuracy": ("warm", "#D55E00"), "test/accuracy_fresh": ("fresh", "#0072B2")}
-
-# Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-      2.110, 2.101, 2.093, 2.086)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,15 +33,6 @@ class Args:
     """run directories of agents/warm_start.py"""
     out: Path | None = None
     """picture to write; none by default"""
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of Student's 95 % interval; nan for a single value."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    quantile = _T[n - 2] if n - 2 < len(_T) else 1.96 + 2.5 / (n - 1)  # within 0.0015 beyond 20 degrees of freedom
-    return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def since(scalars: Scalars, prefix: str, start: int) -> float:
@@ -71,17 +57,6 @@ def weight_norm(scalars: Scalars, until: int | None = None) -> float:
     if not measured or not all(measured):
         return math.nan
     return math.sqrt(sum(values[-1] ** 2 for values in measured))
-
-
-def shown(number: float) -> str:
-    """Three digits, or a dash for what was not recorded."""
-    return "–" if math.isnan(number) else f"{number:.3g}"
-
-
-def estimate(values: Sequence[float]) -> str:
-    """Mean over the seeds to three digits, its interval's half-width to two."""
-    mean, half = interval(values)
-    return shown(mean) if math.isnan(half) else f"{shown(mean)} ± {half:.2g}"
 
 
 def last_switch(run: Scalars) -> int:
@@ -139,32 +114,20 @@ class Arm:
         return f"| {self.name} | {len(self.runs)} | {spread} | {missed} | {false} |"
 
 
-def read_arms(directories: Sequence[Path]) -> list[Arm]:
-    """The runs by exp_name.
+def read(directories: Sequence[Path]) -> list[Arm]:
+    """The runs by arm.
 
     Raises:
-        RunError: there is no run; one is not finished or has no gap; two runs of an arm have the same seed or differ in
-            more than the seed.
+        RunError: as `runs.arms.read_arms`, or a run has no gap.
     """
-    if not directories:
-        raise RunError("there is nothing to tabulate: give run directories of agents/warm_start.py")
-    arms: dict[str, list[Scalars]] = {}
-    configs: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for directory in directories:
-        config, scalars = read_json(directory / "config.json"), read_scalars(directory)
-        if (status := read_status(directory)["status"]) != "finished":
-            raise RunError(f"{directory} is {status}, not finished: finish it with --resume, or leave it out")
-        if "test/gap" not in scalars:
-            raise RunError(f"{directory} has recorded no test/gap: it has no control, or is no run of warm_start.py")
-        name = str(config["exp_name"])
-        for other, known in configs.setdefault(name, []):
-            differ = {key for key in config if config[key] != known.get(key)} - {"directory"}
-            if differ != {"seed"}:
-                what = sorted(differ) or "nothing"
-                raise RunError(f"{directory} and {other} are both {name} and differ in {what}: give one --exp-name")
-        configs[name].append((directory, config))
-        arms.setdefault(name, []).append(scalars)
-    return [Arm(name, runs, configs[name][0][1]) for name, runs in arms.items()]
+    arms = read_arms(directories)
+    for arm in arms:
+        for directory, run in zip(arm.directories, arm.runs, strict=True):
+            if "test/gap" not in run:
+                raise RunError(
+                    f"{directory} has recorded no test/gap: it has no control, or is no run of warm_start.py"
+                )
+    return [Arm(arm.name, arm.runs, arm.config) for arm in arms]
 
 
 def draw(arms: Sequence[Arm], out: Path) -> None:
@@ -215,14 +178,9 @@ def draw(arms: Sequence[Arm], out: Path) -> None:
         figure.savefig(out, dpi=110)
 
 
-def table(heads: Sequence[str], rows: Sequence[str]) -> None:
-    """Print a markdown table."""
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", *rows, "", sep="\n")
-
-
 def main(args: Args) -> None:
     """Read the runs, print the tables, draw the picture."""
-    arms = read_arms(args.directories)
+    arms = read(args.directories)
     gaps = ("arm", "n", "warm, %", "fresh, %", "gap, points", "norm at switch", "at end")
     table(gaps, [arm.gap_row() for arm in arms])
     table(("arm, since the switch", "n", "Δ_C", "Δ_A", "flipped", "update norm"), [arm.change_row() for arm in arms])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import gaps
+from runs import arms, gaps
 from runs.recording import Run, RunError
 
 
@@ -34,10 +34,10 @@ def recorded(directory: Path, gap=2.0, *, seed=1, name="arm", rate=0.1, control=
 
 
 def test_interval_is_students():
-    mean, half = gaps.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    mean, half = arms.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3.0 and half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
-    assert math.isnan(gaps.interval([1.0])[1])
-    assert gaps.interval([0.0, 1.0] * 50)[1] == pytest.approx(1.984 * 0.5025 / 10, rel=1e-3)
+    assert math.isnan(arms.interval([1.0])[1])
+    assert arms.interval([0.0, 1.0] * 50)[1] == pytest.approx(1.984 * 0.5025 / 10, rel=1e-3)
 
 
 def test_means_since_the_switch_and_norms_by_hand():
@@ -55,7 +55,7 @@ def test_means_since_the_switch_and_norms_by_hand():
     assert gaps.since(changes, "plasticity/delta_c/", 10) == 3.0  # b's first change began before 10
     assert gaps.weight_norm(scalars, 10) == 5.0 and gaps.weight_norm(scalars) == 10.0
     assert math.isnan(gaps.since(scalars, "plasticity/delta_c/", 10)) and math.isnan(gaps.weight_norm(scalars, -1))
-    assert gaps.shown(math.nan) == "–" and gaps.shown(0.12345) == "0.123"
+    assert arms.shown(math.nan) == "–" and arms.shown(0.12345) == "0.123"
 
 
 def test_the_tables_and_the_picture(tmp_path, capsys):
@@ -82,13 +82,13 @@ def test_alarms_are_counted_by_hand(tmp_path, capsys):
 def test_refuses_what_cannot_be_compared(tmp_path):
     one, same = recorded(tmp_path / "a"), recorded(tmp_path / "b")
     with pytest.raises(RunError, match="differ in nothing"):
-        gaps.read_arms([one, same])
+        gaps.read([one, same])
     with pytest.raises(RunError, match=r"differ in \['rate', 'seed'\]"):
-        gaps.read_arms([one, recorded(tmp_path / "c", seed=2, rate=0.2)])
+        gaps.read([one, recorded(tmp_path / "c", seed=2, rate=0.2)])
     with pytest.raises(RunError, match="give run directories"):
-        gaps.read_arms([])
+        gaps.read([])
     with pytest.raises(RunError, match="not finished"):
-        gaps.read_arms([recorded(tmp_path / "f", finished=False)])
+        gaps.read([recorded(tmp_path / "f", finished=False)])
     with pytest.raises(RunError, match="no control"):
-        gaps.read_arms([recorded(tmp_path / "d", control=False)])
-    assert [arm.name for arm in gaps.read_arms([one, recorded(tmp_path / "e", name="other")])] == ["arm", "other"]
+        gaps.read([recorded(tmp_path / "d", control=False)])
+    assert [arm.name for arm in gaps.read([one, recorded(tmp_path / "e", name="other")])] == ["arm", "other"]

@@ -1,0 +1,215 @@
+"""What a change of the world cost each arm, and how it recovered: tables, and a picture aligned at the changes.
+
+    python -m runs.changes runs/logs/chain-* --fresh chain-fresh --out changes.png
+
+Runs of `agents/dqn_minatar.py` or `agents/ppo_minatar.py` with --shift are grouped by their exp_name. A visit is the
+time between two changes. Of the training returns (exploration included, episodes that a change cut short left out):
+
+    start   mean over the episodes that ended in the first tenth of the visit
+    end     mean over those that ended in its last tenth
+    drop    end of the visit before minus start, where both visits are of one game
+    steps   until the mean of the last 20 episodes is 90 % of the fresh agent's end of the same visit; never: inf
+    gap     the fresh agent's end of the same visit minus end
+    again   end minus the end of the first visit to the same task
+
+gap and steps need the arm that --fresh names, with the same seeds. Each is the mean over seeds, with Student's interval
+at 95 %, and a dash where a seed has no such episode; steps are the median over seeds, as some may never arrive. The
+picture needs the `plots` extra.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from runs.arms import Runs, Scalars, estimate, read_arms, table
+from runs.recording import RunError, exit_with_one_line, refusals
+
+TENTH, RECENT = 0.1, 20
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Tabulate and draw what changes did."""
+
+    directories: tuple[Path, ...]
+    """run directories"""
+    fresh: str = ""
+    """exp_name of the arm in which a fresh agent learns each task; none leaves out what is measured against it"""
+    out: Path | None = None
+    """picture to write; none by default"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The time between two changes, in one run."""
+
+    task: int
+    begin: int
+    end: int
+    episodes: Sequence[tuple[int, float]]
+    """(step of its end, return) of the training episodes in it"""
+
+    def mean_between(self, first: float, last: float) -> float:
+        """Mean return of the episodes that ended in this part of the visit, given as shares; nan if none did."""
+        length = self.end - self.begin
+        found = [r for step, r in self.episodes if first * length < step - self.begin <= last * length]
+        return float(np.mean(found)) if found else math.nan
+
+    @property
+    def start_return(self) -> float:
+        """Mean return of the first tenth."""
+        return self.mean_between(0.0, TENTH)
+
+    @property
+    def end_return(self) -> float:
+        """Mean return of the last tenth."""
+        return self.mean_between(1.0 - TENTH, 1.0)
+
+    def steps_until(self, wanted: float) -> float:
+        """Steps until the mean of the last 20 episodes of the visit is at least `wanted`; inf if it never is."""
+        returns = [r for _, r in self.episodes]
+        for i in range(RECENT, len(returns) + 1):
+            if np.mean(returns[i - RECENT : i]) >= wanted:
+                return float(self.episodes[i - 1][0] - self.begin)
+        return math.inf
+
+
+def visits(run: Scalars, directory: Path) -> list[Visit]:
+    """The visits of a run, in order.
+
+    Raises:
+        RunError: the run records no tasks or no episodes.
+    """
+    if "shift/task" not in run or "charts/episodic_return" not in run:
+        raise RunError(f"{directory} records no shift/task or no charts/episodic_return: was its world to change?")
+    tasks = [(int(step), int(task)) for step, task in run["shift/task"]]
+    last = max(step for curve in run.values() for step, _ in curve)
+    ends = [step for step, _ in tasks[1:]] + [int(last)]
+    return [
+        Visit(task, begin, end, [(int(s), r) for s, r in run["charts/episodic_return"] if begin < s <= end])
+        for (begin, task), end in zip(tasks, ends, strict=True)
+        if end > begin
+    ]
+
+
+def read(directories: Sequence[Path]) -> dict[str, tuple[Runs, dict[int, list[Visit]]]]:
+    """Arms by name, with the visits of each seed.
+
+    Raises:
+        RunError: as `read_arms` and `visits`, or two runs visit other tasks at other steps.
+    """
+    found = {}
+    plan: tuple[Path, list[tuple[int, int, int]]] | None = None
+    for arm in read_arms(directories):
+        by_seed = {}
+        for directory, run, seed in zip(arm.directories, arm.runs, arm.seeds, strict=True):
+            by_seed[seed] = visits(run, directory)
+            here = [(v.task, v.begin, v.end) for v in by_seed[seed]]
+            if plan is not None and here != plan[1]:
+                raise RunError(
+                    f"{directory} and {plan[0]} visit other tasks, or at other steps: they cannot be compared"
+                )
+            plan = plan or (directory, here)
+        found[arm.name] = arm, by_seed
+    return found
+
+
+def rows(
+    name: str, by_seed: Mapping[int, Sequence[Visit]], fresh: Mapping[int, Sequence[Visit]] | None, one_game: bool
+) -> list[str]:
+    """One line per visit of an arm."""
+    seeds, lines = sorted(by_seed), []
+    count = len(by_seed[seeds[0]])
+    for k in range(count):
+        here = {seed: by_seed[seed][k] for seed in seeds}
+        task, begin = here[seeds[0]].task, here[seeds[0]].begin
+        earlier = [j for j in range(k) if by_seed[seeds[0]][j].task == task]
+        columns = [name, str(k + 1), str(task), f"{begin:,}", str(len(seeds))]
+        columns.append(estimate([v.start_return for v in here.values()]))
+        columns.append(estimate([v.end_return for v in here.values()]))
+        drops = [by_seed[seed][k - 1].end_return - v.start_return for seed, v in here.items()] if k else []
+        columns.append(estimate(drops) if drops and one_game else "–")
+        if fresh is None:
+            columns += ["–", "–"]
+        else:
+            best = {seed: fresh[seed][k].end_return for seed in seeds}
+            steps = float(np.median([v.steps_until(0.9 * best[seed]) for seed, v in here.items()]))
+            columns.append("never" if math.isinf(steps) else f"{steps:,.0f}")
+            columns.append(estimate([best[seed] - v.end_return for seed, v in here.items()]))
+        again = [v.end_return - by_seed[seed][earlier[0]].end_return for seed, v in here.items()] if earlier else []
+        columns.append(estimate(again) if again else "–")
+        lines.append(f"| {' | '.join(columns)} |")
+    return lines
+
+
+def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Path) -> None:
+    """One panel per visit, arms in it: mean return by twentieths of the visit, seeds thin, their mean thick."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
+    plan = next(iter(next(iter(arms.values()))[1].values()))
+    columns = min(3, len(plan))
+    lines = -(-len(plan) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * lines + 0.4), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    parts = np.linspace(0.0, 1.0, 21)
+    for k, axes in enumerate(panels):
+        axes.set_visible(k < len(plan))
+        if k >= len(plan):
+            continue
+        middle = (plan[k].end - plan[k].begin) * (parts[1:] + parts[:-1]) / 2
+        for (name, (_, by_seed)), colour in zip(arms.items(), COLOURS * len(arms), strict=False):
+            curves = [[v[k].mean_between(a, b) for a, b in pairwise(parts)] for v in by_seed.values()]
+            for curve in curves:
+                axes.plot(middle, curve, color=colour, linewidth=0.7, alpha=0.35)
+            axes.plot(middle, np.mean(curves, axis=0), color=colour, label=f"{name}, n = {len(curves)}")
+        axes.set_title(f"visit {k + 1}, task {plan[k].task}, from step {plan[k].begin:,}", fontsize=9)
+        axes.set_xlabel("steps since the change")
+        axes.set_ylabel("training return")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    with refusals(f"cannot write {out}", also=(OSError,)):
+        figure.savefig(out, dpi=110)
+
+
+def main(args: Args) -> None:
+    """Read the runs, print the table, draw the picture."""
+    arms = read(args.directories)
+    fresh = None
+    if args.fresh:
+        if args.fresh not in arms:
+            raise RunError(f"--fresh {args.fresh} is none of the arms: {', '.join(arms)}")
+        fresh = arms[args.fresh][1]
+        for name, (_, by_seed) in arms.items():
+            if missing := sorted(set(by_seed) - set(fresh)):
+                raise RunError(f"{name} has seeds {missing}, which --fresh {args.fresh} has not: run it with them too")
+    heads = ("arm", "visit", "task", "from step", "n", "start", "end", "drop", "steps", "gap", "again")
+    lines = [
+        row
+        for name, (runs, by_seed) in arms.items()
+        for row in rows(name, by_seed, fresh, runs.config["shift"]["kind"] != "games")
+    ]
+    table(heads, lines)
+    if args.out:
+        draw(arms, args.out)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    exit_with_one_line(
+        lambda: main(
+            tyro.cli(
+                Args, prog="python -m runs.changes", description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)
+            )
+        )
+    )
