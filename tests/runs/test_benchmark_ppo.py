@@ -76,6 +76,7 @@ def test_every_substitution_is_needed_once(edit):
             benchmark.substitute(damaged, benchmark_ppo.substitutions(threads=1))
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment MinAtar")  # another test has registered the games before
 def test_the_patched_script_runs_and_sees_every_episode(clone, monkeypatch, capsys):
     args = benchmark_ppo.Args(clone, num_steps=12, iterations=2)
     script = clone / "patched.py"
