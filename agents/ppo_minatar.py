@@ -16,11 +16,14 @@ followed by --update-epochs x --num-minibatches updates.
 Details as commonly published (Huang et al. 2022): generalised advantage estimation, advantages normalised by minibatch,
 clipped value loss (--no-clip-vloss), orthogonal initialisation, gradients clipped by their norm, Adam's epsilon 1e-5.
 Not as there: an episode that is truncated bootstraps from its last observation; LayerNorm before each nonlinearity
-(--network plain has none). In MinAtar only a change of the world truncates.
+(--network plain has none); the rate falls with every update, not every iteration. In MinAtar only a change of the world
+truncates. Recorded losses are of an iteration's last minibatch.
 
 With --shift the world changes (envs/shifts.py), and --switch says what else happens then, at the end of the iteration
-in which it changed; by default nothing but the change, which is plain continual training. A period that is a multiple
-of --num-envs x --num-steps changes the world where an iteration ends. The probe's observations are of the first task.
+in which it changed; by default nothing but the change. Plain continual training is that with --schedule.kind constant:
+the default's rate is annealed over the whole run, and late tasks would be learned at next to none. A period that is a
+multiple of --num-envs x --num-steps changes the world where an iteration ends. The probe's observations are of the
+first task.
 """
 
 from __future__ import annotations
@@ -304,8 +307,15 @@ class Args:
             raise ValueError(
                 f"--rewarm.every-steps {rewarm.every_steps} is less than one iteration, --num-envs x --num-steps"
             )
-        period = schedule.period_steps or self.total_timesteps
-        if rewarm.trigger == "every" and schedule.kind == "cyclic" and rewarm.every_steps % period == 0:
+        if rewarm.trigger == "every" and rewarm.every_steps >= self.total_timesteps:
+            raise ValueError(
+                f"--rewarm.every-steps {rewarm.every_steps} never comes in --total-timesteps {self.total_timesteps}"
+            )
+        if (
+            rewarm.trigger == "every"
+            and schedule.kind == "cyclic"
+            and to_updates(self, rewarm.every_steps) % to_updates(self, schedule.period_steps) == 0
+        ):
             raise ValueError(
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
@@ -406,17 +416,8 @@ PRESETS = {
         Args(exp_name="chain-plain", schedule=_constant, **_chain),
     ),
     "chain-fresh": Preset(
-        "the same games, a fresh agent for each visit",
+        "the same games, a fresh agent for each visit (here the same as a reset of network and moments)",
         Args(exp_name="chain-fresh", schedule=_constant, switch=SwitchArgs(fresh_agent=True), **_chain),
-    ),
-    "chain-reset": Preset(
-        "the same games, network and Adam's moments reset at each change",
-        Args(
-            exp_name="chain-reset",
-            schedule=_constant,
-            switch=SwitchArgs(intervention="reset", optimizer="reset"),
-            **_chain,
-        ),
     ),
     "chain-nap": Preset(
         "the same games, normalize-and-project, constant rate",
@@ -607,11 +608,16 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
 # ------------------------------------------------------------------------------------------------------------- main
 
 
+def run_steps(args: Args) -> int:
+    """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
+    iteration = args.num_envs * args.num_steps
+    return math.ceil(args.total_timesteps / iteration) * iteration
+
+
 def to_updates(args: Args, steps: int) -> int:
     """Agent steps -> optimiser updates; 0 steps are the whole run."""
-    iteration = args.num_envs * args.num_steps
-    steps = steps or math.ceil(args.total_timesteps / iteration) * iteration
-    return max(1, round(steps / iteration * args.update_epochs * args.num_minibatches))
+    iterations = (steps or run_steps(args)) / (args.num_envs * args.num_steps)
+    return max(1, round(iterations * args.update_epochs * args.num_minibatches))
 
 
 # same as agents/dqn_minatar.py::make_schedule
@@ -777,6 +783,7 @@ def main(args: Args) -> None:
     }  # fmt: skip
     stateful = {name: part for name, part in stateful.items() if part is not None}
     iteration_steps = args.num_envs * args.num_steps
+    end = run_steps(args)
     global_step, updates, recent_returns, returns = 0, 0, deque[float](maxlen=100), None
     obs, _ = env.reset(seed=env_seed)  # [N, C, 10, 10] uint8
 
@@ -786,7 +793,7 @@ def main(args: Args) -> None:
 
     evaluation_env = evaluation()
 
-    def switch_world(task: int, step: int) -> None:
+    def switch_world(step: int) -> None:
         """The world has changed at `step`: what the flags have happen then."""
         nonlocal projection, rewarming, evaluation_env
         switch, fresh = args.switch, args.switch.fresh_agent
@@ -847,10 +854,10 @@ def main(args: Args) -> None:
             if probe:
                 run.scalars(probe.measure(), global_step)
             checkpoint()
-        progress = Progress(args.total_timesteps, global_step)
-        while global_step < args.total_timesteps and not stop.requested:
+        progress = Progress(end, global_step)
+        while global_step < end and not stop.requested:
             # Act: T steps in each of the N copies.
-            changed = None
+            changed = 0
             for t in range(args.num_steps):
                 drawn, rollout.logprobs[t], rollout.values[t] = act(network, obs, action_rng)
                 rollout.obs[t], rollout.actions[t] = obs, drawn
@@ -859,9 +866,9 @@ def main(args: Args) -> None:
                     rewards = rewards + args.gamma * value(network, infos["final_obs"]) * truncated
                 rollout.rewards[t], rollout.dones[t] = rewards, terminated | truncated
                 global_step += args.num_envs
-                if "shift" in infos and global_step < args.total_timesteps:
+                if "shift" in infos and global_step < end:
                     (told,) = infos["shift"].values()
-                    changed = (told["task"], global_step)
+                    changed = global_step
                     run.scalar("shift/task", told["task"], global_step)
                     run.scalar("shift/boundary", 1, global_step)
                 if "episode" in infos:  # one that a change cut short says little of the task
@@ -916,17 +923,17 @@ def main(args: Args) -> None:
             if rewarming.statistic is not None:
                 run.scalar("rewarm/statistic", rewarming.statistic, global_step)
             progress.show(global_step, sps, recent_returns, rewarming.rate)
-            if args.eval_every and (iteration % args.eval_every == 0 or global_step >= args.total_timesteps):
+            if args.eval_every and (iteration % args.eval_every == 0 or global_step == end):
                 returns = evaluate(network, evaluation_env, seed=env_seed + global_step)
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
-            if changed and global_step < args.total_timesteps:
-                switch_world(*changed)
-            if iteration % args.checkpoint_every == 0 and global_step < args.total_timesteps:
+            if changed and global_step < end:
+                switch_world(changed)
+            if iteration % args.checkpoint_every == 0 and global_step < end:
                 checkpoint()
 
         checkpoint()
-        if global_step < args.total_timesteps:
+        if global_step < end:
             run.interrupt(global_step)
             command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run.directory)])
             print(f"\nstopped at step {global_step}; go on with: {command}")

@@ -190,8 +190,8 @@ def substitutions(threads: int) -> tuple[Substitution, ...]:
     )
 
 
-def substitute(text: str, edits: Iterable[Substitution]) -> str:
-    """Apply the edits in order.
+def substitute(text: str, edits: Iterable[Substitution], name: str = "dqn.py") -> str:
+    """Apply the edits in order; `name` is the text's, for the message.
 
     Raises:
         ValueError: an edit's text does not stand exactly once in what the edits before it left.
@@ -200,7 +200,7 @@ def substitute(text: str, edits: Iterable[Substitution]) -> str:
         count = text.count(edit.old)
         if count != 1:
             raise ValueError(
-                f"substitution {edit.name!r} needs {edit.old!r} exactly once in CleanRL's dqn.py and found it {count} "
+                f"substitution {edit.name!r} needs {edit.old!r} exactly once in CleanRL's {name} and found it {count} "
                 "times; the clone has moved on from the version this was written for: check out fe8d8a0"
             )
         text = text.replace(edit.old, edit.new)

@@ -155,7 +155,7 @@ def measure_cleanrl(args: Args, copies: int) -> float:
     text = (args.cleanrl / "cleanrl" / "ppo.py").read_text()
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_ppo.py"
-        script.write_text(substitute(text, substitutions(args.threads)))
+        script.write_text(substitute(text, substitutions(args.threads), "ppo.py"))
         environment = child_environment(args.threads, args.cleanrl)
         return timed_rate(run_script([script, *shared_flags(args, copies)], Path(name), environment))
 

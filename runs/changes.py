@@ -8,13 +8,16 @@ time between two changes. Of the training returns (exploration included, episode
     start   mean over the episodes that ended in the first tenth of the visit
     end     mean over those that ended in its last tenth
     drop    end of the visit before minus start, where both visits are of one game
-    steps   until the mean of the last 20 episodes is 90 % of the fresh agent's end of the same visit; never: inf
+    steps   until the mean of the last 20 episodes has come 90 % of the way from the fresh agent's start to its end of
+            the same visit; (k/n) tells how many seeds got there, of whose steps this is the median
     gap     the fresh agent's end of the same visit minus end
     again   end minus the end of the first visit to the same task
 
-gap and steps need the arm that --fresh names, with the same seeds. Each is the mean over seeds, with Student's interval
-at 95 %, and a dash where a seed has no such episode; steps are the median over seeds, as some may never arrive. The
-picture needs the `plots` extra.
+gap and steps need the arm that --fresh names, with the same seeds. The others are means over seeds with Student's
+interval at 95 %; a dash stands where a seed has no such episode. Two things to know when reading: 20 episodes are the
+least that `steps` needs, however good the arm; and copies that restart together at a change end their short episodes
+first, so that `start` is of these where a visit is short. Arms must visit the same tasks of one world at the same
+steps, which runs of several seeds with --shift.rate do not. The picture needs the `plots` extra.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from runs.arms import Runs, Scalars, estimate, read_arms, table
-from runs.recording import RunError, exit_with_one_line, refusals
+from runs.recording import RunError, exit_with_one_line, read_status, refusals
 
 TENTH, RECENT = 0.1, 20
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -73,12 +76,25 @@ class Visit:
         return self.mean_between(1.0 - TENTH, 1.0)
 
     def steps_until(self, wanted: float) -> float:
-        """Steps until the mean of the last 20 episodes of the visit is at least `wanted`; inf if it never is."""
+        """Steps until the mean of the last 20 episodes of the visit is at least `wanted`.
+
+        inf if it never is, nan if there are not so many or `wanted` is not known.
+        """
         returns = [r for _, r in self.episodes]
+        if math.isnan(wanted) or len(returns) < RECENT:
+            return math.nan
         for i in range(RECENT, len(returns) + 1):
             if np.mean(returns[i - RECENT : i]) >= wanted:
                 return float(self.episodes[i - 1][0] - self.begin)
         return math.inf
+
+
+def arrival(steps: Sequence[float]) -> str:
+    """Median of those who arrived, and how many of all; a dash if it is not known of one of them."""
+    if any(math.isnan(one) for one in steps):
+        return "–"
+    arrived = [one for one in steps if math.isfinite(one)]
+    return f"{np.median(arrived):,.0f} ({len(arrived)}/{len(steps)})" if arrived else f"never (0/{len(steps)})"
 
 
 def visits(run: Scalars, directory: Path) -> list[Visit]:
@@ -90,8 +106,7 @@ def visits(run: Scalars, directory: Path) -> list[Visit]:
     if "shift/task" not in run or "charts/episodic_return" not in run:
         raise RunError(f"{directory} records no shift/task or no charts/episodic_return: was its world to change?")
     tasks = [(int(step), int(task)) for step, task in run["shift/task"]]
-    last = max(step for curve in run.values() for step, _ in curve)
-    ends = [step for step, _ in tasks[1:]] + [int(last)]
+    ends = [step for step, _ in tasks[1:]] + [int(read_status(directory)["step"])]
     return [
         Visit(task, begin, end, [(int(s), r) for s, r in run["charts/episodic_return"] if begin < s <= end])
         for (begin, task), end in zip(tasks, ends, strict=True)
@@ -103,11 +118,16 @@ def read(directories: Sequence[Path]) -> dict[str, tuple[Runs, dict[int, list[Vi
     """Arms by name, with the visits of each seed.
 
     Raises:
-        RunError: as `read_arms` and `visits`, or two runs visit other tasks at other steps.
+        RunError: as `read_arms` and `visits`, or two runs have other worlds, or visit tasks at other steps.
     """
     found = {}
+    world: tuple[str, object] | None = None
     plan: tuple[Path, list[tuple[int, int, int]]] | None = None
     for arm in read_arms(directories):
+        here_world = arm.config.get("env_id"), arm.config.get("shift")
+        if world is not None and here_world != world[1]:
+            raise RunError(f"{arm.name} and {world[0]} have other games or other changes: they cannot be compared")
+        world = world or (arm.name, here_world)
         by_seed = {}
         for directory, run, seed in zip(arm.directories, arm.runs, arm.seeds, strict=True):
             by_seed[seed] = visits(run, directory)
@@ -139,10 +159,9 @@ def rows(
         if fresh is None:
             columns += ["–", "–"]
         else:
-            best = {seed: fresh[seed][k].end_return for seed in seeds}
-            steps = float(np.median([v.steps_until(0.9 * best[seed]) for seed, v in here.items()]))
-            columns.append("never" if math.isinf(steps) else f"{steps:,.0f}")
-            columns.append(estimate([best[seed] - v.end_return for seed, v in here.items()]))
+            wanted = {s: 0.1 * fresh[s][k].start_return + 0.9 * fresh[s][k].end_return for s in seeds}
+            columns.append(arrival([v.steps_until(wanted[seed]) for seed, v in here.items()]))
+            columns.append(estimate([fresh[seed][k].end_return - v.end_return for seed, v in here.items()]))
         again = [v.end_return - by_seed[seed][earlier[0]].end_return for seed, v in here.items()] if earlier else []
         columns.append(estimate(again) if again else "–")
         lines.append(f"| {' | '.join(columns)} |")

@@ -271,7 +271,7 @@ def test_the_rate_is_annealed_over_the_whole_run_and_rewarmed_when_told(tmp_path
         shift=ShiftArgs(kind="actions", every_steps=256),
     )  # fmt: skip
     assert [v for _, v in scalars["charts/learning_rate"]] == pytest.approx([1e-3 * f for f in (9 / 16, 1 / 16) * 2])
-    assert scalars["rewarm/event"] == [(256, 1.0)] and scalars["shift/boundary"] == [(256, 1.0), (512, 1.0)]
+    assert scalars["rewarm/event"] == scalars["shift/boundary"] == [(256, 1.0)]
 
 
 def test_every_restarts_in_agent_steps(tmp_path):
@@ -356,22 +356,27 @@ def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
     assert tasks == [(task, 2) for task in (0, 0, 1, 1, 2, 2)]
 
 
-def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path):
+def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path, monkeypatch):
     """Two that share no more than the seed have the same network, schedule and trigger after the change."""
-    states = []
+    left, real = [], script.intervene
+
+    def watched(switch, network, fresh, projection):
+        real(switch, network, fresh, projection)
+        left.append({name: w.clone() for name, w in network.state_dict().items()})
+
+    monkeypatch.setattr(script, "intervene", watched)
     for name, epochs in (("a", 2), ("b", 4)):
-        run(
+        scalars = run(
             tmp_path / name, shift=ShiftArgs(kind="pixels", at_steps=(256,)), switch=SwitchArgs(fresh_agent=True),
-            nap=NapArgs(enabled=True), rewarm=RewarmArgs(trigger="every", every_steps=128), update_epochs=epochs,
-            schedule=ScheduleArgs(period_steps=256), total_timesteps=257,
+            nap=NapArgs(enabled=True), rewarm=RewarmArgs(trigger="every", every_steps=192), update_epochs=epochs,
+            schedule=ScheduleArgs(period_steps=256), total_timesteps=640,
         )  # fmt: skip
-        states.append(saved(tmp_path / name))  # one iteration after the change
-    assert [int(state["optimizer"]["state"][0]["step"]) for state in states] == [8, 16]
-    # at this seed the networks of the change are alike, and one iteration apart from each other
-    a, b = (state["network"]["hidden.weight"] for state in states)
-    assert float((a - b).norm() / a.norm()) < 0.2
-    scalars = [read_scalars(tmp_path / name) for name in ("a", "b")]
-    assert all([step for step, _ in one["rewarm/event"]] == [128, 256, 384] for one in scalars)
+        # after 192 steps of the first agent (in the iteration that ends at 256), after 192 and 384 of the second
+        assert [step for step, _ in scalars["rewarm/event"]] == [256, 512, 640]
+        state = saved(tmp_path / name)
+        assert float(state["optimizer"]["state"][0]["step"]) == 3 * epochs * 4
+        assert state["rewarming"]["updates"] == 3 * epochs * 4 and state["rewarming"]["base"] == [1e-3]
+    assert_same(*left)
 
 
 def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
@@ -383,9 +388,9 @@ def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
 FLAGS = shlex.split(
     "chain-cusum --seed 7 --total-timesteps 6000 --num-envs 4 --num-steps 32 --num-minibatches 4 --update-epochs 2 "
     "--shift.games MinAtar/Freeway-v0 MinAtar/Asterix-v0 --shift.every-steps 0 --shift.rate 0.001 "
-    "--schedule.period-steps 1000 --rewarm.block 4 --rewarm.burn-in 8 --rewarm.refractory 8 --rewarm.threshold 3 "
-    "--rewarm.slack 0.2 --checkpoint-every 3 --eval-every 9 --eval-episodes 2 --probe.every 20 --probe.size 16 "
-    "--probe.meter-every 7 --nap.every 3 --switch.intervention shrink-and-perturb"
+    "--schedule.period-steps 1000 --rewarm.block 2 --rewarm.burn-in 4 --rewarm.refractory 4 --rewarm.threshold 1 "
+    "--rewarm.slack 0.1 --checkpoint-every 3 --eval-every 9 --eval-episodes 2 --probe.every 20 --probe.size 16 "
+    "--probe.meter-every 7 --nap.every 3 --switch.fresh-agent"
 )
 
 
@@ -403,6 +408,7 @@ def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
     ]
     assert tables[0] == tables[1]
     assert sum(",shift/boundary," in line for line in tables[0]) >= 2
+    assert any(",rewarm/event," in line for line in tables[0])
     assert_same(*(saved(d) for d in (whole, killed)))
 
 
@@ -446,7 +452,7 @@ def test_every_flag_is_read():
 def test_every_preset_parses_and_differs():
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
-    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed) == 13
+    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed) == 12
     assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
 
 
@@ -459,6 +465,14 @@ def test_every_preset_parses_and_differs():
         (["--schedule.kind", "constant", "--rewarm.trigger", "cusum"], ["--rewarm.trigger cusum", "--schedule.kind"]),
         (["--rewarm.trigger", "every", "--rewarm.every-steps", "9"], ["--rewarm.every-steps 9", "--num-steps"]),
         (["--rewarm.block", "9"], ["--rewarm.block", "--rewarm.trigger never"]),
+        (
+            ["--rewarm.trigger", "every", "--rewarm.every-steps", "20000000"],
+            ["--rewarm.every-steps 20000000", "--total-timesteps"],
+        ),
+        (
+            ["nap-cyclic", "--rewarm.trigger", "every", "--rewarm.every-steps", "1000000"],
+            ["--rewarm.every-steps 1000000", "--schedule.period-steps 500000"],
+        ),
         (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs", "--num-steps"]),
         (["--num-envs", "1", "--num-steps", "8"], ["--num-minibatches 8", "--norm-adv"]),
         (["--gamma", "1.0"], ["--gamma"]),
@@ -496,3 +510,11 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, changes
     with pytest.raises(RunError, match=told) as error:
         run(tmp_path / "r", **changes)
     assert not (tmp_path / "r").exists() and "\n" not in str(error.value)
+
+
+def test_a_change_beyond_total_timesteps_but_within_the_last_iteration_is_recorded(tmp_path):
+    scalars = run(tmp_path / "r", total_timesteps=257, shift=ShiftArgs(kind="actions", at_steps=(100, 200)))
+    assert read_status(tmp_path / "r")["step"] == 384 and len(scalars["shift/boundary"]) == 2
+    scalars = run(tmp_path / "s", total_timesteps=257, shift=ShiftArgs(kind="actions", rate=0.05))
+    late = [step for step, _ in scalars["shift/boundary"] if 257 < step < 384]
+    assert late and dict(scalars["shift/task"]).keys() >= set(late)

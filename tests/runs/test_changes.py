@@ -27,19 +27,21 @@ def climbing(step):
 
 
 def test_visits_and_their_parts_by_hand(tmp_path):
-    (first, second, third) = changes.visits(
-        {
-            "shift/task": [(0, 0.0), (100, 1.0), (200, 0.0)],
-            "charts/episodic_return": [(s, s) for s in range(5, 301, 5)],
-        },
-        tmp_path,
-    )
-    assert [(v.task, v.begin, v.end) for v in (first, second, third)] == [(0, 0, 100), (1, 100, 200), (0, 200, 300)]
-    assert first.start_return == 7.5 and first.end_return == 97.5  # 5, 10 and 95, 100
-    assert second.start_return == 107.5 and second.episodes[0] == (105, 105)
-    assert first.steps_until(52.5) == 100.0 and first.steps_until(52.6) == math.inf  # mean of all twenty
-    assert second.steps_until(0.0) == 100.0  # twenty episodes are needed, and are of this visit alone
-    assert math.isnan(changes.Visit(0, 0, 100, []).end_return)
+    directory = recorded(tmp_path / "r", float, boundaries=(0, 1000), end=1990)
+    first, second = changes.visits(changes.read_arms([directory])[0].runs[0], directory)
+    assert [(v.task, v.begin, v.end) for v in (first, second)] == [(0, 0, 1000), (1, 1000, 1990)]
+    assert first.start_return == 55.0 and first.end_return == 955.0  # 10 to 100, and 910 to 1000
+    assert second.episodes[0] == (1010, 1010.0)
+    assert first.steps_until(105.0) == 200.0 and first.steps_until(105.1) == 210.0  # 10 to 200 have the mean 105
+    assert first.steps_until(905.1) == math.inf
+    assert second.steps_until(0.0) == 200.0  # twenty episodes are needed, and are of this visit alone
+    few = changes.Visit(0, 0, 100, [(50, 1.0)])
+    assert all(math.isnan(x) for x in (few.end_return, few.steps_until(0.0), first.steps_until(math.nan)))
+
+
+def test_arrivals_are_the_median_of_those_who_arrived():
+    assert changes.arrival([200.0, 300.0, math.inf, 1400.0]) == "300 (3/4)"
+    assert changes.arrival([math.inf]) == "never (0/1)" and changes.arrival([1.0, math.nan]) == "–"
 
 
 def test_the_table_by_hand(tmp_path, capsys):
@@ -50,12 +52,11 @@ def test_the_table_by_hand(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     half = 12.706 / math.sqrt(2) * math.sqrt(2)  # of two values that differ by 2
     plus = f"± {half:.2g}"
-    # steps: seed 1 has a mean of 8.1 over 20 episodes when 2 of them are of the last hundred steps (7, 8, 9: later than
-    # 900), seed 2, two higher, some 200 steps before; the median is between
+    # wanted is 9: seed 1's last 20 episodes reach 8.5; those of seed 2 are 8, 9 and 10, five, ten and five, after 850
     first, second = lines[2].split(" | "), lines[3].split(" | ")
     assert first[:8] == ["| arm", "1", "0", "0", "2", f"1 {plus}", f"10 {plus}", "–"]
     assert second[7] == "9 ± 0"  # end of the visit before, 9 and 11, minus start, 0 and 2
-    assert float(first[8].replace(",", "")) == pytest.approx(870, abs=60)
+    assert first[8] == "850 (1/2)"
     assert first[9] == f"-1 {plus}" and first[10] == "– |"
     assert lines[4].split(" | ")[10] == "0 ± 0 |"  # the second visit to task 0 ends as the first
     assert lines[5].split(" | ")[:2] == ["| fresh", "1"] and lines[5].split(" | ")[9] == "0 ± 0"
@@ -71,15 +72,26 @@ def test_drop_needs_one_game_and_the_rest_a_fresh_arm(tmp_path, capsys):
 def test_who_never_arrives(tmp_path, capsys):
     runs = (recorded(tmp_path / "a", climbing), recorded(tmp_path / "f", lambda step: 100, name="fresh"))
     changes.main(changes.Args(runs, fresh="fresh"))
-    assert capsys.readouterr().out.splitlines()[2].split(" | ")[8] == "never"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split(" | ")[8] == "never (0/1)" and lines[5].split(" | ")[8] == "200 (1/1)"
+
+
+def test_rewards_below_zero_are_reached_too(tmp_path, capsys):
+    runs = (recorded(tmp_path / "f", lambda step: -20 + climbing(step), name="fresh"),)
+    changes.main(changes.Args(runs, fresh="fresh"))
+    # from -20 to -11: -11.9 is the mean of four of -13, ten of -12 and six of -11, the last at step 960
+    assert capsys.readouterr().out.splitlines()[2].split(" | ")[8] == "960 (1/1)"
 
 
 def test_refusals(tmp_path):
     arm = recorded(tmp_path / "a", climbing)
     other = recorded(tmp_path / "b", climbing, name="other", boundaries=(0, 500))
+    world = recorded(tmp_path / "e", climbing, name="fourth", kind="noise")
     seeds = recorded(tmp_path / "c", climbing, name="third", seed=2)
     with pytest.raises(RunError, match="visit other tasks"):
         changes.main(changes.Args((arm, other)))
+    with pytest.raises(RunError, match="fourth and arm have other games or other changes"):
+        changes.main(changes.Args((arm, world)))
     with pytest.raises(RunError, match="--fresh fersh is none of the arms: arm"):
         changes.main(changes.Args((arm,), fresh="fersh"))
     with pytest.raises(RunError, match=r"third has seeds \[2\]"):
