@@ -7,9 +7,9 @@
     python agents/grokking.py adaptive                        starts at 1e-4, re-warms when its features come to rest
     python agents/grokking.py --resume runs/logs/RUN          go on with a killed or interrupted run
 
-Measured: the default is first at 99 % of the test pairs after 282 to 1,679 of its 2,000 updates on 5 of 5 seeds; `free`
-ends at 6 to 12 % (n = 3). It takes a minute and a half on two cores. fig3-0.01 ends at 99 % on 9 of 9 runs.
-All numbers, with n: docs/results.md.
+Measured: the default is first at 99 % of the test pairs after 282 to 1,679 of its 2,000 updates on 5 of 5 seeds (on
+another machine, whose sums round differently, after 398 to 841); `free` ends at 6 to 12 % (n = 3). It takes a minute
+and a half on two cores. fig3-0.01 ends at 99 % on 9 of 9 runs. All numbers, with n: docs/results.md.
 
 The network sees the five tokens "x o y = _" and predicts x o y mod p in the place of the last; it is trained on a fifth
 of all ordered pairs (x, y) and tested on the others. A network that has merely learned that x + y = y + x answers the
