@@ -129,6 +129,21 @@ def test_scales_on_a_device_are_those_on_the_host():
     assert not (torch.zeros(1) * on_device[2]).isfinite().any()  # 0 * inf: a zero weight turns to NaN there as well
 
 
+def test_projecting_now_restores_norms_and_gains_and_counts_no_update():
+    """After weights were changed by something else, whatever the cadence."""
+    network = _mlp()
+    projection = Projection(network, every=100, gains="joint", check_inputs=_inputs(8, 6))
+    before = _snapshot(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.4)
+    projection.project_()
+    for name, value in network.state_dict().items():
+        expected = before[name] * (0.4 if name.startswith("6.") else 1.0)  # the head is left out
+        assert torch.allclose(value, expected, rtol=1e-5), name
+    assert projection.updates == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_projected_without_overflow(dtype):
     weight = torch.ones(400, 400, dtype=dtype)
