@@ -182,6 +182,39 @@ def test_every_phase_anneals_to_its_end(tmp_path):
     assert found[-1] < 1e-5
 
 
+def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
+    """Two phases of plain training: no projection, a constant rate, nothing at the switch, and a control beside it."""
+    once, constant = RewarmArgs(trigger="never"), ScheduleArgs(kind="constant")
+    args = small(tmp_path / "r", nap=FREE, rewarm=once, schedule=constant, fractions=(0.5, 1.0), weight_decay=0.1)
+    script.main(args)
+    streams = np.random.SeedSequence(args.seed).spawn(6)
+    split_rng, rng = (np.random.default_rng(s) for s in streams[:2])
+    images = load_images("digits")
+    order = torch.from_numpy(split_rng.permutation(len(images.train_y)))
+    x, y = images.train_x[order].float(), images.train_y[order]
+    pixels = Pixels(images, torch.device("cpu"))
+    x = (x - pixels.mean) / pixels.deviation
+    torch.manual_seed(int(streams[4].generate_state(1)[0]))
+    plain = script.CNN(x.shape[1:], images.classes, args).to(memory_format=torch.channels_last)
+    decayed = [p for p in plain.parameters() if p.ndim > 1]
+    others = [p for p in plain.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    for n in (round(0.5 * len(y)), len(y)):
+        upcoming: list[int] = []
+        for _ in range(args.phase_updates):
+            while len(upcoming) < args.batch_size:
+                upcoming += rng.permutation(n).tolist()
+            batch, upcoming = torch.tensor(upcoming[: args.batch_size]), upcoming[args.batch_size :]
+            loss = F.cross_entropy(plain(x[batch].contiguous(memory_format=torch.channels_last)), y[batch])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    saved = load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["warm"]["network"]
+    for name, p in plain.state_dict().items():
+        assert torch.equal(p, saved[name]), name
+
+
 @pytest.mark.parametrize("nap", [FREE, NapArgs()])
 def test_a_reset_network_is_the_control_bit_for_bit(tmp_path, nap, monkeypatch):
     """The strongest check of the pairing: same weights, minibatches, rate and moments from the switch on.
