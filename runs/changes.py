@@ -1,6 +1,6 @@
 """What a change of the world cost each arm, and how it recovered: tables, and a picture aligned at the changes.
 
-    python -m runs.changes runs/logs/chain-* --fresh chain-fresh --out changes.png
+    python -m runs.changes runs/logs/chain-* --fresh chain-fresh --against chain-plain --out changes.png
 
 Runs of `agents/dqn_minatar.py` or `agents/ppo_minatar.py` with --shift are grouped by their exp_name. A visit is the
 time between two changes. Of the training returns (exploration included, episodes that a change cut short left out):
@@ -13,11 +13,16 @@ time between two changes. Of the training returns (exploration included, episode
     gap     the fresh agent's end of the same visit minus end
     again   end minus the end of the first visit to the same task
 
-gap and steps need the arm that --fresh names, with the same seeds. The others are means over seeds with Student's
-interval at 95 %; a dash stands where a seed has no such episode. Two things to know when reading: 20 episodes are the
-least that `steps` needs, however good the arm; and copies that restart together at a change end their short episodes
-first, so that `start` is of these where a visit is short. Arms must visit the same tasks of one world at the same
-steps, which runs of several seeds with --shift.rate do not. The picture needs the `plots` extra.
+A second table has one line per arm:
+
+    share   mean over all visits but the first of end as a share of the fresh agent's end of the same visit and seed
+    minus   share minus that of the arm that --against names, paired by seed
+
+gap, steps, share and minus need the arm that --fresh names, with the same seeds. The others are means over seeds with
+Student's interval at 95 %; a dash stands where a seed has no such episode. When reading: 20 episodes are the least
+that `steps` needs, however good the arm; and copies that restart together at a change end their short episodes first,
+so that `start` is of these where a visit is short. Arms must visit the same tasks of one world at the same steps, which
+runs of several seeds with --shift.rate do not. The picture needs the `plots` extra.
 """
 
 from __future__ import annotations
@@ -45,6 +50,8 @@ class Args:
     """run directories"""
     fresh: str = ""
     """exp_name of the arm in which a fresh agent learns each task; none leaves out what is measured against it"""
+    against: str = ""
+    """exp_name of the arm whose share is taken from those of the others (minus)"""
     out: Path | None = None
     """picture to write; none by default"""
 
@@ -168,6 +175,32 @@ def rows(
     return lines
 
 
+def share(visits: Sequence[Visit], fresh: Sequence[Visit]) -> float:
+    """Mean over all visits but the first of the end return as a share of the fresh agent's.
+
+    nan if there is no such visit, or one in which no episode ended at its end or the fresh agent's return is not above
+    0.
+    """
+    pairs = [(v.end_return, f.end_return) for v, f in zip(visits[1:], fresh[1:], strict=True)]
+    if not pairs or not all(theirs > 0 for _, theirs in pairs):
+        return math.nan
+    return float(np.mean([ours / theirs for ours, theirs in pairs]))
+
+
+def share_rows(
+    arms: Mapping[str, Mapping[int, Sequence[Visit]]], fresh: Mapping[int, Sequence[Visit]], against: str
+) -> list[str]:
+    """One line per arm: its share, and its share minus that of the arm `against` (a dash without one)."""
+    found = {
+        name: {seed: share(by_seed[seed], fresh[seed]) for seed in sorted(by_seed)} for name, by_seed in arms.items()
+    }
+    lines = []
+    for name, shares in found.items():
+        minus = [shares[seed] - found[against][seed] for seed in shares] if against else [math.nan]
+        lines.append(f"| {name} | {len(shares)} | {estimate(list(shares.values()))} | {estimate(minus)} |")
+    return lines
+
+
 def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Path) -> None:
     """One panel per visit, arms in it: mean return by twentieths of the visit, seeds thin, their mean thick."""
     try:
@@ -203,13 +236,18 @@ def main(args: Args) -> None:
     """Read the runs, print the table, draw the picture."""
     arms = read(args.directories)
     fresh = None
-    if args.fresh:
-        if args.fresh not in arms:
-            raise RunError(f"--fresh {args.fresh} is none of the arms: {', '.join(arms)}")
-        fresh = arms[args.fresh][1]
+    if args.against and not args.fresh:
+        raise RunError("--against compares shares of a fresh agent's returns: name that arm with --fresh")
+    for flag, chosen in (("fresh", args.fresh), ("against", args.against)):
+        if not chosen:
+            continue
+        if chosen not in arms:
+            raise RunError(f"--{flag} {chosen} is none of the arms: {', '.join(arms)}")
         for name, (_, by_seed) in arms.items():
-            if missing := sorted(set(by_seed) - set(fresh)):
-                raise RunError(f"{name} has seeds {missing}, which --fresh {args.fresh} has not: run it with them too")
+            if missing := sorted(set(by_seed) - set(arms[chosen][1])):
+                raise RunError(f"{name} has seeds {missing}, which --{flag} {chosen} has not: run it with them too")
+    if args.fresh:
+        fresh = arms[args.fresh][1]
     heads = ("arm", "visit", "task", "from step", "n", "start", "end", "drop", "steps", "gap", "again")
     lines = [
         row
@@ -217,6 +255,10 @@ def main(args: Args) -> None:
         for row in rows(name, by_seed, fresh, runs.config["shift"]["kind"] != "games")
     ]
     table(heads, lines)
+    if fresh is not None:
+        print()
+        by_arm = {name: by_seed for name, (_, by_seed) in arms.items()}
+        table(("arm", "n", "share", f"minus {args.against}".strip()), share_rows(by_arm, fresh, args.against))
     if args.out:
         draw(arms, args.out)
         print(f"wrote {args.out}")

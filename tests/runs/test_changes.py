@@ -69,6 +69,26 @@ def test_drop_needs_one_game_and_the_rest_a_fresh_arm(tmp_path, capsys):
     assert line == "| arm | 2 | 1 | 1,000 | 1 | 0 | 9 | – | – | – | – |"
 
 
+def test_shares_by_hand(tmp_path, capsys):
+    runs = [recorded(tmp_path / f"f{s}", lambda step: 5, seed=s, name="fresh") for s in (1, 2)]
+    for s in (1, 2):  # shares of the visits from 1,000 on; the first does not count
+        runs.append(recorded(tmp_path / f"a{s}", lambda step, s=s: 50 if step <= 1000 else 5 * s, seed=s, name="a"))
+        runs.append(recorded(tmp_path / f"b{s}", lambda step: 1 if step <= 2000 else 3, seed=s, name="b"))
+    changes.main(changes.Args(tuple(runs), fresh="fresh", against="b"))
+    lines = capsys.readouterr().out.strip().splitlines()
+    half = f"± {12.706 / 2:.2g}"  # of two values that differ by 1: 12.706 / sqrt(2) * sqrt(1 / 2)
+    assert lines[-5] == "| arm | n | share | minus b |"
+    assert lines[-3:] == [
+        "| fresh | 2 | 1 ± 0 | 0.6 ± 0 |", f"| a | 2 | 1.5 {half} | 1.1 {half} |", "| b | 2 | 0.4 ± 0 | 0 ± 0 |",
+    ]  # fmt: skip
+
+
+def test_a_share_of_nothing_is_not_known(tmp_path, capsys):
+    runs = (recorded(tmp_path / "f", lambda step: 0, name="fresh"), recorded(tmp_path / "a", climbing))
+    changes.main(changes.Args(runs, fresh="fresh"))
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "| arm | 1 | – | – |"
+
+
 def test_who_never_arrives(tmp_path, capsys):
     runs = (recorded(tmp_path / "a", climbing), recorded(tmp_path / "f", lambda step: 100, name="fresh"))
     changes.main(changes.Args(runs, fresh="fresh"))
@@ -94,6 +114,10 @@ def test_refusals(tmp_path):
         changes.main(changes.Args((arm, world)))
     with pytest.raises(RunError, match="--fresh fersh is none of the arms: arm"):
         changes.main(changes.Args((arm,), fresh="fersh"))
+    with pytest.raises(RunError, match="--against compares shares"):
+        changes.main(changes.Args((arm,), against="arm"))
+    with pytest.raises(RunError, match="--against mra is none of the arms: arm"):
+        changes.main(changes.Args((arm,), fresh="arm", against="mra"))
     with pytest.raises(RunError, match=r"third has seeds \[2\]"):
         changes.main(changes.Args((arm, seeds), fresh="arm"))
     with Run.create(tmp_path / "d", {"exp_name": "x", "seed": 1}, argv=["x.py"]) as run:
