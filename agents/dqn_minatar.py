@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from elr.changepoint import Cusum
 from elr.features import Probe
+from elr.flat_adam import FlatAdam
 from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter
 from elr.moments import reset_moments_
@@ -770,50 +771,6 @@ class ExplicitGradient:
         dq[self.rows, actions] = 2 / len(q) * error  # d loss / d Q
         self.q.backward(dq)
         return float(error @ error) / len(q), q
-
-
-class FlatAdam(torch.optim.Adam):
-    """torch.optim.Adam, its parameters, gradients and moments laid out in one vector each, stepped in one kernel.
-
-    The numbers are Adam's own; only the walk over a dozen small tensors is saved.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float, eps: float):
-        super().__init__(parameters, lr=lr, eps=eps, fused=True)
-        self.vector, self.grad, self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
-            for _ in range(4)
-        )
-        self.steps, start = torch.zeros((), device=parameters[0].device), 0
-        for p in parameters:
-            view = [flat[start : start + p.numel()].view_as(p) for flat in self._flat()]
-            view[0].copy_(p.detach())
-            p.data, p.grad = view[0], view[1]
-            self.state[p] = {"step": self.steps, "exp_avg": view[2], "exp_avg_sq": view[3]}
-            start += p.numel()
-
-    def _flat(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.vector, self.grad, self.exp_avg, self.exp_avg_sq
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        group = self.param_groups[0]
-        self.steps += 1
-        torch._fused_adam_(
-            [self.vector], [self.grad], [self.exp_avg], [self.exp_avg_sq], [], [self.steps],
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=0.0, amsgrad=False, maximize=False,
-        )  # fmt: skip
-
-    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap step in a profiler call that costs as much as it
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        views = {p: dict(state) for p, state in self.state.items()}
-        super().load_state_dict(state_dict)
-        for p, view in views.items():
-            for name, tensor in view.items():
-                tensor.copy_(self.state[p][name])
-            self.state[p] = view
 
 
 # ------------------------------------------------------------------------------------------------------------- main

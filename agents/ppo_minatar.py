@@ -48,6 +48,7 @@ from torch import Tensor, nn
 
 from elr.changepoint import Cusum
 from elr.features import Probe
+from elr.flat_adam import FlatAdam
 from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter
 from elr.moments import reset_moments_
@@ -740,7 +741,7 @@ def main(args: Args) -> None:
         device = torch.device(args.device)
         torch.empty(1, device=device)
     network = make_network(channels, actions, args, init_seed, device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    optimizer = FlatAdam(list(network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
     rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
     # elr attaches to the network and the optimiser.
@@ -889,7 +890,7 @@ def main(args: Args) -> None:
                     loss, parts = ppo_loss(network, {name: x[index] for name, x in samples.items()}, args)
                     optimizer.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                    optimizer.clip_(args.max_grad_norm)
                     if not math.isfinite(loss.item()):
                         require_finite(f"loss {loss.item()},")
                     if meter:

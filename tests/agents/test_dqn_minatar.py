@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_info
 
 from agents import dqn_minatar as script
-from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, FlatAdam, NapArgs, QNetwork, ReplayMemory, Windows
+from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, NapArgs, QNetwork, ReplayMemory, Windows
+from elr.flat_adam import FlatAdam
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
@@ -131,43 +132,6 @@ def test_learns_the_value_of_an_endless_reward(bootstrap, value):
             target.load_state_dict(online.state_dict())
     chosen = online(torch.from_numpy(obs))[torch.arange(32), torch.from_numpy(actions)]
     assert chosen.mean().item() == pytest.approx(value, abs=0.05)
-
-
-# the optimiser
-
-
-def test_flat_adam_is_adam_to_the_last_bit():
-    ours, theirs = random_network(dtype=torch.float32), random_network(dtype=torch.float32)
-    flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
-    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, eps=1e-8, fused=True)
-    generator = torch.Generator().manual_seed(3)
-    for step in range(20):
-        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-            grad = torch.randn(p.shape, generator=generator)
-            p.grad.copy_(grad)
-            q.grad = grad
-        for optimizer in (flat, adam):
-            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
-            optimizer.step()
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(p, q)
-        assert torch.equal(flat.state[p]["exp_avg_sq"], adam.state[q]["exp_avg_sq"])
-
-
-def test_flat_adam_continues_from_its_state():
-    networks = [random_network(dtype=torch.float32) for _ in range(2)]
-    first, second = (FlatAdam(list(n.parameters()), lr=1e-3, eps=1e-8) for n in networks)
-    generator = torch.Generator().manual_seed(4)
-    for _ in range(3):
-        first.grad.normal_(generator=generator)
-        first.step()
-    networks[1].load_state_dict(networks[0].state_dict())
-    second.load_state_dict(first.state_dict())
-    for optimizer in (first, second):
-        optimizer.grad.fill_(0.1)
-        optimizer.step()
-    assert second.steps.item() == 4
-    assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
 
 
 # the replay memory

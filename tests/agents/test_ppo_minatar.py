@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from agents import ppo_minatar as script
 from agents.ppo_minatar import ActorCritic, Args, NapArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
+from elr.flat_adam import FlatAdam
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
@@ -197,7 +198,7 @@ def plain_ppo(args):
     minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:5])
     torch.manual_seed(init)
     network = ActorCritic(4, 3)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = FlatAdam(list(network.parameters()), lr=args.learning_rate, eps=1e-5)  # Adam, see tests/elr
     env = MinAtarVectorEnv(args.env_id, args.num_envs)
     obs, _ = env.reset(seed=env_seed)
     episodes, total = [], args.total_timesteps // (args.num_envs * args.num_steps)
@@ -228,7 +229,9 @@ def plain_ppo(args):
                 loss, _ = script.ppo_loss(network, batch, args)
                 optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()  # as one vector, as there
+                for p in network.parameters():
+                    p.grad.mul_((args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
                 optimizer.step()
     return episodes, network
 

@@ -1,0 +1,88 @@
+"""Adam on one vector: Adam's own numbers, views that stay views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from elr.flat_adam import FlatAdam
+
+
+def network(seed=0, width=5):
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(
+        nn.Conv2d(2, 16, 3), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, width), nn.Linear(width, 16)
+    )
+    for p in module.parameters():
+        nn.init.normal_(p, generator=generator)
+    return module
+
+
+def loss(module, generator):
+    return module(torch.randn(7, 2, 4, 4, generator=generator)).square().mean()
+
+
+@pytest.mark.parametrize("width", [16, 5])
+def test_it_is_adam_with_gradients_of_autograd(width):
+    ours, theirs = network(width=width), network(width=width)
+    flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, eps=1e-8, fused=True)
+    for module, optimizer in ((ours, flat), (theirs, adam)):
+        generator = torch.Generator().manual_seed(3)
+        for step in range(20):
+            optimizer.zero_grad()
+            loss(module, generator).backward()
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        pairs = ((p.detach(), q.detach()), (flat.state[p]["exp_avg_sq"], adam.state[q]["exp_avg_sq"]))
+        for one, other in pairs:
+            if width == 16:  # no tensor leaves a rest
+                assert torch.equal(one, other)
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert torch.equal(flat.vector, torch.cat([p.detach().flatten() for p in ours.parameters()]))
+    assert torch.equal(flat.grad, torch.cat([p.grad.flatten() for p in ours.parameters()]))
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_clipping_is_torchs(max_norm):
+    ours, theirs = network(), network()
+    flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
+    for module in (ours, theirs):
+        loss(module, torch.Generator().manual_seed(4)).backward()
+    before = flat.grad.clone()
+    norm = nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+    torch.testing.assert_close(flat.clip_(max_norm), norm)
+    torch.testing.assert_close(flat.grad, torch.cat([p.grad.flatten() for p in theirs.parameters()]))
+    assert torch.equal(flat.grad, before) == (max_norm > norm)
+
+
+def test_it_continues_from_its_state():
+    networks = [network(), network(1)]
+    first, second = (FlatAdam(list(n.parameters()), lr=1e-3, eps=1e-8) for n in networks)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(3):
+        first.grad.normal_(generator=generator)
+        first.step()
+    networks[1].load_state_dict(networks[0].state_dict())
+    second.load_state_dict(first.state_dict())
+    for optimizer in (first, second):
+        optimizer.grad.fill_(0.1)
+        optimizer.step()
+    assert second.steps.item() == 4
+    assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
+    assert torch.equal(second.vector, first.vector)
+
+
+def test_refusals():
+    module = network()
+    flat = FlatAdam(list(module.parameters()), lr=1e-3, eps=1e-8)
+    with pytest.raises(ValueError, match="cannot be set to None"):
+        flat.zero_grad(set_to_none=True)
+    with pytest.raises(ValueError, match="takes no closure"):
+        flat.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="one dtype on one device"):
+        FlatAdam([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1).double())], lr=1e-3, eps=1e-8)
+    with pytest.raises(ValueError, match="empty"):
+        FlatAdam([], lr=1e-3, eps=1e-8)
