@@ -23,6 +23,9 @@ the last LayerNorm, before the head; there it bounds the features that the head 
 
 With --shift the world changes (envs/shifts.py), and --switch says what else happens then; by default nothing but the
 change, which is plain continual training. The probe's observations are of the first task, and stay.
+
+--rewarm.trigger cusum watches the squared TD errors of the newest transitions (`NewestErrors`), in their logarithm. The
+paper says the loss; but a replayed loss hides a change behind the memory, and grows with the returns without one.
 """
 
 from __future__ import annotations
@@ -114,21 +117,24 @@ class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the loss, or a change of the world (told)"""
+    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps (the script's
+    opening says why these), or a change of the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
     """Adam's moments at a restart"""
     threshold: float = 8.0
     """CUSUM alarm threshold h, in standard deviations of a block mean"""
-    slack: float = 1.0
+    slack: float = 1.5
     """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
     block: int = 100
-    """updates averaged into one value of the CUSUM"""
-    burn_in: int = 50
+    """updates whose errors are averaged into one value of the CUSUM"""
+    burn_in: int = 20
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
-    refractory: int = 100
+    refractory: int = 40
     """blocks after an alarm in which none is raised"""
+    smoothing: float = 0.05
+    """weight of the newest block in mean and deviation, which follow slow growth so that it is no alarm"""
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,7 @@ class Args:
             raise ValueError(
                 f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
             )
-        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory"]
+        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory", "smoothing"]
         unused = {
             "never": ["every_steps", "moments", *cusum_flags],
             "every": cusum_flags,
@@ -417,7 +423,7 @@ PRESETS = {
         ),
     ),
     "adaptive": Preset(
-        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on the TD loss",
+        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
         Args(
             exp_name="adaptive",
             nap=_nap,
@@ -444,7 +450,7 @@ PRESETS = {
         Args(exp_name="chain-switch", nap=_nap, schedule=_decay, rewarm=RewarmArgs(trigger="switch"), **_chain),
     ),
     "chain-cusum": Preset(
-        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on the TD loss",
+        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
         Args(exp_name="chain-cusum", nap=_nap, schedule=_decay, rewarm=RewarmArgs(trigger="cusum"), **_chain),
     ),
 }
@@ -773,6 +779,47 @@ class ExplicitGradient:
         return float(error @ error) / len(q), q
 
 
+class NewestErrors:
+    """Squared TD errors of the newest transitions, averaged from update to update: what CUSUM watches.
+
+    delta_t^2 = (r_t + gamma max_a Q(s_{t+1}, a) - Q(s_t, a_t))^2, each Q as it was when the agent acted
+
+    A change of the world shows in them at once. The loss of replayed transitions hides it: nearly all are from before.
+    The last transition of a truncated episode is left out.
+    """
+
+    def __init__(self, gamma: float):
+        self.gamma, self.chosen, self.mean = gamma, 0.0, 0.0
+        self.reward: float | None = None
+        self.errors: list[float] = []
+
+    def act(self, best: float, chosen: float) -> None:
+        """The agent values s_t at `best` = max_a Q(s_t, a), and the action that it takes at `chosen` = Q(s_t, a_t)."""
+        if self.reward is not None:  # of the transition that led to s_t
+            self.errors.append((self.reward + self.gamma * best - self.chosen) ** 2)
+        self.chosen = chosen
+
+    def step(self, reward: float, terminated: bool, truncated: bool) -> None:
+        """What the action brought."""
+        if terminated:
+            self.errors.append((reward - self.chosen) ** 2)
+        self.reward = None if terminated or truncated else reward
+
+    def read(self) -> float:
+        """Mean since the last reading, or the mean before if nothing is new; above 0, for its logarithm is taken."""
+        if self.errors:
+            self.mean = max(float(np.mean(self.errors)), 1e-12)
+            self.errors.clear()
+        return self.mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"chosen": self.chosen, "mean": self.mean, "reward": self.reward, "errors": list(self.errors)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.chosen, self.mean, self.reward = state["chosen"], state["mean"], state["reward"]
+        self.errors = list(state["errors"])
+
+
 # ------------------------------------------------------------------------------------------------------------- main
 
 
@@ -811,7 +858,19 @@ def make_trigger(args: Args) -> Trigger:
             return Every(to_updates(args, r.every_steps))
         case "cusum":
             return OnCusum(
-                Cusum(threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory)
+                Cusum(
+                    threshold=r.threshold,
+                    slack=r.slack,
+                    block=r.block,
+                    burn_in=r.burn_in,
+                    refractory=r.refractory,
+                    smoothing=r.smoothing,
+                    # Errors grow with the returns: what counts is by which factor. 5 % is no change; one block of a
+                    # jump shall not hide the rest of it.
+                    log=True,
+                    min_relative_deviation=0.05,
+                    clip=3.0,
+                )
             )
 
 
@@ -902,6 +961,7 @@ def main(args: Args) -> None:
             return Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
 
     rewarming = make_rewarming()
+    newest = NewestErrors(args.gamma) if args.rewarm.trigger == "cusum" else None
     meter = probe = None
 
     def make_projection() -> Projection | None:
@@ -927,7 +987,7 @@ def main(args: Args) -> None:
 
     stateful: dict[str, Any] = {
         "q_network": q_network, "target_network": target_network, "optimizer": optimizer, "rewarming": rewarming,
-        "projection": projection, "meter": meter, "probe": probe, "replay": replay, "env": env,
+        "projection": projection, "meter": meter, "probe": probe, "replay": replay, "env": env, "newest": newest,
     }  # fmt: skip
     stateful = {name: part for name, part in stateful.items() if part is not None}
     global_step, updates, recent_returns, returns = 0, 0, deque[float](maxlen=100), None
@@ -1020,9 +1080,15 @@ def main(args: Args) -> None:
         while global_step < args.total_timesteps and not stop.requested:
             # Act: epsilon-greedy.
             epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, global_step - explores_from)
-            action = int(action_rng.integers(actions)) if action_rng.random() < epsilon else int(act(obs).argmax())
+            explores = action_rng.random() < epsilon
+            values = act(obs) if newest or not explores else None  # [1, A]
+            action = int(action_rng.integers(actions)) if explores else int(values.argmax())
+            if newest:
+                newest.act(float(values.max()), float(values[0, action]))
             next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
+            if newest:
+                newest.step(float(rewards[0]), bool(terminated[0]), bool(truncated[0]))
             obs, global_step = next_obs, global_step + 1
             if "episode" in infos and not (
                 "shift" in infos and truncated[0]
@@ -1044,7 +1110,8 @@ def main(args: Args) -> None:
                 if projection:
                     projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
                 rate = rewarming.rate
-                rewarmed = rewarming.step(loss)  # trigger? restart the schedule; set the next update's rate
+                # trigger? restart the schedule; set the next update's rate
+                rewarmed = rewarming.step(newest.read() if newest else None)
                 updates += 1
 
                 if measured:

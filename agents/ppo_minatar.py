@@ -2,7 +2,7 @@
 
     python agents/ppo_minatar.py                              plain PPO (Schulman et al. 2017), rate annealed to 0
     python agents/ppo_minatar.py nap-cyclic --seed 1          weights projected, learning rate re-warmed on a cycle
-    python agents/ppo_minatar.py adaptive                     re-warmed when CUSUM finds a change in the value loss
+    python agents/ppo_minatar.py adaptive                     re-warmed when CUSUM finds a change in the TD errors
     python agents/ppo_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/ppo_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
 
@@ -24,6 +24,9 @@ in which it changed; by default nothing but the change. Plain continual training
 the default's rate is annealed over the whole run, and late tasks would be learned at next to none. A period that is a
 multiple of --num-envs x --num-steps changes the world where an iteration ends. The probe's observations are of the
 first task.
+
+--rewarm.trigger cusum watches the mean squared TD error of an iteration's steps, as they were acted, in its logarithm:
+one value for all updates of the iteration. The paper says the loss, which grows with the returns without a change.
 """
 
 from __future__ import annotations
@@ -117,21 +120,24 @@ class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the loss, or a change of the world (told)"""
+    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps (the script's
+    opening says why these), or a change of the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
     """Adam's moments at a restart"""
     threshold: float = 8.0
     """CUSUM alarm threshold h, in standard deviations of a block mean"""
-    slack: float = 1.0
+    slack: float = 1.5
     """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
     block: int = 100
-    """updates averaged into one value of the CUSUM"""
-    burn_in: int = 50
+    """updates whose errors are averaged into one value of the CUSUM"""
+    burn_in: int = 20
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
-    refractory: int = 100
+    refractory: int = 40
     """blocks after an alarm in which none is raised"""
+    smoothing: float = 0.05
+    """weight of the newest block in mean and deviation, which follow slow growth so that it is no alarm"""
 
 
 # same as agents/dqn_minatar.py::ShiftArgs
@@ -289,7 +295,7 @@ class Args:
             raise ValueError(
                 f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
             )
-        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory"]
+        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory", "smoothing"]
         unused = {
             "never": ["every_steps", "moments", *cusum_flags],
             "every": cusum_flags,
@@ -409,7 +415,7 @@ PRESETS = {
         "normalize-and-project, cycling rate", Args(exp_name="nap-cyclic", nap=_nap, schedule=_cyclic)
     ),
     "adaptive": Preset(
-        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on the value loss",
+        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
         Args(exp_name="adaptive", nap=_nap, schedule=_decay, rewarm=_cusum),
     ),
     "chain-plain": Preset(
@@ -429,7 +435,7 @@ PRESETS = {
         Args(exp_name="chain-switch", nap=_nap, schedule=_decay, rewarm=RewarmArgs(trigger="switch"), **_chain),
     ),
     "chain-cusum": Preset(
-        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on the value loss",
+        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
         Args(exp_name="chain-cusum", nap=_nap, schedule=_decay, rewarm=_cusum, **_chain),
     ),
 }
@@ -552,8 +558,8 @@ def value(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
 
 def gae(
     rewards: np.ndarray, values: np.ndarray, dones: np.ndarray, last_values: np.ndarray, gamma: float, lam: float
-) -> np.ndarray:
-    """Generalised advantage estimates [T, N] (arXiv:1506.02438).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generalised advantage estimates [T, N] (arXiv:1506.02438), and the TD errors delta [T, N] that they sum up.
 
     delta_t = r_t + gamma V(s_{t+1}) (1 - done_t) - V(s_t),  A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}
 
@@ -563,14 +569,14 @@ def gae(
         rewards, values, dones: [T, N], of the steps.
         last_values: [N], V of the observations after the last step.
     """
-    advantages = np.zeros_like(rewards)
+    advantages, deltas = np.zeros_like(rewards), np.zeros_like(rewards)
     following, next_values = np.zeros_like(last_values), last_values
     for t in reversed(range(len(rewards))):
         goes_on = 1.0 - dones[t]
-        delta = rewards[t] + gamma * next_values * goes_on - values[t]
-        advantages[t] = following = delta + gamma * lam * goes_on * following
+        deltas[t] = rewards[t] + gamma * next_values * goes_on - values[t]
+        advantages[t] = following = deltas[t] + gamma * lam * goes_on * following
         next_values = values[t]
-    return advantages
+    return advantages, deltas
 
 
 def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -653,7 +659,19 @@ def make_trigger(args: Args) -> Trigger:
             return Every(to_updates(args, r.every_steps))
         case "cusum":
             return OnCusum(
-                Cusum(threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory)
+                Cusum(
+                    threshold=r.threshold,
+                    slack=r.slack,
+                    block=r.block,
+                    burn_in=r.burn_in,
+                    refractory=r.refractory,
+                    smoothing=r.smoothing,
+                    # Errors grow with the returns: what counts is by which factor. 5 % is no change; one block of a
+                    # jump shall not hide the rest of it.
+                    log=True,
+                    min_relative_deviation=0.05,
+                    clip=3.0,
+                )
             )
 
 
@@ -878,9 +896,10 @@ def main(args: Args) -> None:
                         recent_returns.append(float(infos["episode"]["r"][copy]))
                         run.scalar("charts/episodic_return", recent_returns[-1], global_step)
                         run.scalar("charts/episodic_length", int(infos["episode"]["l"][copy]), global_step)
-            advantages = gae(
+            advantages, deltas = gae(
                 rollout.rewards, rollout.values, rollout.dones, value(network, obs), args.gamma, args.gae_lambda
             )
+            surprise = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches, in its logarithm
             samples = rollout.flat(advantages, device)
 
             # Learn: Algorithm 1 of arXiv:2507.20057 for each minibatch.
@@ -901,7 +920,7 @@ def main(args: Args) -> None:
                         projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
                     rate = rewarming.rate
                     # trigger? restart the schedule; set the next update's rate
-                    rewarmed = rewarming.step(parts["losses/value_loss"])
+                    rewarmed = rewarming.step(surprise)
                     updates += 1
 
                     if measured:

@@ -60,7 +60,8 @@ class Cusum:
         S_t = max(0, S_{t-1} + z_t - slack),   alarm if S_t > threshold                      (Page 1954)
     mu and sd are estimated on ``burn_in`` blocks (Welford, unbiased variance), during which nothing is tested, and then
     followed by exponential averages at rate a = ``smoothing``:
-        d = y_t - mu;   mu <- mu + a d;   var <- (1 - a)(var + a d^2),   only if S_{t-1} = 0.
+        d = y_t - mu, clipped to at most ``clip`` sd either way;
+        mu <- mu + a d;   var <- (1 - a)(var + a d^2),   only if S_{t-1} = 0.
     At an alarm S = 0, mu and sd are forgotten, a new burn-in starts, and so does the refractory period: for
     ``refractory`` blocks the estimates learn but nothing is tested.
 
@@ -73,6 +74,8 @@ class Cusum:
         smoothing: a in [0, 1); 0 keeps the burn-in's estimate.
         min_relative_deviation: floor of sd as a fraction of abs(mu), >= 0. With ``log`` it is the floor itself, because
             sd(log x) is approximately sd(x) / x. Without it, memorisation drives sd to 0 and everything is an alarm.
+        clip: c > 0, in sd: the most by which one block can move the estimates that follow it; inf for no limit. The
+            first block of a jump is still learned, and with a large ``smoothing`` would hide the rest of it.
         log: test the logarithm of the block mean; needs positive block means.
     Raises:
         ValueError: an argument outside its range.
@@ -91,6 +94,7 @@ class Cusum:
         refractory: int = 100,
         smoothing: float = 0.01,
         min_relative_deviation: float = 0.01,
+        clip: float = math.inf,
         log: bool = False,
     ) -> None:
         _check("threshold", threshold, math.isfinite(threshold) and threshold > 0, "> 0 and finite")
@@ -101,6 +105,7 @@ class Cusum:
         _check("smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")
         floor = min_relative_deviation
         _check("min_relative_deviation", floor, math.isfinite(floor) and floor >= 0, ">= 0 and finite")
+        _check("clip", clip, clip > 0, "> 0; inf for no limit")
         self.threshold = threshold
         self.slack = slack
         self.block = block
@@ -108,6 +113,7 @@ class Cusum:
         self.refractory = refractory
         self.smoothing = smoothing
         self.min_relative_deviation = min_relative_deviation
+        self.clip = clip
         self.log = log
         self._block_sum: float | Tensor = 0.0
         self._block_filled = 0
@@ -232,7 +238,8 @@ class Cusum:
             self._variance = self._variance * (n - 2) / (n - 1) + delta * delta / n
 
     def _follow(self, y: float) -> None:
-        delta = y - self._mean
+        most = self.clip * self.deviation
+        delta = min(max(y - self._mean, -most), most)
         self._mean += self.smoothing * delta
         self._variance = (1.0 - self.smoothing) * (self._variance + self.smoothing * delta * delta)
 

@@ -340,23 +340,65 @@ def test_projection_holds_the_norms_and_the_rate_follows_the_schedule(tmp_path):
     assert max(rates) == pytest.approx(args.learning_rate) and min(rates) == pytest.approx(args.schedule.low)
 
 
-def test_adaptive_rewarms_when_the_loss_jumps(tmp_path, monkeypatch):
+def test_adaptive_rewarms_when_new_errors_jump(tmp_path, monkeypatch):
     args = short(
         tmp_path / "r", total_timesteps=700,
         schedule=script.ScheduleArgs(kind="warmup-cosine", period_steps=100),
         rewarm=script.RewarmArgs(trigger="cusum", block=5, burn_in=20, refractory=20),
     )  # fmt: skip
-    gradient, calls = script.ExplicitGradient.__call__, []
+    calls = []
 
-    def jumping(self, batch):
-        _, q = gradient(self, batch)
+    def jumping(self):
         calls.append(1)
-        return (torch.tensor(1.0 + 0.1 * (len(calls) % 2)) if len(calls) < 300 else torch.tensor(50.0)), q
+        return 1.0 + 0.1 * (len(calls) % 2) if len(calls) < 300 else 50.0
 
-    monkeypatch.setattr(script.ExplicitGradient, "__call__", jumping)
+    monkeypatch.setattr(script.NewestErrors, "read", jumping)
     script.main(args)
     events = [step for step, _ in recorded(tmp_path / "r")["rewarm/event"]]
     assert events and 500 <= events[0] <= 510  # update 300 is step 500
+
+
+def test_newest_errors_by_hand():
+    newest = script.NewestErrors(0.5)
+    assert newest.read() == 0.0
+    newest.act(7.0, 4.0)
+    newest.step(1.0, False, False)
+    newest.act(6.0, 5.0)  # 1 + 0.5 * 6 - 4 = 0
+    newest.step(2.0, True, False)  # 2 - 5 = -3
+    newest.act(9.0, 8.0)  # the next episode's first value belongs to no transition
+    newest.step(3.0, False, True)  # truncated: left out
+    newest.act(2.0, 2.0)
+    newest.step(0.0, False, False)
+    assert newest.read() == pytest.approx((0 + 9) / 2) and newest.read() == pytest.approx(4.5)
+    other = script.NewestErrors(0.5)
+    other.load_state_dict(newest.state_dict())
+    for one in (newest, other):
+        one.act(10.0, 1.0)
+        assert one.read() == pytest.approx(9.0)  # 0 + 0.5 * 10 - 2
+    zero = script.NewestErrors(0.5)
+    zero.step(0.0, True, False)
+    assert zero.read() == 1e-12  # a logarithm is taken
+
+
+def test_watching_for_a_change_changes_nothing_until_it_comes(tmp_path, monkeypatch):
+    seen, real = [], script.NewestErrors.step
+
+    def watched(self, reward, terminated, truncated):
+        seen.append((reward, terminated))
+        real(self, reward, terminated, truncated)
+
+    monkeypatch.setattr(script.NewestErrors, "step", watched)
+    schedule = script.ScheduleArgs(kind="warmup-cosine", period_steps=500)
+    for name, rewarm in (("a", script.RewarmArgs()), ("b", script.RewarmArgs(trigger="cusum", threshold=1e6, block=5))):
+        script.main(short(tmp_path / name, schedule=schedule, rewarm=rewarm, eval_every=0, eval_episodes=10))
+    quiet, watching = (load_checkpoint(tmp_path / name / "checkpoint.pt")["state"] for name in "ab")
+    assert all(torch.equal(p, watching["q_network"][name]) for name, p in quiet["q_network"].items())
+    replay = watching["replay"]
+    held = list(zip(replay["rewards"].tolist(), replay["terminated"].astype(bool).tolist(), strict=True))
+    position = replay["position"]  # 900 steps, 500 of them remembered
+    assert held[position:] + held[:position] == seen[-500:] and len(seen) == 900 and any(r for r, _ in seen)
+    assert watching["rewarming"]["trigger"]["cusum"]["blocks_seen"] == 700 // 5
+    assert watching["newest"]["mean"] > 0 and "newest" not in quiet
 
 
 # flags

@@ -224,13 +224,17 @@ FLAGS = shlex.split(
 )
 
 
-def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
+CUSUM = ["--rewarm.block", "2", "--rewarm.burn-in", "4", "--rewarm.refractory", "4", "--rewarm.threshold", "1"]
+
+
+@pytest.mark.parametrize("flags", [FLAGS, ["chain-cusum", *FLAGS[1:], *CUSUM]], ids=["switch", "cusum"])
+def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path, flags):
     script_path = Path(script.__file__)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(scripts.start(script_path, *FLAGS, "--directory", whole))
+    finish(scripts.start(script_path, *flags, "--directory", whole))
     for step in (400, 900):
         process = scripts.start(
-            script_path, *(["--resume", killed] if killed.exists() else [*FLAGS, "--directory", killed])
+            script_path, *(["--resume", killed] if killed.exists() else [*flags, "--directory", killed])
         )
         scripts.kill_beyond(process, killed, step, signal.SIGKILL)
     finish(scripts.start(script_path, "--resume", killed))
@@ -240,6 +244,7 @@ def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path):
     ]
     assert tables[0] == tables[1]
     assert sum(",shift/boundary," in line for line in tables[0]) >= 3
+    assert sum(",rewarm/event," in line for line in tables[0]) >= 3
     assert_same(*(saved(d) for d in (whole, killed)))
 
 

@@ -65,7 +65,8 @@ def test_gae_is_the_discounted_sum_of_errors(lam):
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 12, 3))
     dones, last = rng.random((12, 3)) < 0.25, rng.normal(size=3)
-    ours = script.gae(rewards, values, dones, last, 0.9, lam)
+    ours, deltas = script.gae(rewards, values, dones, last, 0.9, lam)
+    assert deltas == pytest.approx(script.gae(rewards, values, dones, last, 0.9, 0.0)[0])
     for t in range(12):
         for n in range(3):
             assert ours[t, n] == pytest.approx(literal_advantage(t, n, rewards, values, dones, last, 0.9, lam))
@@ -73,7 +74,7 @@ def test_gae_is_the_discounted_sum_of_errors(lam):
 
 def test_gae_with_lambda_one_is_the_return_minus_the_value():
     rewards, values, dones = np.ones((50, 1)), np.full((50, 1), 3.0), np.zeros((50, 1), dtype=bool)
-    ours = script.gae(rewards, values, dones, np.array([10.0]), 0.9, 1.0)
+    ours, _ = script.gae(rewards, values, dones, np.array([10.0]), 0.9, 1.0)
     assert ours[0, 0] + 3 == pytest.approx((1 - 0.9**50) / 0.1 + 0.9**50 * 10)
 
 
@@ -219,7 +220,7 @@ def plain_ppo(args):
         o, a, old, v, r, d = (np.stack(x) for x in zip(*memory, strict=True))
         with torch.no_grad():
             last = network(torch.from_numpy(obs))[1].numpy()
-        advantages = script.gae(r, v, d, last, args.gamma, args.gae_lambda)
+        advantages, _ = script.gae(r, v, d, last, args.gamma, args.gae_lambda)
         flat = [torch.from_numpy(x.reshape(-1, *x.shape[2:])) for x in (o, a, old, v, advantages, advantages + v)]
         names = ("obs", "actions", "logprobs", "values", "advantages", "returns")
         for _ in range(args.update_epochs):
@@ -284,19 +285,21 @@ def test_every_restarts_in_agent_steps(tmp_path):
     assert [step for step, _ in scalars["rewarm/event"]] == [128, 256, 384, 512]
 
 
-def test_cusum_rewarms_when_the_value_loss_jumps(tmp_path, monkeypatch):
-    real, calls = script.ppo_loss, []
+def test_cusum_rewarms_when_the_errors_of_new_steps_jump(tmp_path, monkeypatch):
+    real, calls = script.gae, []
 
-    def jumping(network, batch, args):
-        loss, parts = real(network, batch, args)
+    def jumping(*args):
+        advantages, deltas = real(*args)
         calls.append(None)
-        noise = torch.sin(torch.tensor(float(len(calls) * 7))) * 0.1
-        return loss, parts | {"losses/value_loss": 1 + noise + 5.0 * (len(calls) > 20)}
+        noise = 0.1 * math.sin(7.0 * len(calls))
+        return advantages, np.full_like(deltas, math.sqrt(1 + noise + 5.0 * (len(calls) > 12)))
 
-    monkeypatch.setattr(script, "ppo_loss", jumping)
-    rewarm = RewarmArgs(trigger="cusum", block=2, burn_in=5, refractory=5, threshold=5.0)
-    scalars = run(tmp_path / "r", rewarm=rewarm, schedule=ScheduleArgs("warmup-cosine", 1e-5, 512))
-    assert [step for step, _ in scalars["rewarm/event"]] == [384]  # updates 17 to 24 belong to the third iteration
+    monkeypatch.setattr(script, "gae", jumping)
+    rewarm = RewarmArgs(trigger="cusum", block=8, burn_in=5, refractory=5)  # a block is an iteration
+    scalars = run(
+        tmp_path / "r", rewarm=rewarm, schedule=ScheduleArgs("warmup-cosine", 1e-5, 512), total_timesteps=16 * 128
+    )
+    assert [step for step, _ in scalars["rewarm/event"]] == [13 * 128]
     assert "rewarm/statistic" in scalars
 
 

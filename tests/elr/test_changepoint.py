@@ -25,6 +25,7 @@ class Twin:
     burn_in: int
     refractory: int
     smoothing: float
+    clip: float = math.inf
     known: bool = False
 
     def __post_init__(self) -> None:
@@ -45,9 +46,9 @@ class Twin:
         self.tested += int(test.sum())
         alarm = self.s > self.threshold
         welford = np.where(n > 1, self.var * (n - 2) / np.maximum(n - 1, 1) + d * d / n, 0.0)
-        a = self.smoothing
-        self.var = np.where(burning, welford, np.where(learn, (1 - a) * (self.var + a * d * d), self.var))
-        self.mean = np.where(burning, self.mean + d / n, np.where(learn, self.mean + a * d, self.mean))
+        a, c = self.smoothing, np.clip(z, -self.clip, self.clip) * np.sqrt(self.var)
+        self.var = np.where(burning, welford, np.where(learn, (1 - a) * (self.var + a * c * c), self.var))
+        self.mean = np.where(burning, self.mean + d / n, np.where(learn, self.mean + a * c, self.mean))
         self.estimated = np.where(burning, n, self.estimated)
         for array in (self.mean, self.var, self.s, self.estimated):
             array[alarm] = 0
@@ -218,9 +219,9 @@ def test_learning_only_low_blocks_would_alarm_by_itself() -> None:
     assert counts[1] > 100
 
 
-@pytest.mark.parametrize("refractory", [0, 7, 40])
-def test_class_agrees_with_the_twin_at_every_block(refractory: int) -> None:
-    rules = {"threshold": 2.5, "slack": 0.3, "burn_in": 12, "refractory": refractory, "smoothing": 0.05}
+@pytest.mark.parametrize(("refractory", "clip"), [(0, math.inf), (7, math.inf), (40, math.inf), (7, 1.5)])
+def test_class_agrees_with_the_twin_at_every_block(refractory: int, clip: float) -> None:
+    rules = {"threshold": 2.5, "slack": 0.3, "burn_in": 12, "refractory": refractory, "smoothing": 0.05, "clip": clip}
     streams, block = 4, 3
     twin = Twin(streams, **rules)
     detectors = [Cusum(block=block, min_relative_deviation=0.0, **rules) for _ in range(streams)]
@@ -258,6 +259,16 @@ def test_hand_worked_stream() -> None:
     # two blocks of burn-in and two more of refractory pass untested, the fifth is tested
     assert feed(detector, [5.0, 6.0, 1e3, 1e3, 1e9]) == [4]
     assert detector.blocks_seen == 10
+
+
+def test_clip_limits_what_one_block_teaches() -> None:
+    rules = {"threshold": 3, "slack": 0.5, "block": 1, "burn_in": 2, "smoothing": 0.5, "min_relative_deviation": 0}
+    detector = Cusum(clip=1.0, **rules)
+    assert feed(detector, [1.0, 3.0, 2.0 + 2 * math.sqrt(2.0)]) == []  # z = 2, S = 1.5; learned as if z were 1
+    assert detector.statistic == pytest.approx(1.5)
+    assert detector.mean == pytest.approx(2 + 0.5 * math.sqrt(2.0))
+    assert detector.deviation == pytest.approx(math.sqrt(0.5 * (2 + 0.5 * 2)))
+    assert feed(Cusum(clip=1.0, **rules), [1.0, 3.0, 2.0 - 2 * math.sqrt(2.0)]) == []
 
 
 @settings(max_examples=40, deadline=None)
@@ -408,6 +419,8 @@ def test_state_of_another_detector_is_refused() -> None:
         ("smoothing", 1.0),
         ("smoothing", math.nan),
         ("min_relative_deviation", -0.01),
+        ("clip", 0.0),
+        ("clip", math.nan),
     ],
 )
 def test_bad_arguments_are_named(name: str, value: float) -> None:
