@@ -24,6 +24,12 @@ five deviations of a block mean (0.7 deviations of one value, if the 50 are inde
 jump of 1.5 is now and then absorbed by the estimates instead (5 of 4000 streams). With known mean and deviation, slack
 0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's approximation is 938.
 
+As agents/dqn_minatar.py and agents/ppo_minatar.py have it (slack 1.5, threshold 8, burn_in 20, refractory 40, smoothing
+0.05, clip 3, there on logarithms): no alarm in 3.0e6 tested blocks each, iid, AR(1) 0.9 in blocks of 50, and logarithms
+of means of 20 squared normals; 184 alarms in 3.0e6, one in 16047, with AR(1) 0.9 in blocks of 10. Mean delay of a jump
+of 3, 5 or 10 deviations: 8.4, 3.2 or 1.3 blocks (n = 1000 streams each; 0.2 % of the jumps of 3 are absorbed, and 45 %
+of those of 2). Without clip: 9.7, 3.9 or 1.3.
+
 A stream that falls by c per block keeps mu about c / smoothing too high and sd at least that large: it raises no alarm,
 and it hides jumps of that size.
 """

@@ -195,6 +195,22 @@ def test_documented_delays(jump: float, mean: float, late: int) -> None:
     assert np.quantile(delay, 0.99) == pytest.approx(late, rel=0.3, abs=1)
 
 
+AGENTS = {"slack": 1.5, "threshold": 8.0, "burn_in": 20, "refractory": 40, "smoothing": 0.05, "clip": 3.0}
+
+
+def test_the_agents_detector_is_as_documented() -> None:
+    n, rng = 1000, np.random.default_rng(7)
+    for draw in (BlockMeans(n, 0.0, 1, rng), SquaredErrorMeans(n, rng)):
+        assert false_alarms(draw, n, 500, **AGENTS)[0] <= 1
+    alarms, tested = false_alarms(BlockMeans(n, 0.9, 10, rng), n, 1500, **AGENTS)
+    assert abs(alarms - tested / 16047) <= 3.5 * math.sqrt(tested / 16047)
+    for jump, mean in ((3.0, 8.4), (5.0, 3.2), (10.0, 1.3)):
+        delay = delays(1000, jump, seed=9, **AGENTS)
+        assert delay[delay > 0].mean() == pytest.approx(mean, rel=0.12) and (delay > 0).mean() > 0.99
+    assert 0.4 < (delays(1000, 2.0, seed=9, **AGENTS) > 0).mean() < 0.7
+    assert delays(1000, 5.0, seed=9, **{**AGENTS, "clip": math.inf}).mean() == pytest.approx(3.9, rel=0.12)
+
+
 def test_learning_only_low_blocks_would_alarm_by_itself() -> None:
     """Negative control for the rule S_{t-1} = 0: with S_t = 0 the estimates drift down and alarms come of nothing."""
 
