@@ -128,6 +128,9 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
     previous action, which the package keeps, so that a seed alone fixes what follows; `render` returns one frame.
     """
 
+    _saved_in = "games"
+    """the entry of `state_dict` that holds the games; it tells the states of subclasses apart"""
+
     def __init__(
         self,
         env_id: str,
@@ -151,9 +154,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         """
         game_name, all_actions = _parse_id(env_id)
         _check_arguments(num_envs, sticky_action_prob, max_episode_steps)
-        game_class = _game_class(game_name)
-        self._seats = [_Seat(game_class(ramping=difficulty_ramping), sticky_action_prob) for _ in range(num_envs)]
-        self._config = {
+        self._config: dict[str, Any] = {
             "env_id": env_id,
             "num_envs": num_envs,
             "sticky_action_prob": float(sticky_action_prob),
@@ -162,9 +163,19 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         }
         self._max_episode_steps = math.inf if max_episode_steps is None else max_episode_steps
         self._started = False
+        minimal_actions, channels = self._build(game_name)
+        self._action_set = list(range(NUM_ACTIONS)) if all_actions else minimal_actions
+        self._set_spaces(num_envs, channels)
+
+    def _build(self, game_name: str) -> tuple[list[int], int]:
+        """Make the games, as `_config` says; return the actions that do something, and the number of channels."""
+        game_class, rules = _game_class(game_name), self._config
+        self._seats = [
+            _Seat(game_class(ramping=rules["difficulty_ramping"]), rules["sticky_action_prob"])
+            for _ in range(rules["num_envs"])
+        ]
         first = self._seats[0].game
-        self._action_set = list(range(NUM_ACTIONS)) if all_actions else first.minimal_action_set()
-        self._set_spaces(num_envs, first.state_shape()[2])
+        return first.minimal_action_set(), first.state_shape()[2]
 
     def _set_spaces(self, num_envs: int, channels: int) -> None:
         self.num_envs = num_envs
@@ -201,10 +212,14 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         seeds = _seeds_per_game(seed, self.num_envs)
         if isinstance(seed, (int, np.integer)):
             super().reset(seed=int(seed))  # only for `np_random_seed`: no game draws from Gymnasium's generator
-        for seat, one_seed in zip(self._seats, seeds, strict=True):
-            seat.reset(one_seed)
+        self._restart(seeds)
         self._started = True
         return self.observation(), {}
+
+    def _restart(self, seeds: list[int | None]) -> None:
+        """Start every game anew, each with a stream of its seed, or going on in its own where that is None."""
+        for seat, one_seed in zip(self._seats, seeds, strict=True):
+            seat.reset(one_seed)
 
     def step(
         self, actions: NDArray[np.int64]
@@ -219,12 +234,11 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
             ValueError: actions have another shape or type, or one is out of range. No game has moved then.
             gymnasium.error.ResetNeeded: `reset` was never called.
         """
-        if not self._started:
-            raise gymnasium.error.ResetNeeded("call MinAtarVectorEnv.reset() before the first step()")
+        chosen = self._game_actions(actions)
         rewards, terminals, ended = [], [], []
         obs = np.empty(self._obs_shape, dtype=np.uint8)
         cells = _as_cells(obs)
-        for i, (seat, action) in enumerate(zip(self._seats, self._game_actions(actions), strict=True)):
+        for i, (seat, action) in enumerate(zip(self._seats, chosen, strict=True)):
             reward, terminal = seat.act(action)
             cells[i] = seat.game.state()
             rewards.append(reward)
@@ -240,6 +254,9 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return obs, np.array(rewards, dtype=np.float64), terminated, truncated, infos
 
     def _game_actions(self, actions: NDArray[np.int64]) -> list[int]:
+        """Check what `step` was given, and that it may be called; return the actions [N] as the games number them."""
+        if not self._started:
+            raise gymnasium.error.ResetNeeded("call MinAtarVectorEnv.reset() before the first step()")
         array = np.asarray(actions)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
             raise ValueError(f"actions must be integers of shape ({self.num_envs},), got {array.dtype} {array.shape}")
@@ -292,31 +309,44 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         """Continue exactly where `state_dict` was taken; `observation()` then gives the observations of that moment.
 
         Args:
-            state: from an environment built with the same arguments. It is copied.
+            state: from an environment of this class built with the same arguments. It is copied.
         Raises:
-            ValueError: the arguments, or the attributes of the games, differ. Nothing has been changed then.
+            ValueError: class, arguments, or the attributes of the games, differ. Nothing has been changed then.
         """
-        theirs = state["config"]
-        if theirs != self._config:
-            differing = sorted(k for k in {*self._config, *theirs} if self._config.get(k) != theirs.get(k))
-            differences = ", ".join(f"{k}: {theirs.get(k)!r} saved, {self._config.get(k)!r} here" for k in differing)
-            raise ValueError(f"this state is of a MinAtarVectorEnv built with other arguments ({differences})")
+        self._require_own(state)
         for seat, saved in zip(self._seats, state["games"], strict=True):
             seat.check_state(saved)
         for seat, saved in zip(self._seats, state["games"], strict=True):
             seat.load_state_dict(saved)
         self._started = bool(state["started"])
 
+    def _require_own(self, state: dict[str, Any]) -> None:
+        """Refuse the state of another class, or of other arguments."""
+        if self._saved_in not in state:
+            raise ValueError(
+                f"this state is not of a {type(self).__name__}: it has no {self._saved_in!r}; load it into the class "
+                "that it was saved from"
+            )
+        theirs = state["config"]
+        if theirs != self._config:
+            differing = sorted(k for k in {*self._config, *theirs} if self._config.get(k) != theirs.get(k))
+            differences = ", ".join(f"{k}: {theirs.get(k)!r} saved, {self._config.get(k)!r} here" for k in differing)
+            raise ValueError(f"this state is of a {type(self).__name__} built with other arguments ({differences})")
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The arguments that it was built with, by name."""
+        return dict(self._config)
+
     def copies(self, num_envs: int, *, max_episode_steps: int | None = None) -> MinAtarVectorEnv:
         """Return another environment of the same game and rules, with so many copies and this time limit."""
-        rules = {**self._config, "num_envs": num_envs, "max_episode_steps": max_episode_steps}
-        return MinAtarVectorEnv(**rules)  # type: ignore[arg-type]
+        return type(self)(**{**self.rules, "num_envs": num_envs, "max_episode_steps": max_episode_steps})
 
     def frame(self, index: int = 0) -> NDArray[np.uint8]:
         """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap the last one is seen."""
-        cells = self._seats[index].game.state()  # [10, 10, C]
-        numbers = np.arange(1, cells.shape[2] + 1)  # [C]; 0 stays for the empty cell
-        topmost: NDArray[np.int64] = (cells * numbers).max(axis=2)  # [10, 10]
+        cells = self.observation()[index]  # [C, 10, 10]
+        numbers = np.arange(1, cells.shape[0] + 1)[:, None, None]  # [C, 1, 1]; 0 stays for the empty cell
+        topmost: NDArray[np.int64] = (cells * numbers).max(axis=0)  # [10, 10]
         return PALETTE[topmost].repeat(FRAME_SCALE, axis=0).repeat(FRAME_SCALE, axis=1)
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]

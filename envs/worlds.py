@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gymnasium.vector import VectorEnv
 
+from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
 from envs.shifts import (
     CorruptObservations,
@@ -47,7 +48,7 @@ class World:
     """factors or probabilities (rewards, sticky, noise), the first from the start"""
 
     def make(self) -> VectorEnv[Any, Any, Any]:
-        """Build it, unseeded. Kind "none" is the bare `MinAtarVectorEnv`."""
+        """Build it, unseeded. Kind "none" is the bare environment of `minatar_env`."""
         permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
         given = {"timetable": self.timetable != NoChange(), "tasks": self.tasks != 2, "values": bool(self.values)}
         used = {"timetable": self.kind != "none", "tasks": self.kind in permuted, "values": self.kind in valued}
@@ -55,7 +56,7 @@ class World:
             raise ValueError(f"{unused} would change nothing with kind {self.kind!r}: leave them out")
         # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
         own = 0.0 if self.kind == "sticky" else 0.1
-        envs = [MinAtarVectorEnv(game, self.num_envs, sticky_action_prob=own) for game in self.games]
+        envs = [minatar_env(game, self.num_envs, sticky_action_prob=own) for game in self.games]
         if len(envs) != 1 and self.kind != "games":
             raise ValueError(f"{len(envs)} games, but kind {self.kind!r} stays in one: give one, or kind 'games'")
         match self.kind:
@@ -75,11 +76,17 @@ class World:
                 return CorruptObservations(envs[0], self.timetable, self.values)
 
 
+def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
+    """Build a `MinAtarVectorEnv`, or the class that plays this game alike and is faster with so many copies."""
+    arrays = env_id.startswith("MinAtar/SpaceInvaders-") and num_envs >= FASTER_FROM
+    return (SpaceInvadersVectorEnv if arrays else MinAtarVectorEnv)(env_id, num_envs, **rules)
+
+
 def evaluation_world(world: VectorEnv[Any, Any, Any], copies: int, max_episode_steps: int) -> VectorEnv[Any, Any, Any]:
     """Build copies of a world that stay in its present task, with a time limit; reset them with a seed of their own."""
 
     def more(env: MinAtarVectorEnv) -> MinAtarVectorEnv:
-        return env.copies(copies, max_episode_steps=max_episode_steps)
+        return minatar_env(**{**env.rules, "num_envs": copies, "max_episode_steps": max_episode_steps})
 
     if isinstance(world, Shift):
         return world.pinned(more)
