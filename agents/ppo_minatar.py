@@ -402,7 +402,7 @@ _chain = {
     "total_timesteps": 6 * 256 * 64 * 128,
 }
 _decay = ScheduleArgs("warmup-cosine", 1e-5, 256 * 64 * 128)
-_cusum = RewarmArgs(trigger="cusum", block=32, burn_in=20, refractory=40)
+_cusum = RewarmArgs(trigger="cusum", block=32, smoothing=0.1)  # an iteration is a block
 PRESETS = {
     "baseline": Preset("rate annealed linearly to 0, no projection", Args(exp_name="baseline")),
     "constant": Preset("constant rate, no projection", Args(exp_name="constant", schedule=_constant)),
