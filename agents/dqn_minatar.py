@@ -2,7 +2,7 @@
 
     python agents/dqn_minatar.py                              plain DQN (Mnih et al. 2015), constant learning rate
     python agents/dqn_minatar.py nap-cyclic --seed 1          weights projected, learning rate re-warmed on a cycle
-    python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM finds a change in the loss
+    python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM finds a change in the TD errors
     python agents/dqn_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/dqn_minatar.py --resume runs/logs/RUN       go on with a killed or interrupted run
 
@@ -25,7 +25,7 @@ With --shift the world changes (envs/shifts.py), and --switch says what else hap
 change, which is plain continual training. The probe's observations are of the first task, and stay.
 
 --rewarm.trigger cusum watches the squared TD errors of the newest transitions (`NewestErrors`), in their logarithm. The
-paper says the loss; but a replayed loss hides a change behind the memory, and grows with the returns without one.
+paper says the loss; but the loss of replayed transitions hides a change, as most of them are from before.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -117,8 +118,8 @@ class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps (the script's
-    opening says why these), or a change of the world (told)"""
+    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps, or a change of
+    the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
@@ -128,7 +129,7 @@ class RewarmArgs:
     slack: float = 1.5
     """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
     block: int = 100
-    """updates whose errors are averaged into one value of the CUSUM"""
+    """updates (not agent steps) whose errors are averaged into one value of the CUSUM"""
     burn_in: int = 20
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
     refractory: int = 40
@@ -298,6 +299,10 @@ class Args:
             "switch": ["every_steps", *cusum_flags],
         }
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        if rewarm.trigger == "cusum" and self.learning_starts == 0:
+            raise ValueError(
+                "--learning-starts 0 leaves --rewarm.trigger cusum without a TD error at the first update: give 1 or more"
+            )
         if rewarm.trigger != "never" and schedule.kind == "constant" and rewarm.moments == "keep":
             raise ValueError(
                 f"--rewarm.trigger {rewarm.trigger} restarts nothing with --schedule.kind constant and "
@@ -312,6 +317,7 @@ class Args:
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
         self._refuse_inert_shifts()
+        self._refuse_blind_detector()
         if self.learning_starts >= self.total_timesteps:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
@@ -321,6 +327,23 @@ class Args:
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
+
+    def _refuse_blind_detector(self) -> None:
+        """A CUSUM that rests while the world changes finds nothing, or only every other change."""
+        rewarm, shift = self.rewarm, self.shift
+        if rewarm.trigger != "cusum":
+            return
+        ends = [*shift.at_steps, self.total_timesteps] if shift.at_steps else []
+        gaps = [after - before for before, after in pairwise(ends)] or [shift.every_steps or self.total_timesteps]
+        for flag, blocks, steps in (
+            ("burn-in", rewarm.burn_in, ends[0] if ends else gaps[0]),
+            ("refractory", rewarm.refractory, min(gaps)),
+        ):
+            if blocks * rewarm.block >= (updates := to_updates(self, steps)):
+                raise ValueError(
+                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
+                    "updates between changes, or of the run: the next change could not be found"
+                )
 
     def _refuse_inert_shifts(self) -> None:
         shift, switch = self.shift, self.switch
@@ -806,7 +829,7 @@ class NewestErrors:
         self.reward = None if terminated or truncated else reward
 
     def read(self) -> float:
-        """Mean since the last reading, or the mean before if nothing is new; above 0, for its logarithm is taken."""
+        """Mean since the last reading, or that reading if nothing is new; above 0 once there is one: for a logarithm."""
         if self.errors:
             self.mean = max(float(np.mean(self.errors)), 1e-12)
             self.errors.clear()
@@ -865,8 +888,8 @@ def make_trigger(args: Args) -> Trigger:
                     burn_in=r.burn_in,
                     refractory=r.refractory,
                     smoothing=r.smoothing,
-                    # Errors grow with the returns: what counts is by which factor. 5 % is no change; one block of a
-                    # jump shall not hide the rest of it.
+                    # Errors grow with the returns, slowly: what counts is by which factor, and at once. 5 % is no
+                    # change; one block of a jump shall not hide the rest of it.
                     log=True,
                     min_relative_deviation=0.05,
                     clip=3.0,
@@ -1003,7 +1026,7 @@ def main(args: Args) -> None:
 
     def switch_world(task: int) -> None:
         """The world has changed: what the flags have happen then, before anything is learned of it."""
-        nonlocal projection, rewarming, explores_from, learns_from, learned, evaluation_env
+        nonlocal projection, rewarming, newest, explores_from, learns_from, learned, evaluation_env
         switch, fresh = args.switch, args.switch.fresh_agent
         key = np.random.SeedSequence(args.seed, spawn_key=(*streams[5].spawn_key, global_step))
         new = make_network(channels, actions, args, int(key.generate_state(1)[0]), device)
@@ -1022,6 +1045,8 @@ def main(args: Args) -> None:
         if fresh:
             optimizer.param_groups[0]["lr"] = args.learning_rate
             rewarming = stateful["rewarming"] = make_rewarming()
+            if newest:
+                newest = stateful["newest"] = NewestErrors(args.gamma)
         elif args.rewarm.trigger == "switch":
             rewarming.restart()
             run.scalar("rewarm/event", 1, global_step)
@@ -1100,9 +1125,12 @@ def main(args: Args) -> None:
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
             while updates < learned + int((global_step - learns_from) * args.replay_ratio):
                 loss, q_values = gradient(replay.sample(args.batch_size, minibatch_rng))
-                # Reading the loss waits for a GPU: there it is read at the end of a block, before a CUSUM reads it.
-                if (on_cpu or (updates + 1) % args.rewarm.block == 0) and not math.isfinite(loss):
+                # Reading the loss waits for a GPU: there it is read when it is recorded.
+                if (on_cpu or (updates + 1) % args.log_every == 0) and not math.isfinite(loss):
                     require_finite(f"loss {float(loss)},")
+                surprise = newest.read() if newest else None
+                if newest and not math.isfinite(surprise):
+                    require_finite(f"TD error {surprise},")
                 if meter:
                     meter.before_step()
                 optimizer.step()
@@ -1111,7 +1139,7 @@ def main(args: Args) -> None:
                     projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
                 rate = rewarming.rate
                 # trigger? restart the schedule; set the next update's rate
-                rewarmed = rewarming.step(newest.read() if newest else None)
+                rewarmed = rewarming.step(surprise)
                 updates += 1
 
                 if measured:

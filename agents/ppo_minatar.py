@@ -26,7 +26,8 @@ multiple of --num-envs x --num-steps changes the world where an iteration ends. 
 first task.
 
 --rewarm.trigger cusum watches the mean squared TD error of an iteration's steps, as they were acted, in its logarithm:
-one value for all updates of the iteration. The paper says the loss, which grows with the returns without a change.
+one value for all updates of the iteration. The paper says the loss; that of the updates is seen only after the first of
+them have learned, and it misses changes to a game of smaller returns.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,8 +122,8 @@ class RewarmArgs:
     """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps (the script's
-    opening says why these), or a change of the world (told)"""
+    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps, or a change of
+    the world (told)"""
     every_steps: int = 50_000
     """agent steps between restarts (trigger every)"""
     moments: Literal["keep", "reset"] = "keep"
@@ -131,7 +133,7 @@ class RewarmArgs:
     slack: float = 1.5
     """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
     block: int = 100
-    """updates whose errors are averaged into one value of the CUSUM"""
+    """updates (not agent steps) whose errors are averaged into one value of the CUSUM"""
     burn_in: int = 20
     """blocks from which mean and deviation are estimated before the CUSUM may fire"""
     refractory: int = 40
@@ -283,6 +285,7 @@ class Args:
             )
         self._refuse_inert_flags()
         self._refuse_inert_shifts()
+        self._refuse_blind_detector()
 
     def _refuse_inert_flags(self) -> None:
         nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe
@@ -332,6 +335,23 @@ class Args:
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
+
+    def _refuse_blind_detector(self) -> None:
+        """A CUSUM that rests while the world changes finds nothing, or only every other change."""
+        rewarm, shift = self.rewarm, self.shift
+        if rewarm.trigger != "cusum":
+            return
+        ends = [*shift.at_steps, self.total_timesteps] if shift.at_steps else []
+        gaps = [after - before for before, after in pairwise(ends)] or [shift.every_steps or self.total_timesteps]
+        for flag, blocks, steps in (
+            ("burn-in", rewarm.burn_in, ends[0] if ends else gaps[0]),
+            ("refractory", rewarm.refractory, min(gaps)),
+        ):
+            if blocks * rewarm.block >= (updates := to_updates(self, steps)):
+                raise ValueError(
+                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
+                    "updates between changes, or of the run: the next change could not be found"
+                )
 
     def _refuse_inert_shifts(self) -> None:
         shift, switch = self.shift, self.switch
@@ -666,8 +686,8 @@ def make_trigger(args: Args) -> Trigger:
                     burn_in=r.burn_in,
                     refractory=r.refractory,
                     smoothing=r.smoothing,
-                    # Errors grow with the returns: what counts is by which factor. 5 % is no change; one block of a
-                    # jump shall not hide the rest of it.
+                    # Errors grow with the returns, slowly: what counts is by which factor, and at once. 5 % is no
+                    # change; one block of a jump shall not hide the rest of it.
                     log=True,
                     min_relative_deviation=0.05,
                     clip=3.0,

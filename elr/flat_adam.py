@@ -51,6 +51,16 @@ class FlatAdam(torch.optim.Adam):
             self.state[p] = {"step": self.steps, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
             start = end
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Called by the constructor only.
+
+        Raises:
+            ValueError: the vectors are laid out already.
+        """
+        if hasattr(self, "vector"):
+            raise ValueError("FlatAdam's vectors are laid out: parameters cannot be added")
+        super().add_param_group(param_group)
+
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the vector of gradients.
 

@@ -9,9 +9,12 @@ ones, and all before the first change. Columns:
     changes  changes of the world, over all seeds
     found    how many were found
     delay    agent steps from a change to the alarm that found it: median (smallest to largest)
-    chance   share of the changes that false alarms alone would have found at the arm's rate: 1 - exp(-rate x window).
-             found / changes must lie well above it before found means anything
-    false    false alarms, and agent steps per false alarm
+    chance   share of the changes that alarms without any cause would find: the mean of 1 - exp(-rate x window). Their
+             rate is that of the false alarms in the steps in which an alarm would have been false. found / changes must
+             lie well above it before found means anything
+    false    false alarms, and agent steps, of those in which an alarm would have been false, per false alarm
+
+Seeds may differ in when their worlds change.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runs.arms import table
-from runs.changes import Visit, read
+from runs.arms import read_arms, table
+from runs.changes import Visit, visits
 from runs.recording import RunError, exit_with_one_line
 
 
@@ -43,44 +46,52 @@ class Args:
             raise ValueError(f"--within {self.within} is a share of a visit: give a number in (0, 1]")
 
 
-def sort_alarms(visits: Sequence[Visit], alarms: Sequence[int], within: float) -> tuple[list[int], list[int]]:
-    """Delays [agent steps] of the alarms that found a change, and the steps of the false ones.
+def sort_alarms(visits: Sequence[Visit], alarms: Sequence[int], within: float) -> tuple[list[int], list[int], float]:
+    """Delays [agent steps] of the alarms that found a change, steps of the false ones, steps in which one was false.
 
-    An alarm at the very step of a change belongs to the visit before it: it was raised by what came before.
+    An alarm at the very step of a change belongs to the visit before it: it was raised by what came before. After a
+    change an alarm is true until the first one, or until the window ends.
     """
-    delays, false = [], []
+    delays, false, exposed = [], [], 0.0
     for k, visit in enumerate(visits):
         here = [step for step in alarms if visit.begin < step <= visit.end]
-        if k and here and here[0] - visit.begin <= within * (visit.end - visit.begin):
-            delays.append(here.pop(0) - visit.begin)
+        length = visit.end - visit.begin
+        window = within * length if k else 0.0
+        if here and here[0] - visit.begin <= window:
+            window = here.pop(0) - visit.begin
+            delays.append(window)
         false += here
-    return delays, false
+        exposed += length - window
+    return delays, false, exposed
 
 
 def row(name: str, runs: Sequence[tuple[Sequence[Visit], Sequence[int]]], within: float) -> str:
     """The line of an arm; `runs` holds visits and alarms of each seed."""
     delays: list[int] = []
-    false: list[int] = []
-    for visits, alarms in runs:
-        found, others = sort_alarms(visits, alarms, within)
-        delays, false = delays + found, false + others
-    changes = sum(len(visits) - 1 for visits, _ in runs)
-    steps = sum(visits[-1].end for visits, _ in runs)
-    windows = [within * (v.end - v.begin) for visits, _ in runs for v in visits[1:]]
-    chance = np.mean([1 - math.exp(-len(false) / steps * window) for window in windows])
+    windows: list[float] = []
+    false, exposed = 0, 0.0
+    for visits_, alarms in runs:
+        found, others, steps = sort_alarms(visits_, alarms, within)
+        delays += found
+        windows += [within * (v.end - v.begin) for v in visits_[1:]]
+        false, exposed = false + len(others), exposed + steps
     delay = f"{np.median(delays):,.0f} ({min(delays):,} to {max(delays):,})" if delays else "–"
-    rate = f"{len(false)} ({steps / len(false):,.0f})" if false else f"0 (> {steps:,})"
-    return f"| {name} | {len(runs)} | {changes} | {len(delays)} | {delay} | {chance:.2f} | {rate} |"
+    chance = f"{np.mean([-math.expm1(-false / exposed * w) for w in windows]):.2f}" if windows and exposed else "–"
+    rate = f"{false} ({exposed / false:,.0f})" if false else f"0 (> {exposed:,.0f})"
+    return f"| {name} | {len(runs)} | {len(windows)} | {len(delays)} | {delay} | {chance} | {rate} |"
 
 
 def main(args: Args) -> None:
     """Read the runs, print the table."""
     lines = []
-    for name, (arm, by_seed) in read(args.directories).items():
+    for arm in read_arms(args.directories):
         if (trigger := arm.config["rewarm"]["trigger"]) != "cusum":
-            raise RunError(f"{name} has --rewarm.trigger {trigger}, which detects nothing: leave it out")
-        events = [[int(step) for step, _ in run.get("rewarm/event", ())] for run in arm.runs]
-        lines.append(row(name, [(by_seed[s], e) for s, e in zip(arm.seeds, events, strict=True)], args.within))
+            raise RunError(f"{arm.name} has --rewarm.trigger {trigger}, which detects nothing: leave it out")
+        runs = [
+            (visits(run, directory), [int(step) for step, _ in run.get("rewarm/event", ())])
+            for directory, run in zip(arm.directories, arm.runs, strict=True)
+        ]
+        lines.append(row(arm.name, runs, args.within))
     table(("arm", "n", "changes", "found", "delay", "chance", "false"), lines)
 
 

@@ -16,7 +16,9 @@ time between two changes. Of the training returns (exploration included, episode
 A second table has one line per arm:
 
     share   mean over all visits but the first of end as a share of the fresh agent's end of the same visit and seed
+    least   the smallest of these ends of the fresh agent: a share of next to nothing says nothing
     minus   share minus that of the arm that --against names, paired by seed
+    differs whether that difference's interval leaves out 0: "more", "less", or "not shown"
 
 gap, steps, share and minus need the arm that --fresh names, with the same seeds. The others are means over seeds with
 Student's interval at 95 %; a dash stands where a seed has no such episode. When reading: 20 episodes are the least
@@ -35,7 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runs.arms import Runs, Scalars, estimate, read_arms, table
+from runs.arms import Runs, Scalars, estimate, interval, read_arms, shown, table
 from runs.recording import RunError, exit_with_one_line, read_status, refusals
 
 TENTH, RECENT = 0.1, 20
@@ -190,14 +192,20 @@ def share(visits: Sequence[Visit], fresh: Sequence[Visit]) -> float:
 def share_rows(
     arms: Mapping[str, Mapping[int, Sequence[Visit]]], fresh: Mapping[int, Sequence[Visit]], against: str
 ) -> list[str]:
-    """One line per arm: its share, and its share minus that of the arm `against` (a dash without one)."""
+    """One line per arm: its share, and its share minus that of the arm `against` (dashes without one)."""
     found = {
         name: {seed: share(by_seed[seed], fresh[seed]) for seed in sorted(by_seed)} for name, by_seed in arms.items()
     }
     lines = []
     for name, shares in found.items():
+        least = min((v.end_return for seed in shares for v in fresh[seed][1:]), default=math.nan)
         minus = [shares[seed] - found[against][seed] for seed in shares] if against else [math.nan]
-        lines.append(f"| {name} | {len(shares)} | {estimate(list(shares.values()))} | {estimate(minus)} |")
+        mean, half = interval(minus)
+        differs = "–" if math.isnan(half) or name == against else "not shown"
+        if abs(mean) > half and name != against:
+            differs = "more" if mean > 0 else "less"
+        columns = [name, str(len(shares)), estimate(list(shares.values())), shown(least), estimate(minus), differs]
+        lines.append(f"| {' | '.join(columns)} |")
     return lines
 
 
@@ -258,7 +266,8 @@ def main(args: Args) -> None:
     if fresh is not None:
         print()
         by_arm = {name: by_seed for name, (_, by_seed) in arms.items()}
-        table(("arm", "n", "share", f"minus {args.against}".strip()), share_rows(by_arm, fresh, args.against))
+        heads = ("arm", "n", "share", "least", f"minus {args.against}".strip(), "differs")
+        table(heads, share_rows(by_arm, fresh, args.against))
     if args.out:
         draw(arms, args.out)
         print(f"wrote {args.out}")

@@ -284,7 +284,9 @@ def test_clip_limits_what_one_block_teaches() -> None:
     assert detector.statistic == pytest.approx(1.5)
     assert detector.mean == pytest.approx(2 + 0.5 * math.sqrt(2.0))
     assert detector.deviation == pytest.approx(math.sqrt(0.5 * (2 + 0.5 * 2)))
-    assert feed(Cusum(clip=1.0, **rules), [1.0, 3.0, 2.0 - 2 * math.sqrt(2.0)]) == []
+    below = Cusum(clip=1.0, **rules)
+    assert feed(below, [1.0, 3.0, 2.0 - 2 * math.sqrt(2.0)]) == []
+    assert below.mean == pytest.approx(2 - 0.5 * math.sqrt(2.0)) and below.deviation == detector.deviation
 
 
 @settings(max_examples=40, deadline=None)

@@ -82,6 +82,8 @@ def test_refusals():
         flat.zero_grad(set_to_none=True)
     with pytest.raises(ValueError, match="takes no closure"):
         flat.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="cannot be added"):
+        flat.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(ValueError, match="one dtype on one device"):
         FlatAdam([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1).double())], lr=1e-3, eps=1e-8)
     with pytest.raises(ValueError, match="empty"):

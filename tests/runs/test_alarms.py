@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runs import alarms
@@ -25,23 +26,40 @@ def recorded(directory: Path, events, *, seed=1, name="cusum", trigger="cusum", 
 
 def test_which_alarm_finds_a_change():
     visits = [Visit(k % 2, 1000 * k, 1000 * (k + 1), []) for k in range(3)]
-    assert alarms.sort_alarms(visits, [], 0.5) == ([], [])
-    assert alarms.sort_alarms(visits, [300, 1000, 1200, 1300, 2500], 0.5) == ([200, 500], [300, 1000, 1300])
-    assert alarms.sort_alarms(visits, [1501, 1600, 2501], 0.5) == ([], [1501, 1600, 2501])  # too late
+    assert alarms.sort_alarms(visits, [], 0.5) == ([], [], 2000)  # all of the first visit, half of the others
+    found = [300, 1000, 1200, 1300, 2500]
+    assert alarms.sort_alarms(visits, found, 0.5) == ([200, 500], [300, 1000, 1300], 1000 + 800 + 500)
+    assert alarms.sort_alarms(visits, [1501, 1600, 2501], 0.5) == ([], [1501, 1600, 2501], 2000)  # too late
+
+
+@pytest.mark.parametrize(("per_visit", "within"), [(0.3, 0.5), (1.0, 0.5), (1.0, 1.0)])
+def test_alarms_without_a_cause_find_what_chance_says(per_visit, within):
+    rng, runs = np.random.default_rng(0), []
+    for _ in range(400):
+        visits = [Visit(k, 10_000 * k, 10_000 * (k + 1), []) for k in range(6)]
+        runs.append((visits, sorted(rng.integers(1, 60_001, size=rng.poisson(6 * per_visit)).tolist())))
+    cells = alarms.row("noise", runs, within).split(" | ")
+    assert int(cells[3]) / int(cells[2]) == pytest.approx(float(cells[5]), abs=0.03)
+    assert float(cells[5]) == pytest.approx(1 - math.exp(-per_visit * within), abs=0.03)
 
 
 def test_the_table_by_hand(tmp_path, capsys):
-    alarms.main(
-        alarms.Args((recorded(tmp_path / "a", [500, 1100, 2300]), recorded(tmp_path / "b", [1900], seed=2)), within=0.5)
-    )
-    chance = 1 - math.exp(-2 / 6000 * 500)
+    late = recorded(tmp_path / "b", [1900], seed=2, boundaries=(0, 1500))  # seeds may change at other steps
+    alarms.main(alarms.Args((recorded(tmp_path / "a", [500, 1100, 2300]), late), within=0.5))
+    exposed = 1000 + 900 + 700 + 1500 + 1100
+    chance = sum(1 - math.exp(-window / exposed) for window in (500, 500, 750)) / 3
     line = capsys.readouterr().out.splitlines()[2]
-    assert line == f"| cusum | 2 | 4 | 2 | 200 (100 to 300) | {chance:.2f} | 2 (3,000) |"
+    assert line == f"| cusum | 2 | 3 | 3 | 300 (100 to 400) | {chance:.2f} | 1 ({exposed:,}) |"
+
+
+def test_a_world_that_did_not_change(tmp_path, capsys):
+    alarms.main(alarms.Args((recorded(tmp_path / "a", [500], boundaries=(0,)),)))
+    assert capsys.readouterr().out.splitlines()[2] == "| cusum | 1 | 0 | 0 | – | – | 1 (3,000) |"
 
 
 def test_nothing_found_and_nothing_false(tmp_path, capsys):
     alarms.main(alarms.Args((recorded(tmp_path / "a", []),)))
-    assert capsys.readouterr().out.splitlines()[2] == "| cusum | 1 | 2 | 0 | – | 0.00 | 0 (> 3,000) |"
+    assert capsys.readouterr().out.splitlines()[2] == "| cusum | 1 | 2 | 0 | – | 0.00 | 0 (> 2,000) |"
 
 
 def test_refusals(tmp_path):

@@ -70,23 +70,43 @@ def test_drop_needs_one_game_and_the_rest_a_fresh_arm(tmp_path, capsys):
 
 
 def test_shares_by_hand(tmp_path, capsys):
-    runs = [recorded(tmp_path / f"f{s}", lambda step: 5, seed=s, name="fresh") for s in (1, 2)]
-    for s in (1, 2):  # shares of the visits from 1,000 on; the first does not count
-        runs.append(recorded(tmp_path / f"a{s}", lambda step, s=s: 50 if step <= 1000 else 5 * s, seed=s, name="a"))
-        runs.append(recorded(tmp_path / f"b{s}", lambda step: 1 if step <= 2000 else 3, seed=s, name="b"))
+    # By seed, of the visits from 1,000 on (the first does not count): a 3 and 4, b 1 (0.5 and 1.5) and 1.5 (1 and 2).
+    runs = [recorded(tmp_path / f"f{s}", lambda step, s=s: 2 * s, seed=s, name="fresh") for s in (2, 1)]
+    for s in (1, 2):
+        runs.append(
+            recorded(tmp_path / f"a{s}", lambda step, s=s: 50 if step <= 1000 else 2 * s * (s + 2), seed=s, name="a")
+        )
+        low = lambda step, s=s: 2 * s * (0.5 * s if step <= 2000 else (1.5 if s == 1 else 2.0))  # noqa: E731
+        runs.append(recorded(tmp_path / f"b{s}", low, seed=s, name="b"))
     changes.main(changes.Args(tuple(runs), fresh="fresh", against="b"))
     lines = capsys.readouterr().out.strip().splitlines()
-    half = f"± {12.706 / 2:.2g}"  # of two values that differ by 1: 12.706 / sqrt(2) * sqrt(1 / 2)
-    assert lines[-5] == "| arm | n | share | minus b |"
+    quarter = f"{12.706 / 4:.2g}"  # of two values that differ by 0.5: 12.706 / sqrt(2) * 0.5 / sqrt(2)
+    assert lines[-5] == "| arm | n | share | least | minus b | differs |"
     assert lines[-3:] == [
-        "| fresh | 2 | 1 ± 0 | 0.6 ± 0 |", f"| a | 2 | 1.5 {half} | 1.1 {half} |", "| b | 2 | 0.4 ± 0 | 0 ± 0 |",
-    ]  # fmt: skip
+        f"| fresh | 2 | 1 ± 0 | 2 | -0.25 ± {quarter} | not shown |",
+        f"| a | 2 | 3.5 ± {12.706 / 2:.2g} | 2 | 2.25 ± {quarter} | not shown |",
+        f"| b | 2 | 1.25 ± {quarter} | 2 | 0 ± 0 | – |",
+    ]
+
+
+def test_what_differs_is_read_off_the_interval_before_it_is_rounded():
+    def visits(value):
+        return [changes.Visit(0, 0, 100, [(100, value)]), changes.Visit(1, 100, 200, [(200, value)])]
+
+    def differs(*values):
+        fresh = {seed: visits(1.0) for seed in range(len(values))}
+        arms = {"a": {seed: visits(1 + v) for seed, v in enumerate(values)}, "fresh": fresh}
+        return changes.share_rows(arms, fresh, "fresh")[0].split(" | ")[4:]
+
+    assert differs(0.1, 0.1003, 0.0997)[1] == "more |" and differs(-0.1, -0.1003)[1] == "less |"
+    assert differs(0.06, 0.10, 0.14)[1] == "more |" and differs(0.0595, 0.10, 0.1405)[1] == "not shown |"
+    assert differs(0.5)[1] == "– |"
 
 
 def test_a_share_of_nothing_is_not_known(tmp_path, capsys):
     runs = (recorded(tmp_path / "f", lambda step: 0, name="fresh"), recorded(tmp_path / "a", climbing))
     changes.main(changes.Args(runs, fresh="fresh"))
-    assert capsys.readouterr().out.strip().splitlines()[-1] == "| arm | 1 | – | – |"
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "| arm | 1 | – | 0 | – | – |"
 
 
 def test_who_never_arrives(tmp_path, capsys):
