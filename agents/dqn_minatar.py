@@ -38,7 +38,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -301,7 +300,8 @@ class Args:
         refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         if rewarm.trigger == "cusum" and self.learning_starts == 0:
             raise ValueError(
-                "--learning-starts 0 leaves --rewarm.trigger cusum without a TD error at the first update: give 1 or more"
+                "--learning-starts 0 leaves --rewarm.trigger cusum without a TD error at the first update: give at "
+                "least 1"
             )
         if rewarm.trigger != "never" and schedule.kind == "constant" and rewarm.moments == "keep":
             raise ValueError(
@@ -333,10 +333,10 @@ class Args:
         rewarm, shift = self.rewarm, self.shift
         if rewarm.trigger != "cusum":
             return
-        ends = [*shift.at_steps, self.total_timesteps] if shift.at_steps else []
-        gaps = [after - before for before, after in pairwise(ends)] or [shift.every_steps or self.total_timesteps]
+        gaps = [after - before for before, after in pairwise(shift.at_steps)]
+        gaps = gaps or [shift.every_steps or self.total_timesteps]
         for flag, blocks, steps in (
-            ("burn-in", rewarm.burn_in, ends[0] if ends else gaps[0]),
+            ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
             ("refractory", rewarm.refractory, min(gaps)),
         ):
             if blocks * rewarm.block >= (updates := to_updates(self, steps)):
@@ -415,6 +415,12 @@ SCHEDULE_FLAGS: dict[str, list[str]] = {
     "cyclic-then-constant": ["low", "period_steps", "warmup_frac", "cycles"],
     "one-cycle": ["low", "period_steps", "warmup_frac"],
 }
+
+
+def to_updates(args: Args, steps: int) -> int:
+    """Agent steps -> optimiser updates."""
+    return max(1, round(steps * args.replay_ratio))
+
 
 _nap, _cyclic = NapArgs(enabled=True), ScheduleArgs(kind="cyclic")
 _chain = {
@@ -829,7 +835,7 @@ class NewestErrors:
         self.reward = None if terminated or truncated else reward
 
     def read(self) -> float:
-        """Mean since the last reading, or that reading if nothing is new; above 0 once there is one: for a logarithm."""
+        """Mean since the last reading, or that one if nothing is new; above 0 (for a logarithm) once there is one."""
         if self.errors:
             self.mean = max(float(np.mean(self.errors)), 1e-12)
             self.errors.clear()
@@ -844,11 +850,6 @@ class NewestErrors:
 
 
 # ------------------------------------------------------------------------------------------------------------- main
-
-
-def to_updates(args: Args, steps: int) -> int:
-    """Agent steps -> optimiser updates."""
-    return max(1, round(steps * args.replay_ratio))
 
 
 def make_schedule(args: Args) -> Schedule:

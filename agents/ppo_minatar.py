@@ -341,10 +341,10 @@ class Args:
         rewarm, shift = self.rewarm, self.shift
         if rewarm.trigger != "cusum":
             return
-        ends = [*shift.at_steps, self.total_timesteps] if shift.at_steps else []
-        gaps = [after - before for before, after in pairwise(ends)] or [shift.every_steps or self.total_timesteps]
+        gaps = [after - before for before, after in pairwise(shift.at_steps)]
+        gaps = gaps or [shift.every_steps or self.total_timesteps]
         for flag, blocks, steps in (
-            ("burn-in", rewarm.burn_in, ends[0] if ends else gaps[0]),
+            ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
             ("refractory", rewarm.refractory, min(gaps)),
         ):
             if blocks * rewarm.block >= (updates := to_updates(self, steps)):
@@ -412,6 +412,19 @@ SCHEDULE_FLAGS: dict[str, list[str]] = {
     "cyclic-then-constant": ["low", "period_steps", "warmup_frac", "cycles"],
     "one-cycle": ["low", "period_steps", "warmup_frac"],
 }
+
+
+def run_steps(args: Args) -> int:
+    """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
+    iteration = args.num_envs * args.num_steps
+    return math.ceil(args.total_timesteps / iteration) * iteration
+
+
+def to_updates(args: Args, steps: int) -> int:
+    """Agent steps -> optimiser updates; 0 steps are the whole run."""
+    iterations = (steps or run_steps(args)) / (args.num_envs * args.num_steps)
+    return max(1, round(iterations * args.update_epochs * args.num_minibatches))
+
 
 _nap, _constant, _cyclic = NapArgs(enabled=True), ScheduleArgs(kind="constant"), ScheduleArgs("cyclic", 1e-5, 500_000)
 _chain = {
@@ -633,18 +646,6 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
 
 
 # ------------------------------------------------------------------------------------------------------------- main
-
-
-def run_steps(args: Args) -> int:
-    """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
-    iteration = args.num_envs * args.num_steps
-    return math.ceil(args.total_timesteps / iteration) * iteration
-
-
-def to_updates(args: Args, steps: int) -> int:
-    """Agent steps -> optimiser updates; 0 steps are the whole run."""
-    iterations = (steps or run_steps(args)) / (args.num_envs * args.num_steps)
-    return max(1, round(iterations * args.update_epochs * args.num_minibatches))
 
 
 # same as agents/dqn_minatar.py::make_schedule

@@ -380,6 +380,36 @@ def test_newest_errors_by_hand():
     assert zero.read() == 1e-12  # a logarithm is taken
 
 
+def test_newest_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_path, monkeypatch):
+    """With a network that does not learn, every error can be computed again from what was stored."""
+    errors, real = [], script.NewestErrors.read
+    monkeypatch.setattr(script.NewestErrors, "read", lambda self: (errors.append(list(self.errors)), real(self))[1])
+    steps = {"total_timesteps": 700, "learning_starts": 50, "buffer_size": 1000, "learning_rate": 1e-30}
+    script.main(
+        short(
+            tmp_path / "r", **(SHORT | steps), env_id="MinAtar/Breakout-v0", network="plain", exploration_steps=300,
+            shift=script.ShiftArgs(kind="games", games=("MinAtar/Asterix-v0",), at_steps=(333, 500)),
+            schedule=script.ScheduleArgs(kind="warmup-cosine", period_steps=100, low=1e-31),
+            rewarm=script.RewarmArgs(trigger="cusum", threshold=1e6, block=5, refractory=20),
+        )
+    )  # fmt: skip
+    state = load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]
+    args = Args(buffer_size=1000)
+    replay = ReplayMemory(1000, state["replay"]["shape"][1])
+    replay.load_state_dict(state["replay"])
+    network = QNetwork(replay.obs.shape[1], 6, normalised=False)
+    network.load_state_dict(state["q_network"])
+    with torch.no_grad():
+        q, next_q = (network(torch.from_numpy(obs[:700])).numpy() for obs in (replay.obs, replay.next_obs))
+    chosen = q[np.arange(700), replay.actions[:700]]
+    expected = (replay.rewards[:700] + args.gamma * next_q.max(1) * (1 - replay.terminated[:700]) - chosen) ** 2
+    cut = {332, 499}  # the transitions that a change truncated
+    # The error of an episode's last step is known at once, that of any other with the step after it.
+    order = sorted((i if replay.terminated[i] else i + 1, i) for i in range(699) if i not in cut)
+    assert [e for some in errors for e in some] == pytest.approx([expected[i] for _, i in order], rel=1e-4, abs=1e-7)
+    assert replay.terminated[:700].sum() > 5 and len({int(a) for a in replay.actions[:700]}) == 6
+
+
 def test_watching_for_a_change_changes_nothing_until_it_comes(tmp_path, monkeypatch):
     seen, real = [], script.NewestErrors.step
 
@@ -435,6 +465,13 @@ def test_every_flag_is_read():
         (["cyclic", "--rewarm.trigger", "every"], ["--rewarm.every-steps", "--schedule.period-steps"]),
         (["cyclic", "--schedule.period-steps", "0"], ["--schedule.period-steps"]),
         (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
+        (["adaptive", "--learning-starts", "0"], ["--learning-starts 0", "--rewarm.trigger cusum"]),
+        (["adaptive", "--rewarm.burn-in", "10000"], ["--rewarm.burn-in 10000", "--rewarm.block 100"]),
+        (["chain-cusum", "--rewarm.refractory", "2000"], ["--rewarm.refractory 2000", "200000 updates between"]),
+        (
+            ["chain-cusum", "--shift.every-steps", "0", "--shift.at-steps", "9000", "300000", "304000"],
+            ["--rewarm.refractory 40", "4000 updates between"],
+        ),
         (["nap-cylic"], ["nap-cyclic"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
         (["--gradient", "explicit", "--device", "meta"], ["--gradient explicit", "--device meta"]),

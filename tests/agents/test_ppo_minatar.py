@@ -247,6 +247,35 @@ def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
         assert torch.equal(p, held[name]), name
 
 
+def test_an_update_is_that_of_torchs_adam_and_clipping():
+    """Up to rounding: on one vector they add up in another order."""
+    args, networks = Args(max_grad_norm=0.05), []
+    for flat in (True, False):
+        torch.manual_seed(0)
+        network = ActorCritic(4, 3)
+        kwargs = {"lr": args.learning_rate, "eps": args.adam_eps}
+        optimizer = (
+            FlatAdam(list(network.parameters()), **kwargs) if flat else torch.optim.Adam(network.parameters(), **kwargs)
+        )
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            batch = {name: torch.randn(64, generator=generator) for name in ("values", "advantages", "returns")}
+            batch |= {
+                "obs": torch.randint(2, (64, 4, 10, 10), generator=generator, dtype=torch.uint8),
+                "actions": torch.randint(3, (64,), generator=generator), "logprobs": torch.full((64,), -1.1),
+            }  # fmt: skip
+            optimizer.zero_grad()
+            script.ppo_loss(network, batch, args)[0].backward()
+            if flat:
+                assert optimizer.clip_(args.max_grad_norm) > args.max_grad_norm
+            else:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+            optimizer.step()
+        networks.append(network)
+    for p, q in zip(*(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)  # five steps of 1e-3
+
+
 def test_measuring_changes_nothing(tmp_path):
     quiet = run(tmp_path / "a", probe=script.ProbeArgs(every=0, meter_every=0))
     loud = run(tmp_path / "b", eval_every=1, eval_episodes=2)
@@ -471,6 +500,8 @@ def test_every_preset_parses_and_differs():
         (["--schedule.kind", "constant", "--rewarm.trigger", "cusum"], ["--rewarm.trigger cusum", "--schedule.kind"]),
         (["--rewarm.trigger", "every", "--rewarm.every-steps", "9"], ["--rewarm.every-steps 9", "--num-steps"]),
         (["--rewarm.block", "9"], ["--rewarm.block", "--rewarm.trigger never"]),
+        (["adaptive", "--rewarm.burn-in", "2000"], ["--rewarm.burn-in 2000", "--rewarm.block 32"]),
+        (["chain-cusum", "--shift.every-steps", "262144"], ["--rewarm.refractory 40", "1024 updates between"]),
         (
             ["--rewarm.trigger", "every", "--rewarm.every-steps", "20000000"],
             ["--rewarm.every-steps 20000000", "--total-timesteps"],
