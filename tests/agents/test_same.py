@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agents import dqn_minatar, ppo_minatar
+
 AGENTS = Path(__file__).parents[2] / "agents"
 MARK = re.compile(r"^# same as agents/(\w+\.py)::(\w+)$")
 
@@ -55,3 +57,11 @@ def test_blocks_that_are_alike_carry_the_mark():
             if text.count("\n") >= 9 and text in seen:
                 assert (path.name, name) in claimed, f"{path.name}::{name} repeats {seen[text]}"
             seen.setdefault(text, f"{path.name}::{name}")
+
+
+@pytest.mark.parametrize("preset", ["adaptive", "chain-cusum"])
+@pytest.mark.parametrize(("script", "smoothing"), [(dqn_minatar, 0.05), (ppo_minatar, 0.1)])
+def test_the_detector_is_the_one_simulated_in_elr_changepoint(script, smoothing, preset):
+    cusum = script.make_trigger(script.PRESETS[preset].args).cusum
+    assert (cusum.slack, cusum.threshold, cusum.burn_in, cusum.refractory) == (1.5, 8.0, 20, 40)
+    assert (cusum.smoothing, cusum.clip, cusum.log, cusum.min_relative_deviation) == (smoothing, 3.0, True, 0.05)
