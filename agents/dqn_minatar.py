@@ -35,7 +35,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -316,8 +316,9 @@ class Args:
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
-        self._refuse_inert_shifts()
-        self._refuse_blind_detector()
+        refuse_inert_shifts(self)
+        self._refuse_switches_without_learning()
+        refuse_blind_detector(self)
         if self.learning_starts >= self.total_timesteps:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
@@ -328,59 +329,8 @@ class Args:
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
 
-    def _refuse_blind_detector(self) -> None:
-        """A CUSUM that rests while the world changes finds nothing, or only every other change."""
-        rewarm, shift = self.rewarm, self.shift
-        if rewarm.trigger != "cusum":
-            return
-        gaps = [after - before for before, after in pairwise(shift.at_steps)]
-        gaps = gaps or [shift.every_steps or self.total_timesteps]
-        for flag, blocks, steps in (
-            ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
-            ("refractory", rewarm.refractory, min(gaps)),
-        ):
-            if blocks * rewarm.block >= (updates := to_updates(self, steps)):
-                raise ValueError(
-                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
-                    "updates between changes, or of the run: the next change could not be found"
-                )
-
-    def _refuse_inert_shifts(self) -> None:
+    def _refuse_switches_without_learning(self) -> None:
         shift, switch = self.shift, self.switch
-        others = ["optimizer", "replay", "exploration", "target", "intervention"]
-        if shift.kind == "none":
-            why = "with --shift.kind none: the world does not change"
-            refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
-            refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
-            if self.rewarm.trigger == "switch":
-                raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
-            return
-        if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
-            raise ValueError(
-                f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
-            )
-        permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
-        unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
-        refuse_inert(
-            "shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}"
-        )
-        if shift.kind == "games" and not shift.games:
-            raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
-        if shift.kind in valued and len(shift.values) < 2:
-            raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
-        if shift.kind in valued and len(set(shift.values)) == 1:
-            raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
-        if shift.kind == "games" and set(shift.games) == {self.env_id}:
-            raise ValueError(f"--shift.games {shift.games} are --env-id {self.env_id}: nothing changes")
-        last = shift.every_steps or max(shift.at_steps, default=0)
-        if last >= self.total_timesteps:
-            raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {self.total_timesteps}")
-        if switch.fresh_agent:
-            refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
-            if self.rewarm.trigger == "switch":
-                raise ValueError(
-                    "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
-                )
         if switch.exploration == "restart" and self.start_e == self.end_e:
             raise ValueError(
                 f"--switch.exploration restart changes nothing with --start-e {self.start_e} and --end-e {self.end_e}"
@@ -393,17 +343,72 @@ class Args:
                 f"{what} pauses updates for --learning-starts {self.learning_starts} steps, and --shift has changes "
                 f"{gap} steps apart: nothing would be learned in between"
             )
-        if switch.optimizer == "reset" and self.rewarm.trigger == "switch" and self.rewarm.moments == "reset":
-            raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
-        if switch.intervention != "shrink-and-perturb":
-            why = f"with --switch.intervention {switch.intervention}"
-            refuse_inert("switch", switch, ["shrink", "perturb"], why)
-        elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
-            0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
-        ):
+
+
+def refuse_inert_shifts(args: Args) -> None:
+    """Flags of --shift and --switch that would change nothing, alone or beside another."""
+    shift, switch = args.shift, args.switch
+    others = [f.name for f in fields(SwitchArgs) if f.name not in ("fresh_agent", "shrink", "perturb")]
+    if shift.kind == "none":
+        why = "with --shift.kind none: the world does not change"
+        refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
+        refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
+        if args.rewarm.trigger == "switch":
+            raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
+        return
+    if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
+        raise ValueError(
+            f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
+        )
+    permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
+    unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
+    refuse_inert("shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}")
+    if shift.kind == "games" and not shift.games:
+        raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
+    if shift.kind in valued and len(shift.values) < 2:
+        raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
+    if shift.kind in valued and len(set(shift.values)) == 1:
+        raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
+    if shift.kind == "games" and set(shift.games) == {args.env_id}:
+        raise ValueError(f"--shift.games {shift.games} are --env-id {args.env_id}: nothing changes")
+    last = shift.every_steps or max(shift.at_steps, default=0)
+    if last >= args.total_timesteps:
+        raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {args.total_timesteps}")
+    if switch.fresh_agent:
+        refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
+        if args.rewarm.trigger == "switch":
             raise ValueError(
-                f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
-                "number at or above 0 that change the weights and leave some"
+                "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
+            )
+    if switch.optimizer == "reset" and args.rewarm.trigger == "switch" and args.rewarm.moments == "reset":
+        raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
+    if switch.intervention != "shrink-and-perturb":
+        why = f"with --switch.intervention {switch.intervention}"
+        refuse_inert("switch", switch, ["shrink", "perturb"], why)
+    elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
+        0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
+    ):
+        raise ValueError(
+            f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
+            "number at or above 0 that change the weights and leave some"
+        )
+
+
+def refuse_blind_detector(args: Args) -> None:
+    """A CUSUM that rests while the world changes finds nothing, or only every other change."""
+    rewarm, shift = args.rewarm, args.shift
+    if rewarm.trigger != "cusum":
+        return
+    gaps = [after - before for before, after in pairwise(shift.at_steps)]
+    gaps = gaps or [shift.every_steps or args.total_timesteps]
+    for flag, blocks, steps in (
+        ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
+        ("refractory", rewarm.refractory, min(gaps)),
+    ):
+        if blocks * rewarm.block >= (updates := to_updates(args, steps)):
+            raise ValueError(
+                f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
+                "updates between changes, or of the run: the next change could not be found"
             )
 
 

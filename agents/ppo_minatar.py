@@ -38,7 +38,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -284,8 +284,8 @@ class Args:
                 f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
             )
         self._refuse_inert_flags()
-        self._refuse_inert_shifts()
-        self._refuse_blind_detector()
+        refuse_inert_shifts(self)
+        refuse_blind_detector(self)
 
     def _refuse_inert_flags(self) -> None:
         nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe
@@ -336,70 +336,73 @@ class Args:
         if self.eval_every == 0:
             refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
 
-    def _refuse_blind_detector(self) -> None:
-        """A CUSUM that rests while the world changes finds nothing, or only every other change."""
-        rewarm, shift = self.rewarm, self.shift
-        if rewarm.trigger != "cusum":
-            return
-        gaps = [after - before for before, after in pairwise(shift.at_steps)]
-        gaps = gaps or [shift.every_steps or self.total_timesteps]
-        for flag, blocks, steps in (
-            ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
-            ("refractory", rewarm.refractory, min(gaps)),
-        ):
-            if blocks * rewarm.block >= (updates := to_updates(self, steps)):
-                raise ValueError(
-                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
-                    "updates between changes, or of the run: the next change could not be found"
-                )
 
-    def _refuse_inert_shifts(self) -> None:
-        shift, switch = self.shift, self.switch
-        others = ["optimizer", "intervention"]
-        if shift.kind == "none":
-            why = "with --shift.kind none: the world does not change"
-            refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
-            refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
-            if self.rewarm.trigger == "switch":
-                raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
-            return
-        if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
-            raise ValueError(
-                f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
-            )
-        permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
-        unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
-        refuse_inert(
-            "shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}"
+# same as agents/dqn_minatar.py::refuse_inert_shifts
+def refuse_inert_shifts(args: Args) -> None:
+    """Flags of --shift and --switch that would change nothing, alone or beside another."""
+    shift, switch = args.shift, args.switch
+    others = [f.name for f in fields(SwitchArgs) if f.name not in ("fresh_agent", "shrink", "perturb")]
+    if shift.kind == "none":
+        why = "with --shift.kind none: the world does not change"
+        refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
+        refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
+        if args.rewarm.trigger == "switch":
+            raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
+        return
+    if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
+        raise ValueError(
+            f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
         )
-        if shift.kind == "games" and not shift.games:
-            raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
-        if shift.kind in valued and len(shift.values) < 2:
-            raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
-        if shift.kind in valued and len(set(shift.values)) == 1:
-            raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
-        if shift.kind == "games" and set(shift.games) == {self.env_id}:
-            raise ValueError(f"--shift.games {shift.games} are --env-id {self.env_id}: nothing changes")
-        last = shift.every_steps or max(shift.at_steps, default=0)
-        if last >= self.total_timesteps:
-            raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {self.total_timesteps}")
-        if switch.fresh_agent:
-            refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
-            if self.rewarm.trigger == "switch":
-                raise ValueError(
-                    "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
-                )
-        if switch.optimizer == "reset" and self.rewarm.trigger == "switch" and self.rewarm.moments == "reset":
-            raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
-        if switch.intervention != "shrink-and-perturb":
-            why = f"with --switch.intervention {switch.intervention}"
-            refuse_inert("switch", switch, ["shrink", "perturb"], why)
-        elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
-            0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
-        ):
+    permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
+    unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
+    refuse_inert("shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}")
+    if shift.kind == "games" and not shift.games:
+        raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
+    if shift.kind in valued and len(shift.values) < 2:
+        raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
+    if shift.kind in valued and len(set(shift.values)) == 1:
+        raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
+    if shift.kind == "games" and set(shift.games) == {args.env_id}:
+        raise ValueError(f"--shift.games {shift.games} are --env-id {args.env_id}: nothing changes")
+    last = shift.every_steps or max(shift.at_steps, default=0)
+    if last >= args.total_timesteps:
+        raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {args.total_timesteps}")
+    if switch.fresh_agent:
+        refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
+        if args.rewarm.trigger == "switch":
             raise ValueError(
-                f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
-                "number at or above 0 that change the weights and leave some"
+                "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
+            )
+    if switch.optimizer == "reset" and args.rewarm.trigger == "switch" and args.rewarm.moments == "reset":
+        raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
+    if switch.intervention != "shrink-and-perturb":
+        why = f"with --switch.intervention {switch.intervention}"
+        refuse_inert("switch", switch, ["shrink", "perturb"], why)
+    elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
+        0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
+    ):
+        raise ValueError(
+            f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
+            "number at or above 0 that change the weights and leave some"
+        )
+
+
+# same as agents/dqn_minatar.py::refuse_blind_detector
+def refuse_blind_detector(args: Args) -> None:
+    """A CUSUM that rests while the world changes finds nothing, or only every other change."""
+    rewarm, shift = args.rewarm, args.shift
+    if rewarm.trigger != "cusum":
+        return
+    gaps = [after - before for before, after in pairwise(shift.at_steps)]
+    gaps = gaps or [shift.every_steps or args.total_timesteps]
+    for flag, blocks, steps in (
+        ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
+        ("refractory", rewarm.refractory, min(gaps)),
+    ):
+        if blocks * rewarm.block >= (updates := to_updates(args, steps)):
+            raise ValueError(
+                f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
+                "updates between changes, or of the run: the next change could not be found"
             )
 
 
