@@ -213,6 +213,7 @@ def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Pa
     """One panel per visit, arms in it: mean return by twentieths of the visit, seeds thin, their mean thick."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
     plan = next(iter(next(iter(arms.values()))[1].values()))
@@ -227,12 +228,19 @@ def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Pa
             continue
         middle = (plan[k].end - plan[k].begin) * (parts[1:] + parts[:-1]) / 2
         for (name, (_, by_seed)), colour in zip(arms.items(), COLOURS * len(arms), strict=False):
-            curves = [[v[k].mean_between(a, b) for a, b in pairwise(parts)] for v in by_seed.values()]
+            curves = np.array([[v[k].mean_between(a, b) for a, b in pairwise(parts)] for v in by_seed.values()])
             for curve in curves:
-                axes.plot(middle, curve, color=colour, linewidth=0.7, alpha=0.35)
-            axes.plot(middle, np.mean(curves, axis=0), color=colour, label=f"{name}, n = {len(curves)}")
+                there = ~np.isnan(curve)  # long episodes leave parts of a visit in which none ended
+                axes.plot(middle[there], curve[there], color=colour, linewidth=0.7, alpha=0.35)
+            mean = curves.mean(axis=0)
+            there = ~np.isnan(mean)
+            mark = None if there.all() else "."
+            label = f"{name}, n = {len(curves)}"
+            axes.plot(middle[there], mean[there], color=colour, marker=mark, label=label)
         axes.set_title(f"visit {k + 1}, task {plan[k].task}, from step {plan[k].begin:,}", fontsize=9)
+        axes.set_xlim(0, plan[k].end - plan[k].begin)
         axes.set_xlabel("steps since the change")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel("training return")
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

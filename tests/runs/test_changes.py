@@ -63,6 +63,24 @@ def test_the_table_by_hand(tmp_path, capsys):
     assert (tmp_path / "out.png").stat().st_size > 5000
 
 
+def test_the_picture_has_a_line_where_episodes_are_few(tmp_path, monkeypatch):
+    figures = []
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    directory = tmp_path / "r"
+    with Run.create(directory, {"exp_name": "arm", "seed": 1, "shift": {"kind": "games"}}, argv=["x.py"]) as run:
+        run.scalar("shift/task", 0, 0)
+        for step, value in ((400, 1.0), (990, 3.0)):
+            run.scalar("charts/episodic_return", value, step)
+        run.checkpoint(1000, {})
+        run.finish(1000)
+    changes.main(changes.Args((directory,), out=tmp_path / "out.png"))
+    thin, thick = figures[0].axes[0].lines
+    for line in (thin, thick):
+        assert line.get_xdata().tolist() == pytest.approx([375.0, 975.0]) and line.get_ydata().tolist() == [1.0, 3.0]
+    assert thick.get_marker() == "."
+
+
 def test_drop_needs_one_game_and_the_rest_a_fresh_arm(tmp_path, capsys):
     changes.main(changes.Args((recorded(tmp_path / "a", climbing, kind="games"),)))
     line = capsys.readouterr().out.splitlines()[3]
