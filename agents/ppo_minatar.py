@@ -286,6 +286,12 @@ class Args:
         self._refuse_inert_flags()
         refuse_inert_shifts(self)
         refuse_blind_detector(self)
+        gaps = [after - before for before, after in pairwise(self.shift.at_steps)]
+        if 0 < (gap := self.shift.every_steps or min(gaps, default=0)) < batch:
+            raise ValueError(
+                f"--shift has changes {gap} steps apart, less than one iteration, --num-envs x --num-steps = {batch}: "
+                "re-warming and --switch come where an iteration ends, once for all changes in it"
+            )
 
     def _refuse_inert_flags(self) -> None:
         nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe

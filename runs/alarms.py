@@ -10,8 +10,9 @@ ones, and all before the first change. Columns:
     found    how many were found
     delay    agent steps from a change to the alarm that found it: median (smallest to largest)
     chance   share of the changes that alarms without any cause would find: the mean of 1 - exp(-rate x window). Their
-             rate is that of the false alarms in the steps in which an alarm would have been false. found / changes must
-             lie well above it before found means anything
+             rate is that of the false alarms in the steps in which an alarm would have been false; if there were none,
+             it is below the 3 / steps that 95 % of such silences allow. found / changes must lie well above it before
+             found means anything
     false    false alarms, and agent steps, of those in which an alarm would have been false, per false alarm
 
 Seeds may differ in when their worlds change.
@@ -76,7 +77,10 @@ def row(name: str, runs: Sequence[tuple[Sequence[Visit], Sequence[int]]], within
         windows += [within * (v.end - v.begin) for v in visits_[1:]]
         false, exposed = false + len(others), exposed + steps
     delay = f"{np.median(delays):,.0f} ({min(delays):,} to {max(delays):,})" if delays else "–"
-    chance = f"{np.mean([-math.expm1(-false / exposed * w) for w in windows]):.2f}" if windows and exposed else "–"
+    chance = "–"
+    if windows and exposed:
+        expected = np.mean([-math.expm1(-(false or 3) / exposed * w) for w in windows])
+        chance = f"{expected:.2f}" if false else f"< {expected:.2f}"
     rate = f"{false} ({exposed / false:,.0f})" if false else f"0 (> {exposed:,.0f})"
     return f"| {name} | {len(runs)} | {len(windows)} | {len(delays)} | {delay} | {chance} | {rate} |"
 

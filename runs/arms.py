@@ -49,6 +49,8 @@ def read_arms(directories: Sequence[Path]) -> list[Runs]:
         name = str(config["exp_name"])
         for other, known, _ in arms.setdefault(name, []):
             differ = {key for key in config if config[key] != known.get(key)} - {"directory"}
+            if other.resolve() == directory.resolve():
+                raise RunError(f"{directory} is given twice")
             if differ != {"seed"}:
                 what = sorted(differ) or "nothing"
                 raise RunError(f"{directory} and {other} are both {name} and differ in {what}: give one --exp-name")

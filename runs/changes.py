@@ -112,8 +112,10 @@ def visits(run: Scalars, directory: Path) -> list[Visit]:
     Raises:
         RunError: the run records no tasks or no episodes.
     """
-    if "shift/task" not in run or "charts/episodic_return" not in run:
-        raise RunError(f"{directory} records no shift/task or no charts/episodic_return: was its world to change?")
+    if "shift/task" not in run:
+        raise RunError(f"{directory} records no shift/task: was its world to change?")
+    if "charts/episodic_return" not in run:
+        raise RunError(f"{directory} records no charts/episodic_return: no episode ended by itself; give it more steps")
     tasks = [(int(step), int(task)) for step, task in run["shift/task"]]
     ends = [step for step, _ in tasks[1:]] + [int(read_status(directory)["step"])]
     return [

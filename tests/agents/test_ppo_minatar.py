@@ -499,6 +499,10 @@ def test_every_preset_parses_and_differs():
         (["--schedule.low", "1"], ["--schedule.low", "--learning-rate"]),
         (["--schedule.kind", "constant", "--rewarm.trigger", "cusum"], ["--rewarm.trigger cusum", "--schedule.kind"]),
         (["--rewarm.trigger", "every", "--rewarm.every-steps", "9"], ["--rewarm.every-steps 9", "--num-steps"]),
+        (
+            ["chain-plain", "--shift.every-steps", "8191"],
+            ["changes 8191 steps apart", "--num-envs x --num-steps = 8192"],
+        ),
         (["--rewarm.block", "9"], ["--rewarm.block", "--rewarm.trigger never"]),
         (["adaptive", "--rewarm.burn-in", "2000"], ["--rewarm.burn-in 2000", "--rewarm.block 32"]),
         (["chain-cusum", "--shift.every-steps", "262144"], ["--rewarm.refractory 40", "1024 updates between"]),
@@ -538,7 +542,6 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
     [
         ({"env_id": "MinAtar/Frogger-v1"}, "Frogger"),
         ({"network": "plain", "nap": NapArgs(enabled=True)}, "--nap"),
-        ({"shift": ShiftArgs(kind="actions", every_steps=3)}, "3 agent steps apart"),
         ({"seed": -1}, "--seed"),
         ({"device": "abacus"}, "--device"),
     ],
@@ -550,7 +553,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, changes
 
 
 def test_a_change_beyond_total_timesteps_but_within_the_last_iteration_is_recorded(tmp_path):
-    scalars = run(tmp_path / "r", total_timesteps=257, shift=ShiftArgs(kind="actions", at_steps=(100, 200)))
+    scalars = run(tmp_path / "r", total_timesteps=257, shift=ShiftArgs(kind="actions", at_steps=(100, 250)))
     assert read_status(tmp_path / "r")["step"] == 384 and len(scalars["shift/boundary"]) == 2
     scalars = run(tmp_path / "s", total_timesteps=257, shift=ShiftArgs(kind="actions", rate=0.05))
     late = [step for step, _ in scalars["shift/boundary"] if 257 < step < 384]

@@ -59,7 +59,10 @@ def test_a_world_that_did_not_change(tmp_path, capsys):
 
 def test_nothing_found_and_nothing_false(tmp_path, capsys):
     alarms.main(alarms.Args((recorded(tmp_path / "a", []),)))
-    assert capsys.readouterr().out.splitlines()[2] == "| cusum | 1 | 2 | 0 | – | 0.00 | 0 (> 2,000) |"
+    assert (
+        capsys.readouterr().out.splitlines()[2]
+        == f"| cusum | 1 | 2 | 0 | – | < {1 - math.exp(-3 / 2000 * 500):.2f} | 0 (> 2,000) |"
+    )
 
 
 def test_refusals(tmp_path):

@@ -146,6 +146,8 @@ def test_refusals(tmp_path):
     other = recorded(tmp_path / "b", climbing, name="other", boundaries=(0, 500))
     world = recorded(tmp_path / "e", climbing, name="fourth", kind="noise")
     seeds = recorded(tmp_path / "c", climbing, name="third", seed=2)
+    with pytest.raises(RunError, match="is given twice"):
+        changes.main(changes.Args((arm, arm)))
     with pytest.raises(RunError, match="visit other tasks"):
         changes.main(changes.Args((arm, other)))
     with pytest.raises(RunError, match="fourth and arm have other games or other changes"):
@@ -164,3 +166,9 @@ def test_refusals(tmp_path):
         run.finish(1)
     with pytest.raises(RunError, match="no shift/task"):
         changes.main(changes.Args((tmp_path / "d",)))
+    with Run.create(tmp_path / "g", {"exp_name": "x", "seed": 1}, argv=["x.py"]) as run:
+        run.scalar("shift/task", 0, 0)
+        run.checkpoint(1, {})
+        run.finish(1)
+    with pytest.raises(RunError, match="no episode ended by itself"):
+        changes.main(changes.Args((tmp_path / "g",)))
