@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runs.recording import RunError, read_json, read_scalars, read_status
+from runs.recording import RunError, read_json, read_scalars, read_status, require_length
 
 Scalars = Mapping[str, Sequence[tuple[int, float]]]
 """The table of a run: (step, value) pairs by tag."""
@@ -36,16 +36,19 @@ def read_arms(directories: Sequence[Path]) -> list[Runs]:
     """The runs by exp_name.
 
     Raises:
-        RunError: there is no run; one is not finished; two runs of an arm have the same seed or differ in more than the
-            seed.
+        RunError: there is no run; one is given twice, is not finished, or its table has lost lines; two runs of an arm
+            have the same seed or differ in more than the seed.
     """
     if not directories:
         raise RunError("there is nothing to tabulate: give run directories")
     arms: dict[str, list[tuple[Path, dict[str, Any], Scalars]]] = {}
     for directory in directories:
         config = read_json(directory / "config.json")
-        if (status := read_status(directory)["status"]) != "finished":
-            raise RunError(f"{directory} is {status}, not finished: finish it with --resume, or leave it out")
+        if (status := read_status(directory))["status"] != "finished":
+            raise RunError(f"{directory} is {status['status']}, not finished: finish it with --resume, or leave it out")
+        require_length(
+            directory, status.get("table_bytes", 0)
+        )  # runs of before this was recorded are taken as they are
         name = str(config["exp_name"])
         for other, known, _ in arms.setdefault(name, []):
             differ = {key for key in config if config[key] != known.get(key)} - {"directory"}

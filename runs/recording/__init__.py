@@ -11,7 +11,7 @@ from runs.recording.layout import layout
 from runs.recording.plain import from_plain, to_plain
 from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
-from runs.recording.table import read_scalars
+from runs.recording.table import read_scalars, require_length
 from runs.recording.tags import TAGS, Tag, check_tag
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_status",
     "refusals",
     "refuse_inert",
+    "require_length",
     "restore_rng",
     "rng_state",
     "save_checkpoint",

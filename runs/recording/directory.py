@@ -224,9 +224,9 @@ class Run:
             for part in reversed(files):
                 closing.callback(part.file.close)
             if status == "finished":  # claimed only once the numbers are on the disk
-                for part in files:
-                    part.file.flush(durable=True)
-                self._write_status(status, message)
+                table, events = self._opened_files()
+                events.file.flush(durable=True)
+                self._write_status(status, message, table_bytes=table.length())
 
     def _opened_files(self) -> tuple[ScalarTable, EventFile]:
         """Table and event file, opened at the first call; for a resumed run that is where its old end is cut off."""
@@ -241,16 +241,17 @@ class Run:
         if not self._open:
             raise RunError(f"the run in {self.directory} is closed: nothing more can be recorded")
 
-    def _write_status(self, status: str, message: str | None = None) -> None:
+    def _write_status(self, status: str, message: str | None = None, **more: int) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = {"status": status, "step": self.step, "message": message, "written": now}
+        content = {"status": status, "step": self.step, "message": message, "written": now, **more}
         _write_json(self.directory / STATUS, content)
 
 
 def read_status(directory: Path) -> dict[str, Any]:
     """A run's status: {"status": running | interrupted | failed | finished, "step", "message", "written"}.
 
-    A killed run still says running; only `resume` can tell, by its lock.
+    A finished run also has "table_bytes", the length of its table. A killed run still says running; only `resume` can
+    tell, by its lock.
 
     Raises:
         RunError: there is no status file, or it is not one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -49,11 +50,18 @@ class StopOnSignal:
 def exit_with_one_line(function: Callable[[], object]) -> None:
     """Call `function` as a script's last act: a RunError becomes one line on stderr and exit code 2, Ctrl-C code 130.
 
+    Output that nobody reads any more (`| head`) ends it with one line and exit code 1.
+
     Raises:
-        SystemExit: in those two cases. Any other exception is a defect and keeps its traceback.
+        SystemExit: in those three cases. Any other exception is a defect and keeps its traceback.
     """
     try:
         function()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at the exit
+        print(f"{_script()}: nobody reads the output any more", file=sys.stderr)
+        raise SystemExit(1) from None
     except RunError as error:
         fail(str(error))
     except KeyboardInterrupt:

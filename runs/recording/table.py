@@ -40,7 +40,7 @@ class ScalarTable:
 
 
 def require_length(directory: Path, length: int) -> None:
-    """Refuse a table that is shorter than it was at the checkpoint, `length` bytes.
+    """Refuse a table that is shorter than it was at the checkpoint or at the run's end, `length` bytes.
 
     Raises:
         RunError: it is shorter, or cannot be read.
@@ -49,7 +49,7 @@ def require_length(directory: Path, length: int) -> None:
     with failures_named(f"read {path.name}", path):
         size = path.stat().st_size
     if size < length:
-        raise RunError(f"{path} holds {size} bytes but the checkpoint was taken at {length}: lines are missing")
+        raise RunError(f"{path} holds {size} bytes and once held {length}: lines are missing")
 
 
 def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -172,3 +172,9 @@ def test_refusals(tmp_path):
         run.finish(1)
     with pytest.raises(RunError, match="no episode ended by itself"):
         changes.main(changes.Args((tmp_path / "g",)))
+    table = arm / "scalars.csv"
+    table.write_bytes(table.read_bytes()[:-1])
+    with pytest.raises(RunError, match="lines are missing"):
+        changes.main(changes.Args((arm,)))
+    with pytest.raises(RunError, match="no episode ended by itself"):
+        changes.main(changes.Args((tmp_path / "g",)))

@@ -53,6 +53,7 @@ def test_a_finished_run_leaves_its_configuration_origin_and_numbers(tmp_path):
     )
     assert set(record["git"]) == {"revision", "dirty"} and record["threads"] == torch.get_num_threads()
     assert read_status(directory)["status"] == "finished" and read_status(directory)["step"] == 2
+    assert read_status(directory)["table_bytes"] == (directory / "scalars.csv").stat().st_size
     assert read_scalars(directory) == {
         "losses/td_loss": [(1, 0.1), (2, 0.10000000149011612)],
         "charts/epsilon": [(1, 1.0)],

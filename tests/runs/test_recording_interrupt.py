@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from runs.recording import (
     exit_with_one_line,
     weights_and_gradients,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -72,6 +77,20 @@ def test_a_defect_keeps_its_traceback_and_success_returns():
     with pytest.raises(ZeroDivisionError):
         exit_with_one_line(lambda: 1 / 0)
     exit_with_one_line(lambda: None)
+
+
+def test_a_closed_pipe_is_one_line():
+    code = (
+        "from runs.recording import exit_with_one_line\n"
+        "exit_with_one_line(lambda: [print('x' * 1000, flush=True) for _ in range(10_000)])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read().endswith(": nobody reads the output any more\n")
+        assert process.wait() == 1
 
 
 def test_the_first_tensor_that_is_not_finite_is_named():
