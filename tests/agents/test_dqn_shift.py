@@ -215,6 +215,16 @@ def test_each_change_draws_its_own_fresh_network(tmp_path):
     assert not torch.equal(*heads)
 
 
+def test_a_fresh_agent_remembers_no_errors_of_the_one_before(tmp_path):
+    run(
+        tmp_path / "r", shift=ShiftArgs(kind="actions", at_steps=(300,)), switch=SwitchArgs(fresh_agent=True),
+        total_timesteps=350, learning_starts=100, schedule=script.ScheduleArgs("warmup-cosine", period_steps=100),
+        rewarm=script.RewarmArgs(trigger="cusum", block=2, burn_in=5, refractory=5),
+    )  # fmt: skip
+    newest = saved(tmp_path / "r")["newest"]  # updates have not begun again
+    assert newest["mean"] == 0.0 and 45 <= len(newest["errors"]) <= 50
+
+
 FLAGS = shlex.split(
     "chain-switch --seed 7 --total-timesteps 1500 --learning-starts 100 --buffer-size 700 --exploration-steps 600 "
     "--target-network-frequency 150 --checkpoint-every 70 --log-every 50 --eval-every 300 --eval-episodes 2 "
