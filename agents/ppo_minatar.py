@@ -408,7 +408,7 @@ def refuse_blind_detector(args: Args) -> None:
         if blocks * rewarm.block >= (updates := to_updates(args, steps)):
             raise ValueError(
                 f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
-                "updates between changes (of the run, if there are none), so that the next could not be found: give less "
+                "updates between changes (of the run, if there are none), so that the next is missed: give fewer "
                 f"than {updates / rewarm.block:g} blocks, or shorter ones"
             )
 
