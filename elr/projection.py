@@ -2,7 +2,8 @@
 
 The projection is W_l <- W_l * ||W_l(0)||_F / ||W_l||_F after the optimiser step: one scalar per weight tensor, a
 convolution kernel as a whole, the output head left out, Adam's moments left alone (arXiv:2407.01800; arXiv:2507.20057,
-Eq. 2). Weights, gains and offsets are chosen by module type, never by name.
+Eq. 2). Weights, gains and offsets are chosen by module type, never by name. Two parameters of which the output ignores
+only the joint scale, as means and deviations of noisy weights, take one scalar (see `partners`).
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def scalable_weights(
 
     Chosen are nn.Linear, nn.Conv1d/2d/3d and nn.ConvTranspose1d/2d/3d with their subclasses, and nn.Embedding if asked
     for. Parameters that a module of another type owns are not weights in this sense. A tensor that several modules
-    share is returned once, under the first name.
+    share is returned once, under the first name. What a weight is scaled together with is `partners`' business.
 
     Args:
         network: its submodules are looked at, in registration order.
@@ -223,6 +224,32 @@ def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
     return weight
 
 
+def partners(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter | None]:
+    """The parameter that each weight is scaled together with, keyed as the weights; None for most of them.
+
+    A module type declares it by a class attribute, the name of that parameter: `scaled_with_weight = "weight_sigma"`
+    for noisy layers W = mu + sigma * eps, whose mu is `weight`. With a normalisation behind it the output ignores the
+    scale of (mu, sigma), but neither that of mu nor that of sigma alone.
+
+    Args:
+        network: modules with the attribute are found by the identity of their `weight`.
+        weights: as `scalable_weights` returns them.
+
+    Raises:
+        ValueError: modules that share their weight do not share its partner.
+    """
+    found: dict[int, nn.Parameter] = {}
+    for name, module in network.named_modules():
+        if declared := getattr(type(module), "scaled_with_weight", None):
+            partner = getattr(module, declared)
+            if found.setdefault(id(module.weight), partner) is not partner:
+                raise ValueError(
+                    f"{name!r} shares its weight with another module, but not its {declared!r}, so that no one scale "
+                    "suits both: share both, or untie them"
+                )
+    return {name: found.get(id(weight)) for name, weight in weights.items()}
+
+
 def gains_and_offsets(network: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter | None]]:
     """Gain and offset of every normalisation layer that has a gain, by module type, keyed by module name.
 
@@ -250,10 +277,11 @@ def check_scale_invariance(
 
         r_l = max_a ||f(aW) - f(W)|| / ||f(W') - f(W)||  <=  tolerance
 
-    so that neither a small head nor a large output bias hides a dependence. A LayerNorm with eps in front of which the
-    pre-activations have variance s^2 changes by about |1 - 1/a^2| eps / (2 s^2): with eps = 1e-5, a = 0.5 the default
-    tolerance allows s^2 down to 1.5e-3. A bias between the layer and the normalisation breaks the invariance, but
-    cannot be seen here while it is zero: leave such biases out.
+    so that neither a small head nor a large output bias hides a dependence. A weight changes together with its partner
+    (`partners`). A LayerNorm with eps in front of which the pre-activations have variance s^2 changes by about
+    |1 - 1/a^2| eps / (2 s^2): with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3. A bias between
+    the layer and the normalisation breaks the invariance, but cannot be seen here while it is zero: leave such biases
+    out.
 
     Everything is put back, also after an exception: weights and buffers bit for bit, train or eval mode of each module,
     random state. The forward passes run in eval mode (dropout off), batch and instance normalisation on the
@@ -281,25 +309,32 @@ def check_scale_invariance(
         reference = forward()
         if not reference.isfinite().all():
             raise ValueError("the output is not finite on the check inputs: give finite inputs and weights")
-        ratios = {name: _scale_dependence(forward, reference, weight, factors) for name, weight in weights.items()}
+        ratios = {}
+        for name, partner in partners(network, weights).items():
+            tensors = [weights[name]] if partner is None else [weights[name], partner]
+            ratios[name] = _scale_dependence(forward, reference, tensors, factors)
     _refuse_dependent(ratios, tolerance)
 
 
 def _scale_dependence(
-    forward: Callable[[], Tensor], reference: Tensor, weight: Tensor, factors: Sequence[float]
+    forward: Callable[[], Tensor], reference: Tensor, tensors: list[Tensor], factors: Sequence[float]
 ) -> float:
     """Return r_l of `check_scale_invariance`, or infinity if the output does not depend on the weight."""
-    original = weight.detach().clone()
+    originals = [tensor.detach().clone() for tensor in tensors]  # the weight and, if it has one, its partner
 
-    def change(replacement: Tensor) -> float:
-        weight.copy_(replacement)
+    def put(replacements: list[Tensor]) -> None:
+        for tensor, replacement in zip(tensors, replacements, strict=True):
+            tensor.copy_(replacement)
+
+    def change(replacements: list[Tensor]) -> float:
+        put(replacements)
         return float((forward() - reference).norm())
 
     try:
-        influence = change(-original.flip(tuple(range(original.ndim))))
-        scaled = max(change(original * factor) for factor in factors)
+        influence = change([-original.flip(tuple(range(original.ndim))) for original in originals])
+        scaled = max(change([original * factor for original in originals]) for factor in factors)
     finally:
-        weight.copy_(original)
+        put(originals)
     seen = influence > 1e-6 * float(reference.norm())  # below: float32 noise of the forward pass
     return scaled / influence if seen else math.inf
 
@@ -352,7 +387,9 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
 class Projection:
     """Normalize-and-Project for one network; call `step` once after every optimiser step.
 
-    Weights (every `every` updates): W_l <- W_l * rho_l / ||W_l||_F, rho_l = ||W_l(0)||_F at construction.
+    Weights (every `every` updates): W_l <- W_l * rho_l / ||W_l||_F, rho_l = ||W_l(0)||_F at construction. A weight mu
+    that has a partner sigma is rescaled with it: (mu, sigma) <- (mu, sigma) rho / sqrt(||mu||^2 + ||sigma||^2), rho the
+    joint norm at construction.
     Gains g and offsets b of normalisation layers, by policy:
 
         joint        (g, b) <- (g, b) sqrt(d) / sqrt(||g||^2 + ||b||^2)  with each projection; void without gains
@@ -399,7 +436,9 @@ class Projection:
                 "allow_scale_dependent=True"
             )
         self.weights: dict[str, nn.Parameter] = scalable_weights(network, embeddings=embeddings, heads=heads)
-        _check_dtypes(self.weights)
+        self._partners = partners(network, self.weights)
+        held = {f"{name}'s partner": partner for name, partner in self._partners.items() if partner is not None}
+        _check_dtypes({**self.weights, **held})
         self.every = every
         self.gains: GainPolicy = gains
         self.gain_strength = gain_strength
@@ -408,7 +447,7 @@ class Projection:
         self._offsets: list[Tensor | None] = [offset for _, offset in pairs]
         if gain_strength > 0.0 and not pairs:
             raise ValueError(f'gains="{gains}" has nothing to pull: the network has no normalisation layer with a gain')
-        self.norms = {name: _norm(weight) for name, weight in self.weights.items()}
+        self.norms = {name: _norm(weight, self._partners[name]) for name, weight in self.weights.items()}
         _check_norms(self.norms)
         if check_inputs is not None and not allow_scale_dependent:
             check_scale_invariance(network, check_inputs, self.weights)
@@ -418,12 +457,12 @@ class Projection:
     def _cache_lists(self) -> None:
         """What a projection rescales, and to which norms."""
         weights: list[Tensor] = list(self.weights.values())
-        partners: list[Tensor | None] = [None] * len(weights)
+        others: list[Tensor | None] = list(self._partners.values())
         self._radii = [self.norms[name] for name in self.weights]
         if self.gains == "joint":
-            weights, partners = weights + self._gains, partners + self._offsets
+            weights, others = weights + self._gains, others + self._offsets
             self._radii += [math.sqrt(gain.numel()) for gain in self._gains]
-        self._tensors, self._paired = _with_partners(weights, partners)
+        self._tensors, self._paired = _with_partners(weights, others)
         self._groups: list[tuple[float, list[NDArray[Any]]]] | None = None
         self._addresses: list[int] = []
 
@@ -482,7 +521,7 @@ class Projection:
             torch._foreach_mul_(offsets, 1.0 - pull)
 
     def state_dict(self) -> dict[str, Any]:
-        """Recorded norms by layer name and the update count."""
+        """Recorded norms by layer name, with a partner the joint one, and the update count."""
         return {"norms": dict(self.norms), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -505,8 +544,9 @@ class Projection:
         self._cache_lists()
 
 
-def _norm(weight: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
+def _norm(weight: Tensor, partner: Tensor | None) -> float:
+    tensors = [weight] if partner is None else [weight, partner]
+    return math.hypot(*(float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors))
 
 
 def _require_positive(numbers: Sequence[float]) -> None:

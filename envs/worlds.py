@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 from gymnasium.vector import VectorEnv
 
+from envs import catch
+from envs.atari import atari_env
+from envs.catch import CatchVectorEnv
+from envs.frames import FrameVectorEnv, StackFrames
 from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
 from envs.shifts import (
@@ -22,6 +26,10 @@ from envs.shifts import (
 from envs.timetables import NoChange, Timetable
 
 Kind = Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"]
+ScreenKind = Literal["none", "games", "modes", "difficulties", "actions", "pixels", "rewards", "sticky", "noise"]
+
+STACK = 4
+"""Frames that an agent sees of a game on a screen."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +58,105 @@ class World:
     def make(self) -> VectorEnv[Any, Any, Any]:
         """Build it, unseeded. Kind "none" is the bare environment of `minatar_env`."""
         permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
-        given = {"timetable": self.timetable != NoChange(), "tasks": self.tasks != 2, "values": bool(self.values)}
-        used = {"timetable": self.kind != "none", "tasks": self.kind in permuted, "values": self.kind in valued}
-        if unused := [name for name, is_given in given.items() if is_given and not used[name]]:
-            raise ValueError(f"{unused} would change nothing with kind {self.kind!r}: leave them out")
+        _refuse_unused(self, permuted, valued)
         # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
         own = 0.0 if self.kind == "sticky" else 0.1
         envs = [minatar_env(game, self.num_envs, sticky_action_prob=own) for game in self.games]
-        if len(envs) != 1 and self.kind != "games":
-            raise ValueError(f"{len(envs)} games, but kind {self.kind!r} stays in one: give one, or kind 'games'")
-        match self.kind:
-            case "none":
-                return envs[0]
-            case "games":
-                return EnvSequence(envs, self.timetable)
-            case "actions":
-                return PermuteActions(envs[0], self.timetable, self.tasks)
-            case "channels" | "pixels":
-                return PermuteObservations(envs[0], self.timetable, self.tasks, self.kind)
-            case "rewards":
-                return ScaleRewards(envs[0], self.timetable, self.values)
-            case "sticky":
-                return RepeatActions(envs[0], self.timetable, self.values)
-            case "noise":
-                return CorruptObservations(envs[0], self.timetable, self.values)
+        return _shifted(envs, self.kind, self.timetable, self.tasks, self.values)
+
+
+@dataclass(frozen=True)
+class ScreenWorld:
+    """Games seen as stacks of four grey frames, Atari or Catch: how many copies, what changes in them and when.
+
+    Raises (in `make`):
+        ValueError: as `World`; modes and difficulties need Atari, and no threads.
+    """
+
+    games: Sequence[str]
+    """environment ids, ALE/<Game>-v5 or rewarm/Catch-v0; several only for kind "games", with all 18 actions"""
+    num_envs: int = 1
+    """copies"""
+    kind: ScreenKind = "none"
+    """what changes: as for `World`, and a game's mode or difficulty; channels would be frames, and are left alone"""
+    timetable: Timetable = field(default_factory=NoChange)
+    """when"""
+    tasks: int = 2
+    """number of permutations, the identity among them (actions, pixels)"""
+    values: Sequence[float] = ()
+    """factors, probabilities, modes or difficulties, the first from the start"""
+    sticky_action_prob: float = 0.25
+    """of the games; off with kind "sticky", whose values take its place (and are drawn per step, not per frame)"""
+    noop_max: int = 0
+    """up to so many frames without action begin an episode (Atari)"""
+    threads: int = 0
+    """of ale-py's vector environment; 0: emulators in Python, which can be saved"""
+
+    def make(self) -> VectorEnv[Any, Any, Any]:
+        """Build it, unseeded."""
+        listed = ("modes", "difficulties")
+        _refuse_unused(self, ("actions", "pixels"), ("rewards", "sticky", "noise", *listed))
+        own = 0.0 if self.kind == "sticky" else self.sticky_action_prob
+        rules: dict[str, Any] = {"sticky_action_prob": own, "noop_max": self.noop_max, "threads": self.threads}
+        if self.kind == "games":
+            rules["full_action_space"] = True
+        if self.kind in listed:
+            if any(value != int(value) for value in self.values):
+                raise ValueError(f"{self.kind} are whole numbers, got {tuple(self.values)}")
+            name = "mode" if self.kind == "modes" else "difficulty"
+            each = [{name: int(value)} for value in self.values]
+            envs = [screen_env(game, self.num_envs, **rules, **more) for game in self.games for more in each]
+            if len(self.games) != 1:
+                raise ValueError(f"{len(self.games)} games, but kind {self.kind!r} stays in one: give one")
+            return StackFrames(EnvSequence(envs, self.timetable), STACK)
+        envs = [screen_env(game, self.num_envs, **rules) for game in self.games]
+        return StackFrames(_shifted(envs, self.kind, self.timetable, self.tasks, self.values), STACK)
+
+
+def _refuse_unused(world: World | ScreenWorld, permuted: tuple[str, ...], valued: tuple[str, ...]) -> None:
+    given = {"timetable": world.timetable != NoChange(), "tasks": world.tasks != 2, "values": bool(world.values)}
+    used = {"timetable": world.kind != "none", "tasks": world.kind in permuted, "values": world.kind in valued}
+    if unused := [name for name, is_given in given.items() if is_given and not used[name]]:
+        raise ValueError(f"{unused} would change nothing with kind {world.kind!r}: leave them out")
+
+
+def _shifted(
+    envs: Sequence[VectorEnv[Any, Any, Any]], kind: str, timetable: Timetable, tasks: int, values: Sequence[float]
+) -> VectorEnv[Any, Any, Any]:
+    """The environments with what changes around them."""
+    if len(envs) != 1 and kind != "games":
+        raise ValueError(f"{len(envs)} games, but kind {kind!r} stays in one: give one, or kind 'games'")
+    match kind:
+        case "none":
+            return envs[0]
+        case "games":
+            return EnvSequence(envs, timetable)
+        case "actions":
+            return PermuteActions(envs[0], timetable, tasks)
+        case "channels" | "pixels":
+            return PermuteObservations(envs[0], timetable, tasks, kind)
+        case "rewards":
+            return ScaleRewards(envs[0], timetable, values)
+        case "sticky":
+            return RepeatActions(envs[0], timetable, values)
+        case "noise":
+            return CorruptObservations(envs[0], timetable, values)
+    raise ValueError(f"kind {kind!r} is unknown")
+
+
+def screen_env(env_id: str, num_envs: int = 1, **rules: Any) -> FrameVectorEnv:
+    """Build the environment of one game in single frames: Atari, or Catch.
+
+    Raises:
+        ValueError: as `atari_env`; or a rule that Catch does not have.
+    """
+    if env_id != catch.ENV_ID:
+        return atari_env(env_id, num_envs, **rules)
+    sticky = rules.pop("sticky_action_prob", 0.25)
+    numbered = ("mode", "difficulty")  # 0 is one of them
+    if given := sorted(name for name, value in rules.items() if value or (value == 0 and name in numbered)):
+        raise ValueError(f"{env_id} knows no {', '.join(given)}: leave them out")
+    return CatchVectorEnv(num_envs, sticky_action_prob=sticky)
 
 
 def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
@@ -82,14 +165,33 @@ def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
     return (SpaceInvadersVectorEnv if arrays else MinAtarVectorEnv)(env_id, num_envs, **rules)
 
 
-def evaluation_world(world: VectorEnv[Any, Any, Any], copies: int, max_episode_steps: int) -> VectorEnv[Any, Any, Any]:
-    """Build copies of a world that stay in its present task, with a time limit; reset them with a seed of their own."""
+def evaluation_world(
+    world: VectorEnv[Any, Any, Any], copies: int, max_episode_steps: int | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """Build copies of a world that stay in its present task; reset them with a seed of their own.
 
-    def more(env: MinAtarVectorEnv) -> MinAtarVectorEnv:
+    MinAtar's get a time limit; games on a screen have theirs.
+    """
+
+    def more(env: Any) -> VectorEnv[Any, Any, Any]:
+        if isinstance(env, FrameVectorEnv):
+            return env.copies(copies)  # type: ignore[attr-defined, no-any-return]
         return minatar_env(**{**env.rules, "num_envs": copies, "max_episode_steps": max_episode_steps})
 
+    if isinstance(world, StackFrames):
+        return StackFrames(evaluation_world(world.env, copies), world._saved_kwargs["frames"])
     if isinstance(world, Shift):
         return world.pinned(more)
-    if isinstance(world, MinAtarVectorEnv):
+    if isinstance(world, MinAtarVectorEnv | FrameVectorEnv):
         return more(world)
     raise TypeError(f"{type(world).__name__} is no world of this module")
+
+
+def resumed_observation(world: VectorEnv[Any, Any, Any]) -> tuple[Any, bool]:
+    """After `load_state_dict`: the observations to go on from, and whether the episodes go on (or new ones began)."""
+    inner: Any = world
+    while not isinstance(inner, FrameVectorEnv | MinAtarVectorEnv):
+        inner = inner.env
+    if getattr(inner, "resumes_exactly", True):
+        return world.observation(), True  # type: ignore[attr-defined]
+    return world.reset()[0], False

@@ -21,7 +21,7 @@ DISTRIBUTIONS = {"ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
 MAY_IMPORT = {
     "elr": ("elr",),
     "envs": ("envs",),
-    "runs": ("runs",),
+    "runs": ("runs", "envs.worlds"),  # the benchmark of environments
     "agents": ("elr", "envs", "runs.recording"),
 }
 

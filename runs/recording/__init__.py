@@ -8,6 +8,7 @@ from runs.recording.errors import RunError
 from runs.recording.finite import NonFiniteError, describe_nonfinite, weights_and_gradients
 from runs.recording.interrupt import StopOnSignal, exit_with_one_line
 from runs.recording.layout import layout
+from runs.recording.pieces import Pieces
 from runs.recording.plain import from_plain, to_plain
 from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
@@ -17,6 +18,7 @@ from runs.recording.tags import TAGS, Tag, check_tag
 __all__ = [
     "TAGS",
     "NonFiniteError",
+    "Pieces",
     "Preset",
     "Run",
     "RunError",

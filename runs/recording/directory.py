@@ -17,6 +17,7 @@ from runs.recording.errors import RunError
 from runs.recording.files import failures_named, replace_atomically
 from runs.recording.layout import layout
 from runs.recording.lock import RunLock
+from runs.recording.pieces import Pieces
 from runs.recording.provenance import provenance
 from runs.recording.screen import EventFile
 from runs.recording.table import TABLE, ScalarTable, require_length
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, PROVENANCE, STATUS, CHECKPOINT, LOCK = "config.json", "provenance.json", "status.json", "checkpoint.pt", "lock"
+PIECES = "pieces"
 _FLUSH_SECONDS, _FLUSH_BYTES = 30.0, 1 << 20
 
 
@@ -38,10 +40,12 @@ class Run:
     Attributes:
         directory: where the files are.
         step: the latest step recorded; after `resume`, the step of the checkpoint.
+        pieces: large parts of the state, in files of their own that checkpoints name; gone when the run finishes.
     """
 
     def __init__(self, directory: Path, lock: RunLock, step: int, table_bytes: int | None = None):
         self.directory, self.step = directory, step
+        self.pieces = Pieces(directory / PIECES)
         self._lock, self._table_bytes = lock, table_bytes
         self._files: tuple[ScalarTable, EventFile] | None = None
         self._restored: dict[str, Any] | None = None
@@ -227,6 +231,7 @@ class Run:
                 table, events = self._opened_files()
                 events.file.flush(durable=True)
                 self._write_status(status, message, table_bytes=table.length())
+                self.pieces.keep_only([])  # a finished run is not resumed
 
     def _opened_files(self) -> tuple[ScalarTable, EventFile]:
         """Table and event file, opened at the first call; for a resumed run that is where its old end is cut off."""

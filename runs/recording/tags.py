@@ -50,6 +50,7 @@ TAGS: dict[str, Tag] = {
     "plasticity/logit_scale": Tag("root mean square of the logits, each input's mean removed", "1"),
     "rewarm/event": Tag("1 at the update at which the schedule was restarted", "1"),
     "rewarm/statistic": Tag("CUSUM: the sum, in standard deviations; stagnation: recent movement / largest", "1"),
+    "reset/event": Tag("1 at the step at which layers were reset", "1"),
     "shift/task": Tag("index of the task being trained on", "index"),
     "shift/boundary": Tag("1 at the step at which the task changed", "1"),
     "train/loss": Tag("loss on the training set or the latest minibatch", "loss"),

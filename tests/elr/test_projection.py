@@ -13,6 +13,7 @@ from elr.projection import (
     Projection,
     check_scale_invariance,
     gains_and_offsets,
+    partners,
     project_gains_,
     project_to_norms_,
     scalable_weights,
@@ -565,3 +566,116 @@ def test_a_projection_that_never_acts_equals_plain_training():
     _train(acting, 20, Projection(acting, gains="free", check_inputs=_inputs(32, 6)))
     assert _same(_snapshot(plain), _snapshot(held))
     assert not _same(_snapshot(plain), _snapshot(acting))  # control: an acting one does change training
+
+
+# weights with a partner
+
+
+class Noisy(nn.Linear):
+    """W = mu + sigma * eps with eps fixed: only the joint scale of `weight` and `weight_sigma` is of no account."""
+
+    scaled_with_weight = "weight_sigma"
+
+    def __init__(self, fan_in: int, fan_out: int):
+        super().__init__(fan_in, fan_out, bias=False)
+        self.weight_sigma = nn.Parameter(torch.full_like(self.weight, 0.5 / math.sqrt(fan_in)))
+        self.register_buffer("eps", torch.outer(_inputs(fan_out, seed=7), _inputs(fan_in, seed=8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight + self.weight_sigma * self.eps)
+
+
+def _noisy_mlp(norm: type[nn.Module] = nn.LayerNorm) -> nn.Sequential:
+    hidden = [Noisy(6, 16), norm(16), nn.ReLU(), nn.Linear(16, 16, bias=False), norm(16), nn.ReLU()]
+    network = nn.Sequential(*hidden, Noisy(16, 3))
+    with torch.no_grad():
+        for i, parameter in enumerate(network.parameters()):
+            parameter.copy_(_inputs(*parameter.shape, seed=i) / 4 if parameter.ndim > 1 else parameter)
+    return network
+
+
+def _joint(layer: Noisy) -> float:
+    return math.sqrt(sum(value * value for part in layer.parameters() for value in part.detach().flatten().tolist()))
+
+
+def test_partners_are_found_by_what_the_module_type_declares():
+    network = _noisy_mlp()
+    found = partners(network, scalable_weights(network))
+    assert list(found) == ["0", "3"] and found["0"] is network[0].weight_sigma and found["3"] is None
+    assert partners(network, {"other": torch.ones(2)}) == {"other": None}
+    network[3] = tied = Noisy(6, 16)
+    tied.weight = network[0].weight
+    with pytest.raises(ValueError, match="'3' shares its weight"):
+        partners(network, scalable_weights(network))
+    tied.weight_sigma = network[0].weight_sigma
+    assert partners(network, {"0": tied.weight})["0"] is tied.weight_sigma
+
+
+@pytest.mark.parametrize("gains", ["joint", "free"])
+def test_means_and_deviations_take_one_scalar(gains):
+    network = _noisy_mlp().double()
+    x, radius = _inputs(16, 6).double(), _joint(network[0])
+    projection = Projection(network, gains=gains, check_inputs=x)
+    assert projection.norms["0"] == pytest.approx(radius, rel=1e-12)
+    with torch.no_grad():
+        network[0].weight.mul_(3.0)
+        network[0].weight_sigma.add_(0.1)
+    before, output = _snapshot(network), network(x).detach()
+    scalar = radius / _joint(network[0])
+    projection.step(0.1)
+    assert 0.3 < scalar < 0.6 and _joint(network[0]) == pytest.approx(radius, rel=1e-12)
+    for name in ("0.weight", "0.weight_sigma"):
+        torch.testing.assert_close(network.state_dict()[name], before[name] * scalar, rtol=1e-12, atol=0.0)
+    for name in ("6.weight", "6.weight_sigma", "6.eps"):  # the head
+        assert torch.equal(network.state_dict()[name], before[name])
+    assert float((network(x).detach() - output).norm() / output.norm()) < 1e-4  # the eps of LayerNorm
+    with torch.no_grad():  # control: the means alone are not scale-invariant
+        network[0].weight.mul_(2.0)
+    assert float((network(x).detach() - output).norm() / output.norm()) > 0.05
+
+
+def test_on_a_device_partners_are_scaled_as_on_the_host():
+    """The path of other devices, on this one."""
+    host, device = _noisy_mlp(), _noisy_mlp()
+    for network in (host, device):
+        projection = _forced(network, gains="joint")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.7).add_(0.1)
+        if network is device:
+            scales = projection_module._scales(
+                list(torch._foreach_norm(projection._tensors)), projection._paired, projection._radii
+            )
+            with torch.no_grad():
+                torch._foreach_mul_(projection._tensors, scales + [scales[i] for i in projection._paired])
+        else:
+            projection.project_()
+    for a, b in zip(host.parameters(), device.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_scale_invariance_is_that_of_the_pair():
+    check_scale_invariance(network := _noisy_mlp(), _inputs(32, 6), scalable_weights(network))
+    before = _snapshot(network)
+    with pytest.raises(ValueError, match="depends on the scale of '0'"):  # the mean alone
+        network[0].__class__ = type("Undeclared", (Noisy,), {"scaled_with_weight": None})
+        check_scale_invariance(network, _inputs(32, 6), scalable_weights(network))
+    unnormalised = _noisy_mlp(nn.Identity)
+    with pytest.raises(ValueError, match=r"'0' \(.*'3' \("):
+        check_scale_invariance(unnormalised, _inputs(32, 6), scalable_weights(unnormalised))
+    assert _same(before, _snapshot(network)) and _same(_snapshot(unnormalised), _snapshot(_noisy_mlp(nn.Identity)))
+
+
+def test_a_coarse_partner_and_a_saved_joint_norm():
+    network = _noisy_mlp()
+    first = _forced(network)
+    second = _forced(_noisy_mlp())
+    state = first.state_dict()
+    state["norms"]["0"] = 2.0
+    second.load_state_dict(state)
+    second.project_()
+    joint = torch.cat([part.detach().flatten() for part in (second.weights["0"], second._partners["0"])]).norm()
+    assert float(joint) == pytest.approx(2.0, rel=1e-6)
+    network[0].weight_sigma = nn.Parameter(network[0].weight_sigma.detach().half())
+    with pytest.raises(ValueError, match=r"0's partner.*too coarse"):
+        _forced(network)

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
+from envs.atari import AtariVectorEnv, ThreadedAtariVectorEnv
+from envs.catch import CatchVectorEnv
+from envs.frames import StackFrames
 from envs.minatar import MinAtarVectorEnv
-from envs.shifts import EnvSequence, RepeatActions, Shift
-from envs.timetables import AtSteps, EverySteps
-from envs.worlds import World, evaluation_world
+from envs.shifts import EnvSequence, PermuteActions, RepeatActions, Shift
+from envs.timetables import AtSteps, EverySteps, NoChange
+from envs.worlds import ScreenWorld, World, evaluation_world, resumed_observation, screen_env
+from tests.envs.test_shifts import equal, play
 
 GAMES = ("MinAtar/Breakout-v0", "MinAtar/Seaquest-v0", "MinAtar/Freeway-v0")
 SETTINGS = {"rewards": (1.0, -1.0), "sticky": (0.1, 0.5), "noise": (0.0, 0.2)}
@@ -72,3 +76,214 @@ def test_refusals():
         World(GAMES[:1], 1, "rewards", EverySteps(10), tasks=3, values=(1.0, 2.0)).make()
     with pytest.raises(TypeError, match="no world"):
         evaluation_world(object(), 1, 1)
+
+
+# games on a screen
+
+BREAKOUT, PONG, CATCH = "ALE/Breakout-v5", "ALE/Pong-v5", "rewarm/Catch-v0"
+LISTED = {"rewards": (1.0, -1.0), "sticky": (0.1, 0.5), "noise": (0.0, 0.2), "modes": (0, 12), "difficulties": (0, 1)}
+CATCH_KINDS = ("actions", "pixels", "rewards", "sticky", "noise")
+KINDS = [*((CATCH, kind) for kind in CATCH_KINDS), *((BREAKOUT, kind) for kind in ("games", "modes", "sticky"))]
+
+
+def screen(game, kind, when, num_envs=2, **rules):
+    """A world of this kind; of games Breakout comes and goes with Pong."""
+    given = {"values": LISTED[kind]} if kind in LISTED else {}
+    return ScreenWorld((BREAKOUT, PONG) if kind == "games" else (game,), num_envs, kind, when, **given, **rules)
+
+
+def test_a_screen_without_a_change_is_the_stacked_game():
+    env = ScreenWorld((CATCH,), 3, sticky_action_prob=0.1).make()
+    assert type(env) is StackFrames and type(env.env) is CatchVectorEnv
+    assert env.single_observation_space.shape == (4, 84, 84)
+    assert env.env.rules == {"num_envs": 3, "sticky_action_prob": 0.1}
+    assert ScreenWorld((CATCH,)).make().env.rules == {"num_envs": 1, "sticky_action_prob": 0.25}
+    env = ScreenWorld((BREAKOUT,), sticky_action_prob=0.5, noop_max=3).make()
+    assert type(env) is StackFrames and type(env.env) is AtariVectorEnv
+    assert env.env.rules == AtariVectorEnv(BREAKOUT, sticky_action_prob=0.5, noop_max=3).rules
+    env = ScreenWorld((BREAKOUT,), 2, threads=2).make()
+    assert type(env.env) is ThreadedAtariVectorEnv and env.env.rules["threads"] == env.num_envs == 2
+
+
+@pytest.mark.parametrize(("game", "kind"), [(CATCH, kind) for kind in CATCH_KINDS] + [(PONG, "modes"), (PONG, "games")])
+def test_a_zero_shift_is_the_bare_screen_bit_for_bit(game, kind):
+    first = {"rewards": (1.0,), "sticky": (0.0,), "noise": (0.0,), "modes": (0,)}
+    given = {"values": first[kind]} if kind in first else {}
+    copies, steps = (2, 230) if game == CATCH else (1, 25)
+    env = ScreenWorld((game,), copies, kind, NoChange(), **given).make()
+    rules = {"games": {"full_action_space": True}, "sticky": {"sticky_action_prob": 0.0}}.get(kind, {})
+    bare = StackFrames(screen_env(game, copies, **rules))
+    assert isinstance(env.env, Shift)
+    ours, theirs = play(env, steps), play(bare, steps)
+    assert np.array_equal(ours[0][0], theirs[0][0]) and equal(ours[1:], theirs[1:])
+    assert game != CATCH or sum(out[3].sum() for out in ours[1:]) == 4
+
+
+@pytest.mark.parametrize(("game", "kind"), KINDS)
+def test_every_kind_on_a_screen_changes_is_saved_and_can_be_evaluated_in(game, kind):
+    """Breakout with sticky actions, no-op starts, and a change in the middle of what follows the saving."""
+    rules = {} if game == CATCH else {"noop_max": 5}
+    make = lambda: screen(game, kind, AtSteps([20, 60]), **rules).make()  # noqa: E731
+    env, other = make(), make()
+    play(env, 17)
+    assert env.env.task == 1
+    state = env.state_dict()
+    ahead = play(env, 40, seed=8, start=False)
+    assert [step for step, out in enumerate(ahead, 1) if "shift" in out[-1]] == [13] and ahead[12][3].all()
+    end = env.state_dict()
+    other.load_state_dict(state)
+    seen, goes_on = resumed_observation(other)
+    assert goes_on and np.array_equal(seen, state["stack"])
+    assert equal(ahead, play(other, 40, seed=8, start=False))
+    np.testing.assert_equal(other.state_dict(), end)
+
+    env.load_state_dict(state)
+    test = evaluation_world(env, 1)
+    assert type(test) is StackFrames and test.num_envs == 1 and type(test.env) is type(env.env)
+    assert test.single_observation_space == env.single_observation_space
+    assert not any("shift" in out[-1] for out in play(test, 40, seed=2)[1:]) and test.env.task == 1
+    for attribute in ("_order", "_factor", "_probability"):
+        if hasattr(env.env, attribute):
+            assert np.array_equal(getattr(test.env, attribute), getattr(env.env, attribute))
+
+
+@pytest.mark.parametrize("kind", ["noise", "pixels"])
+def test_a_frame_is_changed_once_and_stays_so_in_the_stacks(kind):
+    given = {"sticky_action_prob": 0.0}
+    env, bare = screen(CATCH, kind, AtSteps([40]), **given).make(), StackFrames(CatchVectorEnv(2, **given))
+    last, rng = env.reset(seed=1)[0], np.random.default_rng(0)
+    bare.reset(seed=1)
+    for step in range(1, 151):
+        actions = rng.integers(3, size=2)
+        obs, _, _, truncated, infos = env.step(actions)
+        clean = bare.step(actions)[0]
+        if step == 20:  # the change
+            clean = bare.reset()[0]
+        newest = infos["final_obs"] if truncated.all() else obs
+        assert np.array_equal(newest[:, :-1], last[:, 1:])
+        assert truncated.all() == truncated.any() == (step in (20, 130))
+        assert not truncated.any() or not obs[:, :-1].any()
+        differ = (obs != clean).mean((0, 2, 3))
+        if step < 20:
+            assert not differ.any()
+        elif kind == "noise":
+            there = obs.any((0, 2, 3))
+            assert (np.abs(differ[there] - 0.2 * 255 / 256) < 0.02).all() and not differ[~there].any()
+        else:  # where each pixel has gone is the same in every frame
+            flat, order = clean.reshape(2, 4, -1), env.env._order
+            assert np.array_equal(flat[:, :, order].reshape(obs.shape), obs) and differ[-1] > 0
+        last = obs
+
+
+@pytest.mark.parametrize(("kind", "told"), [("modes", (12, 0)), ("difficulties", (0, 1))])
+def test_modes_and_difficulties_change_in_the_emulator(kind, told):
+    env = screen(BREAKOUT, kind, EverySteps(16), 1).make()
+
+    def setting():
+        state = env.env.env._emulators[0].cloneState()
+        return state.getCurrentMode(), state.getDifficulty()
+
+    first, settings = env.reset(seed=1)[0], [setting()]
+    for step in range(1, 49):
+        obs, _, _, truncated, infos = env.step(np.array([1]))
+        if step % 16 == 0:
+            assert truncated.all() and infos["shift"]["env"]["task"] == step // 16 % 2
+            assert np.array_equal(obs, first) == (step // 16 == 2)  # the first picture shows it, and comes back
+            settings.append(setting())
+    assert settings == [(0, 0), told, (0, 0), told]
+    test = evaluation_world(env, 1)
+    test.reset(seed=5)
+    state = test.env.env._emulators[0].cloneState()
+    assert (state.getCurrentMode(), state.getDifficulty()) == told
+    assert [one.rules[{"modes": "mode"}.get(kind, "difficulty")] for one in env.env._envs] == list(LISTED[kind])
+
+
+def test_games_have_all_actions_and_follow_each_other():
+    env = screen("", "games", EverySteps(10), 1).make()
+    assert isinstance(env.env, EnvSequence) and env.single_action_space.n == 18
+    twins = [AtariVectorEnv(game, full_action_space=True) for game in (BREAKOUT, PONG)]
+    first = [twin.reset(seed=1)[0] for twin in twins]
+    obs = env.reset(seed=1)[0]
+    assert np.array_equal(obs[:, 3:], first[0]) and not obs[:, :3].any()
+    for game in (0, 1):
+        for _ in range(10):
+            actions = np.array([17])
+            obs, rewards, _, truncated, infos = env.step(actions)
+            seen, theirs, *_ = twins[game].step(actions)
+            assert np.array_equal(rewards, theirs)
+            assert np.array_equal((infos["final_obs"] if truncated.all() else obs)[:, 3:], seen)
+        assert truncated.all() and np.array_equal(obs[:, 3:], twins[1 - game].reset()[0])
+
+
+def test_a_resumed_world_says_whether_its_episodes_go_on():
+    world = World(GAMES[:1], 2, "actions", AtSteps([10])).make()
+    play(world, 7)
+    obs, goes_on = resumed_observation(world)
+    assert goes_on and np.array_equal(obs, world.observation())
+
+    make = lambda: screen(PONG, "actions", AtSteps([10]), 1, threads=1).make()  # noqa: E731
+    env, other = make(), make()
+    before = play(env, 14)[-1][0]
+    state = env.state_dict()
+    runs = []
+    for resumed in (other, env):
+        resumed.load_state_dict(state)
+        obs, goes_on = resumed_observation(resumed)
+        assert not goes_on and not np.array_equal(obs, before)
+        assert not obs[:, :3].any() and obs[:, 3].any() and np.array_equal(obs, resumed.observation())
+        assert resumed.env.task == 1 and resumed.env.steps == 14  # the world is where it was
+        runs.append(play(resumed, 10, seed=4, start=False))
+    assert equal(*runs) and np.array_equal(runs[0][0][0][:, 2], obs[:, 3])
+
+
+def test_evaluation_on_a_screen():
+    bare = ScreenWorld((CATCH,), 2).make()
+    test = evaluation_world(bare, 3, max_episode_steps=7)  # games on a screen have their own limit
+    twin = StackFrames(CatchVectorEnv(3), 4)
+    assert equal(play(test, 115), play(twin, 115))
+    assert evaluation_world(StackFrames(CatchVectorEnv(2), 3), 1).single_observation_space.shape[0] == 3
+    assert type(evaluation_world(CatchVectorEnv(2), 3)) is CatchVectorEnv
+    threaded = evaluation_world(ScreenWorld((PONG,), 1, threads=2).make(), 2)
+    assert type(threaded.env) is ThreadedAtariVectorEnv and threaded.env.rules["threads"] == threaded.num_envs == 2
+
+
+def test_sticky_on_a_screen_is_all_there_is_of_it():
+    for game in (CATCH, PONG):
+        env = ScreenWorld((game,), 1, "sticky", AtSteps([10]), values=(0.3, 0.6)).make()
+        assert isinstance(env.env, RepeatActions) and env.env.env.rules["sticky_action_prob"] == 0.0
+    env = ScreenWorld((CATCH,), 1, "actions", AtSteps([10]), tasks=3).make()
+    assert isinstance(env.env, PermuteActions) and env.env.tasks == 3
+
+
+@pytest.mark.parametrize(
+    ("world", "told"),
+    [
+        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 5)), r"no mode 5: there are \[0, 4, 8"),
+        (
+            ScreenWorld((BREAKOUT,), 1, "difficulties", EverySteps(9), values=(0, 3)),
+            r"no difficulty 3: there are \[0, 1",
+        ),
+        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4), threads=1), "no mode: use threads=0"),
+        (
+            ScreenWorld((BREAKOUT,), 1, "difficulties", EverySteps(9), values=(0, 1), threads=1),
+            "no difficulty: use threads=0",
+        ),
+        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4.5)), "modes are whole numbers"),
+        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9)), "at least one environment"),
+        (ScreenWorld((BREAKOUT, PONG), 1, "difficulties", EverySteps(9), values=(0, 1)), "2 games, but kind 'diff"),
+        (ScreenWorld((BREAKOUT, PONG)), "2 games, but kind 'none'"),
+        (ScreenWorld((CATCH,), 1, "modes", EverySteps(9), values=(0, 1)), "Catch-v0 knows no mode"),
+        (ScreenWorld((CATCH,), 1, "difficulties", EverySteps(9), values=(1, 0)), "Catch-v0 knows no difficulty"),
+        (ScreenWorld((CATCH, CATCH), 1, "games", EverySteps(9)), "Catch-v0 knows no full_action_space"),
+        (ScreenWorld((CATCH,), noop_max=3, threads=2), "Catch-v0 knows no noop_max, threads"),
+        (ScreenWorld((CATCH,), 1, "flavour"), "kind 'flavour' is unknown"),
+        (ScreenWorld((CATCH,), 1, "channels", EverySteps(9)), "1 things have 1 permutations"),
+        (ScreenWorld((CATCH,), timetable=EverySteps(9)), r"\['timetable'\] would change nothing"),
+        (ScreenWorld((CATCH,), 1, "noise", EverySteps(9), 3, (0.0, 0.1)), r"\['tasks'\] would change nothing"),
+        (ScreenWorld((CATCH,), 1, "pixels", EverySteps(9), values=(1.0,)), r"\['values'\] would change nothing"),
+        (ScreenWorld(("ALE/Brekout-v5",)), "is no Atari game"),
+    ],
+)
+def test_refusals_on_a_screen(world, told):
+    with pytest.raises(ValueError, match=told):
+        world.make()

@@ -1,0 +1,415 @@
+"""Atari games as Gymnasium vector environments of single frames, on ale-py (GPL-2, imported; the ROMs come with it).
+
+Two classes play the same games alike under the same seeds:
+
+* `AtariVectorEnv`: one emulator after the other, in Python. Its state can be saved, emulator and random stream
+  included, so that a killed run resumes exactly; and games have their modes and difficulties.
+* `ThreadedAtariVectorEnv`: ale-py's own vector environment, in C++ with threads: faster from a few copies on. It cannot
+  be saved: a resumed run starts new episodes.
+
+A step is one decision, repeated for 4 frames; the frame seen is the maximum of the last two, in grey, resized to
+84 x 84 by area. The defaults are the protocol of Machado et al. (2018, arXiv:1709.06009): sticky actions with
+probability 0.25 (drawn in every frame), no signal of lost lives, episodes cut after 108,000 frames. Lost lives are told
+in `infos["life_lost"]` for who wants the older protocol; the game always goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from envs.frames import SIZE, FrameVectorEnv
+
+FRAME_SKIP = 4
+"""Frames per step, in which the action is repeated."""
+
+MAX_FRAMES = 108_000
+"""Frames of the longest episode, half an hour of play."""
+
+_Played = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
+class _Atari(FrameVectorEnv):
+    """What both classes share: arguments, actions, and when a life was lost."""
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        sticky_action_prob: float,
+        full_action_space: bool,
+        noop_max: int,
+        max_episode_frames: int,
+        **more: Any,
+    ) -> None:
+        if not 0.0 <= sticky_action_prob <= 1.0:
+            raise ValueError(f"sticky_action_prob is a probability in [0, 1], got {sticky_action_prob}")
+        if noop_max < 0 or max_episode_frames < FRAME_SKIP:
+            raise ValueError(
+                f"noop_max {noop_max} and max_episode_frames {max_episode_frames}: give at least 0 and {FRAME_SKIP}"
+            )
+        self._config: dict[str, Any] = {
+            "env_id": env_id,
+            "num_envs": num_envs,
+            "sticky_action_prob": float(sticky_action_prob),
+            "full_action_space": bool(full_action_space),
+            "noop_max": noop_max,
+            "max_episode_frames": max_episode_frames,
+            **more,
+        }
+        # Every instance would greet on stderr.
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self._rom = rom(env_id)
+        emulator = self._emulator()
+        legal = emulator.getLegalActionSet() if full_action_space else emulator.getMinimalActionSet()
+        super().__init__(num_envs, len(legal))
+        self._action_set, self._lives = legal, np.zeros(num_envs, dtype=np.int64)
+
+    def _emulator(self, seed: int = 0) -> ale_py.ALEInterface:
+        """One loaded game."""
+        emulator = ale_py.ALEInterface()
+        emulator.setInt("random_seed", seed)
+        emulator.setFloat("repeat_action_probability", self._config["sticky_action_prob"])
+        emulator.setInt("max_num_frames_per_episode", self._config["max_episode_frames"])
+        emulator.loadROM(self._rom)
+        return emulator
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The arguments that it was built with, by name."""
+        return dict(self._config)
+
+    def copies(self, num_envs: int) -> _Atari:
+        """Return another environment of the same game and rules, with so many copies."""
+        return type(self)(**{**self.rules, "num_envs": num_envs})
+
+    def _require_own(self, state: dict[str, Any]) -> None:
+        if state.get("config") != self._config:
+            raise ValueError(f"this state is of an environment built with {state.get('config')}, not {self._config}")
+
+    def _life_lost(self, lives: NDArray[np.int64], ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Where a game goes on with fewer lives than before the step; the lives are those after restarts."""
+        lost: NDArray[np.bool_] = (lives < self._lives) & ~ended
+        self._lives = lives
+        return lost
+
+
+class AtariVectorEnv(_Atari):
+    """N copies of one Atari game, played one after the other, whose state can be saved.
+
+    Args:
+        env_id: "ALE/<Game>-v5".
+        num_envs: N.
+        sticky_action_prob: probability that the emulator repeats its previous action in a frame.
+        full_action_space: all 18 actions, or those that the game uses.
+        noop_max: up to so many frames without action, drawn anew, begin an episode; 0 for none.
+        max_episode_frames: longer episodes are truncated.
+        mode: one of the game's modes; None for the emulator's choice, the first.
+        difficulty: one of the game's difficulties; None for the emulator's choice, 0.
+    Raises:
+        ValueError: unknown game, mode or difficulty, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        *,
+        sticky_action_prob: float = 0.25,
+        full_action_space: bool = False,
+        noop_max: int = 0,
+        max_episode_frames: int = MAX_FRAMES,
+        mode: int | None = None,
+        difficulty: int | None = None,
+    ) -> None:
+        super().__init__(
+            env_id,
+            num_envs,
+            sticky_action_prob=sticky_action_prob,
+            full_action_space=full_action_space,
+            noop_max=noop_max,
+            max_episode_frames=max_episode_frames,
+            mode=mode,
+            difficulty=difficulty,
+        )
+        self._emulators = [self._emulator(seed) for seed in range(num_envs)]
+        for name, asked, there in (
+            ("mode", mode, self._emulators[0].getAvailableModes()),
+            ("difficulty", difficulty, self._emulators[0].getAvailableDifficulties()),
+        ):
+            if asked is not None and asked not in there:
+                raise ValueError(f"{env_id} has no {name} {asked}: there are {list(there)}")
+        self._noops = [np.random.default_rng(i) for i in range(num_envs)]
+        # The emulator's state leaves out the action executed last, which a sticky action repeats. It is none after a
+        # reset: an episode is saved as its start and the actions since.
+        self._starts: list[NDArray[np.uint8]] = [_saved_emulator(emulator) for emulator in self._emulators]
+        self._played: list[list[int]] = [[] for _ in range(num_envs)]
+        height, width = self._emulators[0].getScreenDims()
+        self._screens = np.zeros((2, height, width), dtype=np.uint8)
+
+    def _begin(self, seeds: list[int] | None) -> NDArray[np.uint8]:
+        if seeds is not None:
+            self._emulators = [self._emulator(seed) for seed in seeds]
+            self._noops = [np.random.default_rng(seed) for seed in seeds]
+        frames = np.stack([self._restart(i) for i in range(self.num_envs)])
+        self._lives = self._lives_now()
+        return frames
+
+    def _restart(self, i: int) -> NDArray[np.uint8]:
+        """Start an episode of copy i; return its first frame."""
+        emulator = self._emulators[i]
+        if self._config["mode"] is not None:
+            emulator.setMode(self._config["mode"])
+        if self._config["difficulty"] is not None:
+            emulator.setDifficulty(self._config["difficulty"])
+        emulator.reset_game()
+        if self._config["noop_max"]:
+            for _ in range(int(self._noops[i].integers(1, self._config["noop_max"], endpoint=True))):
+                emulator.act(0)
+                if emulator.game_over():
+                    emulator.reset_game()
+        self._starts[i], self._played[i] = _saved_emulator(emulator), []
+        emulator.getScreenGrayscale(self._screens[0])
+        return area_resize(self._screens[0])
+
+    def _play(self, actions: NDArray[np.int64]) -> _Played:
+        n = self.num_envs
+        final, rewards = np.empty((n, SIZE, SIZE), dtype=np.uint8), np.zeros(n)
+        terminated, truncated = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
+        for i, (emulator, action) in enumerate(zip(self._emulators, actions.tolist(), strict=True)):
+            self._played[i].append(action)
+            final[i], rewards[i] = self._repeat(emulator, self._action_set[action])
+            terminated[i] = emulator.game_over(with_truncation=False)
+            truncated[i] = emulator.game_truncated() and not terminated[i]  # the game's own end wins
+        frames, ended = final.copy(), terminated | truncated
+        for i in np.flatnonzero(ended).tolist():
+            frames[i] = self._restart(i)
+        return frames, final, rewards, terminated, truncated, self._life_lost(self._lives_now(), ended)
+
+    def _repeat(self, emulator: ale_py.ALEInterface, action: ale_py.Action) -> tuple[NDArray[np.uint8], float]:
+        """The action for 4 frames, or until the episode ends: the frame seen, and the reward."""
+        reward, seen = 0, 0
+        for k in range(FRAME_SKIP):
+            reward += emulator.act(action)
+            over = emulator.game_over()
+            if over or k >= FRAME_SKIP - 2:
+                emulator.getScreenGrayscale(self._screens[seen])
+                seen += 1
+            if over:
+                break
+        return area_resize(self._screens[:seen].max(0)), float(reward)
+
+    def _lives_now(self) -> NDArray[np.int64]:
+        return np.array([emulator.lives() for emulator in self._emulators])
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Draw copy 0 as on the television, uint8 [210, 160, 3]."""
+        screen: NDArray[np.uint8] = self._emulators[0].getScreenRGB()
+        return screen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides what happens next, as a copy: emulators and random streams included."""
+        return {
+            "config": dict(self._config),
+            "starts": [start.copy() for start in self._starts],
+            "played": [np.array(actions, dtype=np.uint8) for actions in self._played],
+            "noops": [rng.bit_generator.state for rng in self._noops],
+            "lives": self._lives.copy(),
+            **self._statistics(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken; the running episodes are played again up to there.
+
+        Raises:
+            ValueError: the state is of an environment built with other arguments. Nothing has been changed then.
+        """
+        self._require_own(state)
+        for i, (start, played) in enumerate(zip(state["starts"], state["played"], strict=True)):
+            emulator = self._emulators[i]
+            emulator.reset_game()  # the action executed last is none, as at the start
+            emulator.restoreState(ale_py.ALEState(start.tobytes()))
+            for action in played.tolist():
+                for _ in range(FRAME_SKIP):
+                    emulator.act(self._action_set[action])
+            self._starts[i], self._played[i] = start.copy(), played.tolist()
+        for rng, saved in zip(self._noops, state["noops"], strict=True):
+            rng.bit_generator.state = saved
+        self._lives = state["lives"].copy()
+        self._load_statistics(state)
+
+
+def _saved_emulator(emulator: ale_py.ALEInterface) -> NDArray[np.uint8]:
+    """An emulator's state, its random stream included."""
+    return np.frombuffer(emulator.cloneState(include_rng=True).serialize(), dtype=np.uint8).copy()
+
+
+class ThreadedAtariVectorEnv(_Atari):
+    """N copies of one Atari game in ale-py's C++ vector environment: as `AtariVectorEnv`, without saving and modes.
+
+    Without no-op starts (their number is drawn otherwise in C++) it plays bit for bit as `AtariVectorEnv`, whatever the
+    number of threads, but for one frame: the newest of `final_obs` lacks, in ale-py 0.12, the screen on which the
+    episode ended. It is that of the step before, with the third screen of the last step where that had four.
+
+    Args:
+        threads: of the emulators, at least 1.
+        others: as for `AtariVectorEnv`.
+    """
+
+    resumes_exactly = False
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        sticky_action_prob: float = 0.25,
+        full_action_space: bool = False,
+        noop_max: int = 0,
+        max_episode_frames: int = MAX_FRAMES,
+        threads: int = 1,
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        super().__init__(
+            env_id,
+            num_envs,
+            sticky_action_prob=sticky_action_prob,
+            full_action_space=full_action_space,
+            noop_max=noop_max,
+            max_episode_frames=max_episode_frames,
+            threads=threads,
+        )
+        self._env = ale_py.AtariVectorEnv(
+            self._rom.stem,
+            num_envs,
+            num_threads=threads,
+            max_num_frames_per_episode=max_episode_frames,
+            repeat_action_probability=sticky_action_prob,
+            full_action_space=full_action_space,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=SIZE,
+            img_width=SIZE,
+            stack_num=1,
+            frameskip=FRAME_SKIP,
+            noop_max=noop_max,
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        self._seeds: list[int] | None = None
+        self._resumptions = 0
+
+    def _begin(self, seeds: list[int] | None) -> NDArray[np.uint8]:
+        if seeds is not None:
+            self._seeds, self._resumptions = seeds, 0
+        obs, infos = self._env.reset(seed=None if seeds is None else np.array(seeds))
+        self._lives = infos["lives"].astype(np.int64)
+        return np.array(obs[:, 0])
+
+    def _play(self, actions: NDArray[np.int64]) -> _Played:
+        obs, rewards, terminated, truncated, infos = self._env.step(actions.astype(np.int64, copy=False))
+        terminated, truncated = np.array(terminated), np.array(truncated)
+        truncated &= ~terminated
+        frames, ended = np.array(obs[:, 0]), terminated | truncated
+        final = frames.copy()
+        if ended.any():
+            final[ended] = infos["final_obs"][ended, 0]
+        lost = self._life_lost(infos["lives"].astype(np.int64), ended)
+        return frames, final, rewards.astype(np.float64), terminated, truncated, lost
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is: arguments, seeds, and how often it was resumed. The emulators cannot be saved."""
+        return {
+            "config": dict(self._config),
+            "seeds": None if self._seeds is None else list(self._seeds),
+            "resumptions": self._resumptions,
+            **self._statistics(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin new episodes, with streams that follow from the seeds and the number of resumptions.
+
+        Raises:
+            ValueError: the state is of an environment built with other arguments.
+        """
+        self._require_own(state)
+        if state["seeds"] is None:
+            raise ValueError("this state is of an environment that was never seeded: reset(seed=...) it before saving")
+        again = state["resumptions"] + 1
+        fresh = [int(np.random.SeedSequence([seed, again]).generate_state(1)[0]) >> 1 for seed in state["seeds"]]
+        self._frames = self._begin(fresh)
+        self._seeds, self._resumptions = list(state["seeds"]), again
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+
+def atari_env(env_id: str, num_envs: int = 1, *, threads: int = 0, **rules: Any) -> _Atari:
+    """Build a `ThreadedAtariVectorEnv` with so many threads, or with 0 an `AtariVectorEnv`.
+
+    Raises:
+        ValueError: as the classes do; a mode or difficulty with threads, whose class has none.
+    """
+    if not threads:
+        return AtariVectorEnv(env_id, num_envs, **rules)
+    if unknown := [name for name in ("mode", "difficulty") if rules.pop(name, None) is not None]:
+        raise ValueError(f"ale-py's vector environment knows no {unknown[0]}: use threads=0")
+    return ThreadedAtariVectorEnv(env_id, num_envs, threads=threads, **rules)
+
+
+def rom(env_id: str) -> Path:
+    """The game's file in the ale-py package.
+
+    Raises:
+        ValueError: there is no such game; near names are told.
+    """
+    spec = gymnasium.registry.get(env_id)
+    if spec is None or not env_id.startswith("ALE/"):
+        known = sorted(name for name in gymnasium.registry if name.startswith("ALE/") and name.endswith("-v5"))
+        near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
+        raise ValueError(f"{env_id!r} is no Atari game: ids are ALE/<Game>-v5{f'; near: {near}' if near else ''}")
+    return Path(str(ale_py.roms.get_rom_path(spec.kwargs["game"])))
+
+
+@cache
+def _taps(size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+    """For each of 84 cells of an axis of `size` pixels: its pixels, in order, and the share that each has of it."""
+    scale = size / SIZE
+    cells = []
+    for cell in range(SIZE):
+        low, high = cell * scale, (cell + 1) * scale
+        pixels = range(math.floor(low), min(math.ceil(high - 1e-9), size))
+        cells.append([(p, (min(high, p + 1) - max(low, p)) / scale) for p in pixels])
+    most = max(map(len, cells))
+    cells = [cell + [(cell[-1][0], 0.0)] * (most - len(cell)) for cell in cells]
+    return (
+        [np.array([cell[k][0] for cell in cells]) for k in range(most)],
+        [np.array([cell[k][1] for cell in cells], dtype=np.float32) for k in range(most)],
+    )
+
+
+def area_resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize [H, W] to [84, 84]: each cell is the mean of the area that it covers, rounded half to even.
+
+    Summed in float32 along rows first and pixel by pixel, as OpenCV's INTER_AREA does, so that ties round alike:
+    the result equals that of ale-py's vector environment, which uses it.
+    """
+    pixels = image.astype(np.float32)
+    places, shares = _taps(image.shape[1])
+    rows = pixels[:, places[0]] * shares[0]
+    for place, share in zip(places[1:], shares[1:], strict=True):
+        rows += pixels[:, place] * share
+    places, shares = _taps(image.shape[0])
+    cells = rows[places[0]] * shares[0][:, None]
+    for place, share in zip(places[1:], shares[1:], strict=True):
+        cells += rows[place] * share[:, None]
+    resized: NDArray[np.uint8] = np.rint(cells).astype(np.uint8)
+    return resized

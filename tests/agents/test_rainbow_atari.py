@@ -1,0 +1,1069 @@
+"""The shipped Rainbow: its parts against literal references, then the script; learning is in test_catch_learning.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import rainbow_atari as script
+from agents.rainbow_atari import (
+    HEADS,
+    PRESETS,
+    Args,
+    Gradient,
+    NapArgs,
+    NoisyLinear,
+    Priorities,
+    ProbeArgs,
+    QNetwork,
+    ReplayMemory,
+    ResetArgs,
+    RewarmArgs,
+    ScheduleArgs,
+    ShiftArgs,
+    SumTree,
+    SwitchArgs,
+    categorical_projection,
+    cross_entropies,
+    double_q_target,
+    draw_noise_,
+    dueling,
+    expected_returns,
+    only_states,
+)
+from elr.projection import Projection, check_scale_invariance, partners, scalable_weights
+from envs.worlds import ScreenWorld
+from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from tests.agents import scripts
+from tests.agents.scripts import assert_same
+
+SUPPORT = torch.linspace(-10, 10, 51, dtype=torch.float64)
+
+
+def everything_valid(slots: np.ndarray) -> np.ndarray:
+    return np.ones(len(slots), dtype=bool)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(rng(seed).standard_normal(shape))
+
+
+def make_network(normalised: bool = True, actions: int = 3, seed: int = 0) -> QNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return QNetwork(actions, SUPPORT.float(), 0.1, normalised)
+
+
+def frames(batch: int, seed: int = 0) -> np.ndarray:
+    return rng(seed).integers(256, size=(batch, 4, 84, 84), dtype=np.uint8)
+
+
+# noisy layers
+
+
+def noisy_layer(bias: bool = True, in_features: int = 7, out_features: int = 5) -> NoisyLinear:
+    layer = NoisyLinear(in_features, out_features, bias, 0.5).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(layer.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=i))
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_noisy_layer_is_the_literal_sum(bias):
+    layer, x = noisy_layer(bias), normal(3, 7, seed=9)
+    draw_noise_(layer, rng(4))
+    eps = rng(4).standard_normal(12, dtype=np.float32)
+    f = [math.copysign(math.sqrt(abs(float(e))), float(e)) for e in eps]
+    with torch.no_grad():
+        y, y_mean = layer(x), layer.eval()(x)
+    mu, sigma = layer.weight.tolist(), layer.weight_sigma.tolist()
+    for b in range(3):
+        for j in range(5):
+            literal = mean = 0.0
+            for i in range(7):
+                literal += (mu[j][i] + sigma[j][i] * f[7 + j] * f[i]) * float(x[b, i])
+                mean += mu[j][i] * float(x[b, i])
+            if bias:
+                literal += layer.bias[j].item() + layer.bias_sigma[j].item() * f[7 + j]
+                mean += layer.bias[j].item()
+            assert float(y[b, j]) == pytest.approx(literal, rel=1e-5)  # the noise is float32
+            assert float(y_mean[b, j]) == pytest.approx(mean, rel=1e-12)
+
+
+def test_noise_has_rank_one_and_the_moments_of_its_definition():
+    layer = noisy_layer()
+    draw_noise_(layer, rng(1))
+    with torch.no_grad():
+        weights = layer(torch.eye(7, dtype=torch.float64)) - layer(torch.zeros(1, 7, dtype=torch.float64))
+        noise = (weights.T - layer.weight) / layer.weight_sigma
+    singular = torch.linalg.svdvals(noise)
+    assert singular[0] > 1 and singular[1] < 1e-12 * singular[0]
+    wide = NoisyLinear(50_000, 1, True, 0.1)
+    draw_noise_(wide, rng(2))
+    f = wide.noise_in.double()
+    # f^2 = |eps| and f^4 = eps^2: means sqrt(2/pi) and 1, and 5 standard errors of n = 50,000
+    assert abs(float(f.mean())) < 5 * math.sqrt(math.sqrt(2 / math.pi) / 50_000)
+    assert float(f.square().mean()) == pytest.approx(math.sqrt(2 / math.pi), abs=5 * math.sqrt((1 - 2 / math.pi) / 5e4))
+    assert float((f**4).mean()) == pytest.approx(1.0, abs=5 * math.sqrt(2 / 5e4))
+
+
+def test_noise_comes_from_its_generator_alone_and_is_new_at_each_draw():
+    network = make_network()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    stream, seen = rng(3), []
+    for _ in range(2):
+        draw_noise_(network, stream)
+        seen.append(network.value_hidden.noise_in.clone())
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+    assert not torch.equal(*seen)
+    other = make_network()
+    draw_noise_(other, rng(3))
+    assert torch.equal(other.value_hidden.noise_in, seen[0])
+    layers = [network.value_hidden, network.value, network.advantage_hidden, network.advantage]
+    noise = torch.cat([part for layer in layers for part in (layer.noise_in, layer.noise_out)])
+    assert len(noise) == 2 * (3136 + 512) + (512 + 51) + (512 + 3 * 51)
+    assert len(noise.unique()) > len(noise) - 10  # no two layers share theirs
+    assert not any("noise" in name for name in network.state_dict())
+
+
+def test_means_and_deviations_begin_as_specified():
+    layer = make_network().value_hidden
+    assert layer.bias is None and layer.bias_sigma is None
+    mu, bound = layer.weight.detach().double(), 1 / math.sqrt(3136)
+    assert float(mu.abs().max()) <= bound
+    assert float(mu.square().mean()) == pytest.approx(bound**2 / 3, rel=0.01)
+    assert torch.all(layer.weight_sigma == torch.tensor(0.1 / math.sqrt(3136)))
+    head = make_network().value
+    assert torch.all(head.bias_sigma == torch.tensor(0.1 / math.sqrt(512))) and head.bias.abs().max() <= 512**-0.5
+
+
+def test_deviations_learn_and_noise_does_not():
+    layer, x = noisy_layer(), normal(4, 7, seed=3)
+    draw_noise_(layer, rng(5))
+    layer(x).sum().backward()
+    outer = torch.outer(layer.noise_out, layer.noise_in)
+    torch.testing.assert_close(layer.weight_sigma.grad, layer.weight.grad * outer)
+    torch.testing.assert_close(layer.bias_sigma.grad, 4 * layer.noise_out)
+    assert not layer.noise_in.requires_grad
+
+
+# the network
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_network_is_dueling_over_atoms(normalised):
+    network = make_network(normalised)
+    draw_noise_(network, rng(0))
+    obs = torch.from_numpy(frames(2))
+    with torch.no_grad():
+        logits, q = network.logits(obs), network(obs)
+        head_inputs = []
+        for head in (network.value, network.advantage):
+            handle = head.register_forward_hook(lambda _, __, y: head_inputs.append(y.double()))
+            network(obs)
+            handle.remove()
+    value, advantage = head_inputs
+    for b in range(2):
+        for j in range(51):
+            column = [float(advantage[b, 51 * a + j]) for a in range(3)]
+            for a in range(3):
+                literal = float(value[b, j]) + column[a] - sum(column) / 3
+                assert float(logits[b, a, j]) == pytest.approx(literal, abs=1e-5)
+        for a in range(3):
+            weights = [math.exp(float(x)) for x in logits[b, a]]
+            literal = sum(w * float(z) for w, z in zip(weights, SUPPORT, strict=True)) / sum(weights)
+            assert float(q[b, a]) == pytest.approx(literal, abs=1e-4)
+
+
+def test_pixels_reach_the_first_convolution_between_zero_and_one():
+    network, seen = make_network(), []
+    network.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(torch.tensor([0, 51, 255], dtype=torch.uint8).repeat(4 * 84 * 28).view(1, 4, 84, 84))
+    assert seen[0].unique().tolist() == pytest.approx([0, 0.2, 1], rel=1e-6) and seen[0].dtype == torch.float32
+
+
+def test_a_constant_advantage_says_nothing():
+    value, advantage = normal(2, 51), normal(2, 4, 51, seed=1)
+    torch.testing.assert_close(dueling(value, advantage + 7 * value[:, None]), dueling(value, advantage))
+    torch.testing.assert_close(dueling(value, advantage).mean(1), value)
+
+
+def test_plain_and_normalised_differ_in_norms_and_biases_only():
+    plain, normalised = make_network(False), make_network(True)
+    hidden = ["conv1", "conv2", "conv3", "value_hidden", "advantage_hidden"]
+    for name in hidden:
+        assert normalised.get_submodule(name).bias is None and plain.get_submodule(name).bias is not None
+    norms = [m for m in normalised.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 5 and not any(isinstance(m, nn.LayerNorm) for m in plain.modules())
+    shapes = lambda n: {k: v.shape for k, v in n.state_dict().items() if "weight" in k and "norm" not in k}  # noqa: E731
+    assert shapes(plain) == shapes(normalised)
+
+
+# the distributional update
+
+
+def literal_projection(z: list[float], reward: float, discount: float, p: list[float]) -> list[float]:
+    """Bellemare et al. 2017, Algorithm 1."""
+    spacing = (z[-1] - z[0]) / (len(z) - 1)
+    m = [0.0] * len(z)
+    for z_j, p_j in zip(z, p, strict=True):
+        b = (min(max(reward + discount * z_j, z[0]), z[-1]) - z[0]) / spacing
+        b = round(b) if abs(b - round(b)) < 1e-9 else b
+        low, high = math.floor(b), math.ceil(b)
+        if low == high:
+            m[low] += p_j
+        else:
+            m[low] += p_j * (high - b)
+            m[high] += p_j * (b - low)
+    return m
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_projection_equals_the_literal_loop(dtype):
+    returns = torch.cat([normal(60) * 4, torch.tensor([0.0, 0.4, -2.8, 10.0, -10.0, 25.0, -25.0, 3.0])]).to(dtype)
+    discounts = torch.tensor([0.99**3, 0.99, 0.0, 1.0] * 17).to(dtype)
+    p = (normal(68, 51, seed=1) * 2).softmax(1).to(dtype)
+    projected = categorical_projection(SUPPORT.to(dtype), returns, discounts, p)
+    literal = [
+        literal_projection(SUPPORT.tolist(), *row)
+        for row in zip(returns.tolist(), discounts.tolist(), p.tolist(), strict=True)
+    ]
+    accurate = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(projected.double(), torch.tensor(literal, dtype=torch.float64), rtol=0, atol=accurate)
+    torch.testing.assert_close(projected.sum(1), torch.ones(68, dtype=dtype), rtol=0, atol=accurate)
+
+
+def one_at(atom: int) -> Tensor:
+    return nn.functional.one_hot(torch.tensor([atom]), 51).double()
+
+
+@pytest.mark.parametrize(
+    ("reward", "discount", "atom", "expected"),
+    [
+        (0.0, 1.0, 17, {17: 1.0}),  # stays where it is
+        (0.4, 1.0, 17, {18: 1.0}),  # exactly one atom on
+        (0.1, 1.0, 17, {17: 0.75, 18: 0.25}),
+        (-0.3, 1.0, 17, {16: 0.75, 17: 0.25}),
+        (1.0, 1.0, 50, {50: 1.0}),  # beyond both ends
+        (-1.0, 1.0, 0, {0: 1.0}),
+        (100.0, 0.0, 3, {50: 1.0}),
+        (-100.0, 0.0, 3, {0: 1.0}),
+        (9.9, 0.0, 3, {49: 0.25, 50: 0.75}),  # beside an end
+        (-9.7, 0.0, 3, {0: 0.25, 1: 0.75}),
+        (1.0, 0.0, 3, {27: 0.5, 28: 0.5}),  # terminated: the reward, whatever was expected
+        (0.0, 0.5, 35, {30: 1.0}),  # half of 4 is 2
+        (1.0, 0.5, 35, {32: 0.5, 33: 0.5}),  # 1 + 2 = 3
+    ],
+)
+def test_projection_by_hand(reward, discount, atom, expected):
+    returns, discounts = (torch.tensor([number], dtype=torch.float64) for number in (reward, discount))
+    projected = categorical_projection(SUPPORT, returns, discounts, one_at(atom))[0]
+    wanted = torch.zeros(51, dtype=torch.float64)
+    for index, share in expected.items():
+        wanted[index] = share
+    torch.testing.assert_close(projected, wanted, rtol=0, atol=1e-12)
+
+
+def test_projection_keeps_the_mean_within_the_support():
+    returns, p = normal(40).clamp(-1, 1), (normal(40, 51, seed=2) * 3).softmax(1)
+    discounts = torch.full((40,), 0.9).double()
+    projected = categorical_projection(SUPPORT, returns, discounts, p)
+    torch.testing.assert_close(projected @ SUPPORT, returns + discounts * (p @ SUPPORT))
+
+
+def test_the_online_network_chooses_and_the_target_network_values():
+    """Two actions, three atoms -1, 0, 1; n-step return 0.5 with what gamma = 0.5 leaves of three steps."""
+    z = torch.tensor([-1.0, 0.0, 1.0]).double()
+    p = torch.tensor([[0.1, 0.1, 0.8], [0.5, 0.25, 0.25]]).double()  # the target network prefers action 0
+    next_q = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]).double()  # the online one action 1, 0, 0
+    returns, discounts = torch.tensor([0.5, 0.5, 0.5]).double(), torch.tensor([0.125, 0.125, 0.0]).double()
+    target = double_q_target(z, returns, discounts, next_q, p.log().expand(3, 2, 3))
+    # Atoms land at 0.375, 0.5, 0.625: between 0 and 1. Of 1, the mean is 0.5 + 0.125 * mean.
+    for row, share in enumerate([0.5 + 0.125 * -0.25, 0.5 + 0.125 * 0.7, 0.5]):
+        torch.testing.assert_close(target[row], torch.tensor([0.0, 1 - share, share]).double())
+
+
+def test_cross_entropy_and_its_gradient_by_formula():
+    """d / d logit = w / B (p - m) of the action taken, 0 of the others."""
+    logits = normal(4, 3, 51).requires_grad_()
+    target, actions, weights = normal(4, 51, seed=1).softmax(1), torch.tensor([2, 0, 1, 1]), normal(4, seed=2).abs()
+    losses = cross_entropies(logits, actions, target)
+    (losses * weights).mean().backward()
+    for b, a in enumerate(actions.tolist()):
+        total = sum(math.exp(x) for x in logits[b, a].tolist())
+        p = [math.exp(x) / total for x in logits[b, a].tolist()]
+        assert losses[b].item() == pytest.approx(
+            -sum(m * math.log(q) for m, q in zip(target[b].tolist(), p, strict=True))
+        )
+        expected = torch.zeros(3, 51, dtype=torch.float64)
+        expected[a] = float(weights[b]) / 4 * (torch.tensor(p, dtype=torch.float64) - target[b])
+        torch.testing.assert_close(logits.grad[b], expected)
+
+
+def test_an_update_is_the_literal_one_with_three_draws_of_noise():
+    q_network, target_network = make_network(seed=0), make_network(seed=1)
+    obs, next_obs = frames(3), frames(3, seed=1)
+    batch = [obs, np.array([0, 2, 1]), np.float32([1, -1, 0.3]), next_obs, np.float32([0.97, 0, 0.99])]
+    weights = np.array([1.0, 0.5, 0.25])
+    losses, q = Gradient(q_network, target_network, rng(7))(batch, weights)
+    gradients = {name: p.grad.clone() for name, p in q_network.named_parameters()}
+    q_network.zero_grad()
+
+    stream, mean_loss = rng(7), 0.0
+    with torch.no_grad():
+        draw_noise_(q_network, stream)
+        best = q_network(torch.from_numpy(next_obs)).argmax(1).tolist()
+        draw_noise_(target_network, stream)
+        next_p = target_network.logits(torch.from_numpy(next_obs)).softmax(2).double()
+        draw_noise_(q_network, stream)
+    for b in range(3):
+        m = literal_projection(SUPPORT.tolist(), float(batch[2][b]), float(batch[4][b]), next_p[b, best[b]].tolist())
+        p = q_network.logits(torch.from_numpy(obs[b : b + 1]))[0, batch[1][b]].softmax(0)
+        loss = -(torch.tensor(m) * p.log()).sum()
+        mean_loss = mean_loss + weights[b] * loss / 3
+        assert losses[b].item() == pytest.approx(loss.item(), rel=1e-4)
+        assert q[b].item() == pytest.approx(float(p.detach().double() @ SUPPORT), abs=1e-4)
+    mean_loss.backward()
+    for name, parameter in q_network.named_parameters():
+        expected, got = parameter.grad, gradients[name]
+        assert float((got - expected).norm()) <= 1e-4 * float(expected.norm()), name
+        assert expected.norm() > 0, name
+    assert all(p.grad is None for p in target_network.parameters())
+
+
+class Table(nn.Module):
+    """One state, whose values a noisy layer holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = NoisyLinear(1, 2 * 51, True, 0.1)
+        self.register_buffer("support", SUPPORT.float())
+
+    def logits(self, obs: Tensor) -> Tensor:
+        return self.layer(obs).unflatten(1, (2, 51))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return expected_returns(self.logits(obs), self.support)
+
+
+@pytest.mark.parametrize(("discount", "value"), [(0.5, 2.0), (0.0, 1.0)])
+def test_a_loop_with_reward_one_is_worth_one_over_one_minus_gamma(discount, value):
+    torch.manual_seed(0)
+    online, target = Table(), Table()
+    gradient, optimizer = Gradient(online, target, rng(0)), torch.optim.Adam(online.parameters(), lr=0.1)
+    ones = np.ones((8, 1), dtype=np.float32)
+    batch = [ones, np.array([0, 1] * 4), np.float32([1] * 8), ones, np.float32([discount] * 8)]
+    for update in range(150):
+        if update % 10 == 0:
+            target.load_state_dict(online.state_dict())
+        gradient(batch, np.ones(8))
+        optimizer.step()
+    learned = online.eval()(torch.ones(1, 1))[0]
+    torch.testing.assert_close(learned, torch.full((2,), value), rtol=0, atol=0.1)
+
+
+# projection of the network
+
+
+def noisy_forward(network: QNetwork, obs: Tensor) -> Tensor:
+    draw_noise_(network, rng(11))
+    with torch.no_grad():
+        return network.logits(obs)
+
+
+def test_projection_takes_means_and_deviations_by_one_scalar_and_leaves_the_heads():
+    network, obs = make_network().double(), torch.from_numpy(frames(4))
+    projection = Projection(network, heads=HEADS, gains="free", check_inputs=obs)
+    hidden = ["conv1", "conv2", "conv3", "value_hidden", "advantage_hidden"]
+    assert list(projection.weights) == hidden
+    radii = {}
+    for name in hidden:
+        layer = network.get_submodule(name)
+        parts = [layer.weight, layer.weight_sigma] if isinstance(layer, NoisyLinear) else [layer.weight]
+        radii[name] = math.sqrt(sum(float(part.detach().square().sum()) for part in parts))
+        assert projection.norms[name] == pytest.approx(radii[name], rel=1e-12)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.3).add_(0.02 * normal(*parameter.shape, seed=parameter.numel()) * parameter.std())
+    before, output = {k: v.clone() for k, v in network.state_dict().items()}, noisy_forward(network, obs)
+    projection.step(0.0)
+    after = noisy_forward(network, obs)
+    assert float((after - output).norm() / output.norm()) < 1e-4  # the eps of LayerNorm
+    for name, value in network.state_dict().items():
+        module, _, what = name.rpartition(".")
+        if module not in hidden:
+            assert torch.equal(value, before[name]), name
+            continue
+        both = [before[f"{module}.{part}"] for part in ("weight", "weight_sigma") if f"{module}.{part}" in before]
+        assert what in ("weight", "weight_sigma")
+        scalar = radii[module] / math.sqrt(sum(float(part.square().sum()) for part in both))
+        assert 0.7 < scalar < 0.8
+        torch.testing.assert_close(value, before[name] * scalar, rtol=1e-12, atol=0)
+
+
+def test_projecting_the_means_alone_would_change_the_function():
+    network, obs = make_network().double(), torch.from_numpy(frames(4))
+    before = noisy_forward(network, obs)
+    with torch.no_grad():
+        network.value_hidden.weight.mul_(0.75)
+    alone = noisy_forward(network, obs)
+    with torch.no_grad():
+        network.value_hidden.weight_sigma.mul_(0.75)
+    together = noisy_forward(network, obs)
+    assert float((alone - before).norm()) > 100 * float((together - before).norm())
+
+
+def test_the_plain_network_is_refused_and_every_dependent_layer_named():
+    network, obs = make_network(False), torch.from_numpy(frames(4))
+    weights = scalable_weights(network, heads=HEADS)
+    with pytest.raises(ValueError, match="depends on the scale of") as failure:
+        check_scale_invariance(network, obs, weights)
+    assert all(f"'{name}' (" in str(failure.value) for name in weights)
+    found = partners(network, weights)
+    assert found["value_hidden"] is network.value_hidden.weight_sigma and found["conv1"] is None
+
+
+# prioritised replay
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 100])
+def test_sum_tree_finds_what_the_running_sum_finds(size):
+    tree, values = SumTree(size), rng(size).integers(0, 4, size=size).astype(float)
+    values[rng(1).integers(size)] = 2.0  # not all zero
+    tree.set(np.arange(size), values)
+    assert tree.total == values.sum()
+    points = np.arange(0, values.sum(), 0.25)
+    literal = []
+    for point in points:
+        i, running = 0, values[0]
+        while running <= point:
+            i += 1
+            running += values[i]
+        literal.append(i)
+    assert tree.find(points).tolist() == literal
+
+
+def test_sum_tree_after_many_changes_has_the_sums_of_a_new_one():
+    tree, literal, stream = SumTree(37), [0.0] * 37, rng(0)
+    for _ in range(200):
+        index, values = stream.integers(37, size=6), stream.random(6)
+        tree.set(index, values)
+        for i, value in zip(index, values, strict=True):  # of repetitions the last value stays
+            literal[i] = value
+    assert tree.leaves.tolist() == literal
+    fresh = SumTree(37)
+    fresh.set_all(tree.leaves.copy())
+    assert np.array_equal(fresh.nodes, tree.nodes)
+    assert tree.total == pytest.approx(math.fsum(tree.leaves.tolist()), rel=1e-14)
+    for k in range(1, tree.first):
+        assert tree.nodes[k] == tree.nodes[2 * k] + tree.nodes[2 * k + 1]
+
+
+def test_a_point_at_the_very_end_finds_no_empty_leaf():
+    tree = SumTree(11)
+    tree.set(np.array([2, 5]), np.array([0.1, 0.2]))
+    assert tree.find(np.array([0.0, 0.1, tree.total, np.nextafter(tree.total, 0), 1.0])).tolist() == [2, 5, 5, 5, 5]
+
+
+def priorities_of(values: list[float], uniform: float = 1e-3, slots: int | None = None) -> Priorities:
+    priorities = Priorities(slots or len(values), 0.5, uniform)
+    priorities.add(np.arange(len(values)))
+    priorities.update(np.arange(len(values)), np.array(values))
+    return priorities
+
+
+def test_probabilities_and_importance_weights_by_formula():
+    p = [4.0, 1.0, 0.0, 0.25, 9.0]
+    priorities = priorities_of(p, uniform=0.2, slots=8)
+    roots = [math.sqrt(x) for x in p]
+    literal = [0.8 * x / sum(roots) + 0.2 / 5 for x in roots]
+    slots = np.array([4, 2, 0, 0])
+    got = priorities.probabilities(slots)
+    np.testing.assert_allclose(got, [literal[i] for i in slots], rtol=1e-14)
+    for beta in (0.4, 1.0):
+        raw = [(1 / (5 * literal[i])) ** beta for i in slots]
+        np.testing.assert_allclose(priorities.importance_weights(got, beta), [w / max(raw) for w in raw], rtol=1e-13)
+    assert np.all(priorities.importance_weights(got, 0.0) == 1)
+
+
+@pytest.mark.parametrize("uniform", [1e-3, 0.5])
+def test_slots_are_drawn_in_proportion(uniform):
+    """Pearson's statistic with 6 degrees of freedom exceeds 22.5 once in a thousand; and a control that must fail."""
+    priorities = priorities_of([1.0, 4.0, 0.0, 9.0, 0.01, 2.0, 2.5], uniform, slots=16)
+    slots, probabilities = priorities.sample(40_000, rng(5), everything_valid)
+    counts, expected = np.bincount(slots, minlength=7), 40_000 * priorities.probabilities(np.arange(7))
+    assert expected.sum() == pytest.approx(40_000) and len(counts) == 7
+    assert ((counts - expected) ** 2 / expected).sum() < 22.5
+    assert ((counts - 40_000 / 7) ** 2 / (40_000 / 7)).sum() > 1000
+    np.testing.assert_array_equal(probabilities, priorities.probabilities(slots))
+
+
+def test_slots_that_are_not_valid_are_drawn_again_and_the_others_keep_their_proportions():
+    priorities = priorities_of([1.0, 100.0, 4.0, 9.0])
+    slots, _ = priorities.sample(30_000, rng(2), lambda slots: slots != 1)
+    counts = np.bincount(slots, minlength=4)
+    p = priorities.probabilities(np.arange(4))
+    expected = 30_000 * p / (p[0] + p[2] + p[3])
+    assert counts[1] == 0 and ((counts - expected) ** 2 / expected)[[0, 2, 3]].sum() < 13.8  # 2 degrees, 1 in 1000
+    with pytest.raises(RunError, match="next to none of 4"):
+        priorities.sample(5, rng(0), lambda slots: np.zeros(len(slots), dtype=bool))
+
+
+def test_new_transitions_get_the_largest_priority_seen():
+    priorities = Priorities(6, 0.5, 1e-3)
+    priorities.add(np.array([0, 3]))
+    assert priorities.tree.leaves.tolist() == [1, 0, 0, 1, 0, 0]
+    priorities.update(np.array([0, 3]), np.array([0.09, 16.0]))
+    priorities.update(np.array([3]), np.array([0.25]))  # the largest is remembered though nothing has it any more
+    priorities.add(np.array([4, 0]))
+    assert priorities.tree.leaves.tolist() == pytest.approx([4, 0, 0, 0.5, 4, 0])
+    assert priorities.size == 3 and priorities.order[:3].tolist() == [0, 3, 4]
+    priorities.update(np.array([0]), np.float32([0.5]))  # below the first largest, 1
+    assert priorities.largest == 16.0
+
+
+def test_priorities_are_saved_and_loaded_to_the_last_bit():
+    priorities, stream = Priorities(50, 0.5, 0.1), rng(0)
+    for _ in range(30):
+        priorities.add(stream.permutation(40)[:3])
+        slots, _ = priorities.sample(8, stream, everything_valid)
+        priorities.update(slots, stream.random(8) * 5)
+    state = priorities.state_dict()
+    other = priorities_of([3.0, 2.0], slots=50)
+    other.uniform = 0.1
+    other.load_state_dict(state)
+    assert np.array_equal(other.tree.nodes, priorities.tree.nodes)
+    assert_same(other.state_dict(), state)
+    assert_same(list(other.sample(64, rng(1), everything_valid)), list(priorities.sample(64, rng(1), everything_valid)))
+    for each in (priorities, other):
+        each.add(np.array([45, 2]))
+    assert_same(other.state_dict(), priorities.state_dict())
+    with pytest.raises(RunError, match="50 slots, not of 51"):
+        Priorities(51, 0.5, 0.1).load_state_dict(state)
+
+
+def test_cleared_priorities_are_those_of_an_empty_memory():
+    priorities = priorities_of([4.0, 1.0], slots=5)
+    priorities.clear()
+    assert priorities.size == 0 and priorities.tree.total == 0
+    priorities.add(np.array([4]))
+    assert priorities.sample(3, rng(0), everything_valid)[0].tolist() == [4, 4, 4]
+    assert priorities.tree.leaves[4] == 2.0
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.0])
+def test_a_slot_without_a_transition_has_no_share_of_the_draws(exponent):
+    priorities = Priorities(4, exponent, 0.0)
+    priorities.add(np.array([0, 1, 2]))
+    priorities.update(np.array([1]), np.array([1000.0]))
+    priorities.blank(np.array([1]))
+    priorities.blank(np.array([3]))
+    priorities.blank(np.array([], dtype=np.int64))
+    assert priorities.tree.leaves.tolist() == [1, 0, 1, 0] and priorities.size == 4
+    assert set(priorities.sample(200, rng(0), everything_valid)[0]) == {0, 2}
+    priorities.add(np.array([1]))
+    assert priorities.tree.leaves[1] == 1000.0**exponent
+
+
+def play(replay: ReplayMemory, priorities: Priorities, steps: int, blank: bool = True) -> None:
+    """Steps of a memory with many truncated episodes, whose transitions get random priorities."""
+    stream, n = rng(1), replay.lanes
+    obs = np.zeros((n, 4, 84, 84), dtype=np.uint8)
+    for _ in range(steps):
+        truncated, terminal = stream.random(n) < 0.2, stream.random(n) < 0.1
+        slots = replay.add(obs, np.zeros(n, dtype=int), np.zeros(n), terminal, truncated, terminal | truncated, obs)
+        priorities.add(slots)
+        if blank:
+            priorities.blank(only_states(replay))
+        priorities.update(slots, stream.random(n) + 0.1)
+
+
+def shares_of_states(replay: ReplayMemory, priorities: Priorities) -> list[float]:
+    """Leaves of the slots that hold only a state; every other slot's are positive."""
+    held = replay.only_state.ravel()
+    assert held.sum() >= 2 and (priorities.tree.leaves[~held & priorities.written] > 0).all()
+    return priorities.tree.leaves[held].tolist()
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_rows_that_hold_only_a_state_are_never_drawn_for_their_priority(copies):
+    """Also where such a row took the place of a transition, and where the episodes were cut."""
+    replay, priorities = ReplayMemory(40 * copies, copies, 0.9), Priorities(40 * copies, 0.5, 0.0)
+    for _ in range(6):
+        play(replay, priorities, 37)
+        assert not any(shares_of_states(replay, priorities))
+    assert not replay.only_state.ravel()[priorities.sample(2000, rng(0), everything_valid)[0]].any()
+    replay.cut(np.zeros((copies, 4, 84, 84), dtype=np.uint8))
+    priorities.blank(only_states(replay))
+    assert not any(shares_of_states(replay, priorities))
+    replay.clear()
+    assert len(only_states(replay)) == 0  # what is forgotten is not written again
+
+    replay, priorities = ReplayMemory(40, 1, 0.9), Priorities(40, 0.5, 0.0)
+    play(replay, priorities, 120, blank=False)
+    assert any(shares_of_states(replay, priorities))  # the control: priorities of what was there before
+
+
+# flags and presets
+
+
+def test_every_flag_is_read():
+    groups = {f.name: type(getattr(Args(), f.name)) for f in dataclasses.fields(Args)}
+    groups = {name: kind for name, kind in groups.items() if dataclasses.is_dataclass(kind)}
+    short_for = {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch"}
+    assert scripts.unread_flags(script, groups, short_for) == []
+    names = {f.name for f in dataclasses.fields(Args)} | {f.name for f in dataclasses.fields(SwitchArgs)}
+    assert not names & {"start_e", "end_e", "exploration_steps", "exploration"}
+
+
+PONG_AND_BREAKOUT = ShiftArgs("games", every_steps=20_000, games=("ALE/Breakout-v5",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"nap": NapArgs(enabled=True)}, ["--nap.enabled", "--network normalised"]),
+        ({"nap": NapArgs(every=3)}, ["--nap.every", "--nap.enabled"]),
+        ({"v_min": 3.0, "v_max": 3.0}, ["--v-min 3", "--v-max 3"]),
+        ({"n_atoms": 1}, ["--v-min", "--n-atoms 1"]),
+        ({"noisy_sigma": 0.0}, ["--noisy-sigma"]),
+        ({"max_grad_norm": math.nan}, ["--max-grad-norm"]),
+        ({"prioritized_replay_beta": 1.5}, ["--prioritized-replay-beta"]),
+        ({"prioritized_replay_alpha": -1.0}, ["--prioritized-replay-alpha"]),
+        (
+            {"prioritized_replay_alpha": 0.0, "prioritized_replay_beta": 0.5},
+            ["--prioritized-replay-beta", "--prioritized-replay-alpha 0"],
+        ),
+        (
+            {"prioritized_replay_uniform": 1.0, "prioritized_replay_alpha": 0.6},
+            ["--prioritized-replay-alpha", "--prioritized-replay-uniform 1"],
+        ),
+        ({"num_envs": 3}, ["--buffer-size", "--num-envs"]),
+        ({"num_envs": 8, "checkpoint_every": 50}, ["--checkpoint-every", "--num-envs"]),
+        ({"buffer_size": 7, "batch_size": 4}, ["--buffer-size 7", "--n-step 3"]),
+        ({"batch_size": 64, "buffer_size": 32}, ["--batch-size 64", "--buffer-size 32"]),
+        ({"reset": ResetArgs(layers="head")}, ["--reset.layers", "--reset.at-steps"]),
+        ({"reset": ResetArgs(at_steps=(20_000_000,))}, ["--reset.at-steps", "--total-timesteps"]),
+        ({"rewarm": RewarmArgs("every")}, ["--rewarm.trigger", "--schedule.kind"]),
+        ({"schedule": ScheduleArgs("one-cycle"), "learning_rate": 1e-6}, ["--schedule.low", "--learning-rate"]),
+        ({"switch": SwitchArgs(replay="clear")}, ["--switch.replay", "--shift.kind none"]),
+        (
+            {"switch": SwitchArgs(replay="clear"), "shift": PONG_AND_BREAKOUT},
+            ["--switch.replay clear", "--learning-starts 20000"],
+        ),
+        (
+            {"switch": SwitchArgs(fresh_agent=True, target="copy"), "shift": PONG_AND_BREAKOUT},
+            ["--switch.target", "--switch.fresh-agent"],
+        ),
+        (
+            {"rewarm": RewarmArgs("cusum", refractory=30_000), "schedule": ScheduleArgs("one-cycle")},
+            ["--rewarm.refractory", "--rewarm.block"],
+        ),
+        ({"eval_every": 0, "eval_epsilon": 0.1}, ["--eval-epsilon", "--eval-every"]),
+        ({"total_timesteps": 20_000}, ["--learning-starts 20000", "--total-timesteps 20000"]),
+    ],
+)
+def test_flags_that_contradict_or_do_nothing_are_refused_by_name(changes, named):
+    with pytest.raises(ValueError) as error:
+        Args(**changes)
+    message = str(error.value)
+    assert "\n" not in message and all(name in message for name in named), message
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("chain-nap --network plain", ["--nap.enabled", "--network normalised", "chain-nap"]),
+        ("low-utd-early-stop --learning-rate 1e-7", ["--schedule.low", "--learning-rate"]),
+        ("--device cuda", ["--device"]),
+    ],
+)
+def test_on_the_command_line_a_refusal_is_one_line(words, named, capsys):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as end:
+        parse(Args, PRESETS, shlex.split(words))
+    message = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and "\n" not in message and all(name in message for name in named), message
+
+
+def test_the_papers_low_update_to_data_arms():
+    """arXiv:2507.20057, Sec. 6: Rainbow with NaP, 200M frames, an update in four steps, rate 6.25e-5 at its peak."""
+    names = ("constant", "one-cycle", "four-cycles", "reset", "reset-cycles", "early-stop")
+    arms = {name: PRESETS[f"low-utd-{name}"].args for name in names}
+    for args in arms.values():
+        assert (args.total_timesteps * 4, args.replay_ratio, args.learning_rate) == (200_000_000, 0.25, 6.25e-5)
+        assert args.nap == NapArgs(enabled=True) and args.network == "normalised" and args.weight_decay == 0
+    kinds = {name: args.schedule.kind for name, args in arms.items()}
+    assert [kinds[name] for name in names] == [
+        "constant", "one-cycle", "cyclic", "constant", "cyclic", "cyclic-then-constant"
+    ]  # fmt: skip
+    frames = {name: 4 * args.schedule.period_steps for name, args in arms.items() if kinds[name] != "constant"}
+    assert frames["one-cycle"] == 200_000_000
+    assert {frames[name] for name in ("four-cycles", "reset-cycles", "early-stop")} == {50_000_000}
+    for name in names:
+        resets = [4 * step for step in arms[name].reset.at_steps]
+        assert resets == ([50_000_000, 100_000_000, 150_000_000] if "reset" in name else [])
+        assert arms[name].reset.layers == "all"
+    early = script.make_schedule(arms["early-stop"])
+    quarter = 50_000_000 // 4 // 4  # updates
+    assert [early(3 * quarter), early(4 * quarter - 1)] == [1e-7, 1e-7] and early(3 * quarter - quarter // 2) > 3e-5
+    one = script.make_schedule(arms["one-cycle"])
+    rates = [one(update) for update in range(0, 4 * quarter, quarter // 20)]
+    top = int(np.argmax(rates))
+    assert max(rates) == 6.25e-5 and rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:])[::-1]
+    four = script.make_schedule(arms["four-cycles"])
+    assert [four(cycle * quarter) for cycle in range(4)] == [1e-6] * 4
+
+
+def test_the_papers_high_update_to_data_arms():
+    """arXiv:2507.20057, App. A.3: rates, cycles, budget."""
+    arms = {name: PRESETS[f"high-utd-{name}"].args for name in ("baseline", "low", "cyclic", "cyclic-annealed")}
+    for args in arms.values():
+        assert (args.replay_ratio, args.total_timesteps, args.network) == (1, 50_000_000, "plain")
+        assert not args.nap.enabled and args.weight_decay == 0
+    assert [args.learning_rate for args in arms.values()] == [6.25e-5, 1e-6, 6.25e-5, 6.25e-5]
+    assert arms["cyclic"].schedule == ScheduleArgs("cyclic", 1e-6, 1_000_000, 0.1, 10)
+    for name, frames in (("cyclic-annealed", 40), ("cyclic-annealed-8M", 8), ("cyclic-annealed-20M", 20)):
+        schedule = PRESETS[f"high-utd-{name}"].args.schedule
+        assert schedule.kind == "cyclic-then-constant" and schedule.low == 1e-6
+        assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
+    assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
+
+
+def test_every_preset_parses_and_differs_and_the_quick_ones_are_a_hundredth():
+    parsed = {name: dataclasses.replace(preset.args, seed=5) for name, preset in PRESETS.items()}  # checked again
+    assert parse(Args, PRESETS, ["quick-low-utd-reset-cycles", "--seed", "5"]) == parsed["quick-low-utd-reset-cycles"]
+    assert all(args.exp_name == name for name, args in parsed.items())
+    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(PRESETS)
+    assert dataclasses.replace(parsed["baseline"], exp_name="rainbow", seed=1) == Args()
+    quick = {name.removeprefix("quick-"): args for name, args in parsed.items() if name.startswith("quick-")}
+    assert len(quick) == 10 and {name for name in quick if "low-utd" in name} == {n for n in PRESETS if n[:3] == "low"}
+    for name, args in quick.items():
+        whole = parsed[name]
+        assert args.total_timesteps * 100 == whole.total_timesteps and args.learning_rate == whole.learning_rate
+        assert [step * 100 for step in args.reset.at_steps] == list(whole.reset.at_steps)
+        if whole.schedule.kind != "constant":
+            assert args.schedule.period_steps * 100 == whole.schedule.period_steps
+        assert (args.nap, args.network, args.replay_ratio) == (whole.nap, whole.network, whole.replay_ratio)
+    chains = {name: args for name, args in parsed.items() if name.startswith("chain-")}
+    assert set(chains) == {f"chain-{arm}" for arm in ("plain", "fresh", "nap", "switch", "cusum")}
+
+
+def test_dqn_zoos_numbers():
+    """Of its flags, in agent steps."""
+    args = Args()
+    assert (args.learning_rate, args.adam_eps) == (0.00025 / 4, 0.005 / 32)
+    assert (args.batch_size, args.learning_starts, args.target_network_frequency) == (32, 20_000, 32_000 // 4)
+    assert (args.n_step, args.n_atoms, args.v_min, args.v_max, args.noisy_sigma) == (3, 51, -10, 10, 0.1)
+    assert (args.prioritized_replay_alpha, args.prioritized_replay_beta) == (0.5, 0.4)
+    assert (args.prioritized_replay_uniform, args.max_grad_norm, args.replay_ratio) == (1e-3, 10, 4 / 16)
+
+
+@pytest.mark.parametrize("layers", ["head", "dense", "all"])
+def test_a_reset_renews_its_layers_and_their_moments_alone(layers):
+    args = Args(network="normalised" if layers == "dense" else "plain", reset=ResetArgs((5,), layers))
+    ours, fresh = (script.make_network(3, args, seed, torch.device("cpu")) for seed in (1, 2))
+    optimizer = script.make_optimizer(ours, args)
+    draw_noise_(ours, rng(0))
+    for p in ours.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    script.reset_(ours, fresh, modules=script.layers_to_reset(args), optimizer=optimizer, moments="reset")
+    heads = ("value.", "advantage.")
+    renewed = {
+        "head": heads,
+        "dense": (*heads, *(f"{s}_{m}." for s in ("value", "advantage") for m in ("hidden", "norm"))),
+    }
+    for (name, p), q in zip(ours.named_parameters(), fresh.parameters(), strict=True):
+        new = layers == "all" or name.startswith(renewed[layers])
+        assert torch.equal(p, q) == new, name
+        assert (optimizer.state[p]["exp_avg"].abs().sum() == 0) == new and (optimizer.state[p]["step"] == 0) == new
+    sigma = ours.value.weight_sigma
+    assert torch.all(sigma == sigma[0, 0]) and float(optimizer.state[sigma]["exp_avg_sq"].sum()) == 0
+
+
+# runs
+
+
+TINY = {
+    "env_id": "rewarm/Catch-v0", "total_timesteps": 120, "learning_starts": 80, "buffer_size": 200, "batch_size": 4,
+    "eval_every": 0, "eval_episodes": 5, "log_every": 2, "checkpoint_every": 1000, "target_network_frequency": 20,
+    "probe": ProbeArgs(every=5, size=8, meter_every=5),
+}  # fmt: skip
+UNSEEN = ProbeArgs(every=0, meter_every=0)
+
+
+def tiny(directory: Path, **changes) -> Args:
+    return Args(**{**TINY, "directory": directory, **changes})
+
+
+def recorded(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar but the speed."""
+    return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
+
+
+def saved(directory: Path) -> dict:
+    return load_checkpoint(directory / "checkpoint.pt")["state"]
+
+
+class Watched:
+    """What a run did, seen from outside."""
+
+    def __init__(self, directory: Path, **changes):
+        draws, betas, training, evaluated = [], [], [], []
+        with pytest.MonkeyPatch.context() as patch:
+            draw, weigh, gradient = script.draw_noise_, Priorities.importance_weights, Gradient.__call__
+            patch.setattr(script, "draw_noise_", lambda network, stream: draws.append(1) or draw(network, stream))
+            patch.setattr(
+                Priorities, "importance_weights", lambda self, p, beta: betas.append(beta) or weigh(self, p, beta)
+            )
+            patch.setattr(
+                Gradient,
+                "__call__",
+                lambda self, *a: training.append(self.q_network.value.training) or gradient(self, *a),
+            )
+            evaluate = script.evaluate
+            patch.setattr(script, "evaluate", lambda q, *a: evaluated.append(q.value.training) or evaluate(q, *a))
+            script.main(tiny(directory, **changes))
+        self.draws, self.betas, self.training, self.evaluated = len(draws), betas, training, evaluated
+        self.scalars, self.state = recorded(directory), saved(directory)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Watched:
+    """All off; an episode ends at step 110, and an evaluation follows at the end."""
+    return Watched(tmp_path_factory.mktemp("plain") / "run", eval_every=120, eval_episodes=1)
+
+
+def test_noise_is_new_for_every_step_and_three_times_an_update_and_evaluation_has_none(plain):
+    assert plain.state["updates"] == 10 and plain.draws == 120 + 3 * 10
+    assert plain.training == [True] * 10 and plain.evaluated == [False]
+    assert [step for step, _ in plain.scalars["eval/episodic_return"]] == [120]
+
+
+def test_beta_grows_linearly_over_the_run(plain):
+    steps = [80 + 4 * k for k in range(1, 11)]
+    assert plain.betas == pytest.approx([0.4 + 0.6 * step / 120 for step in steps], rel=1e-12)
+    assert plain.betas[-1] == 1.0
+
+
+def test_the_same_seed_repeats_and_another_does_not(plain, tmp_path):
+    script.main(tiny(tmp_path / "same", eval_every=120, eval_episodes=1))
+    assert recorded(tmp_path / "same") == plain.scalars
+    assert_same(saved(tmp_path / "same")["q_network"], plain.state["q_network"])
+    script.main(tiny(tmp_path / "other", seed=2, total_timesteps=90))
+    other, tags = recorded(tmp_path / "other"), ("losses/td_loss", "plasticity/effective_rank/value_relu")
+    assert all(other[tag][0] != plain.scalars[tag][0] for tag in tags)
+
+
+def literal_rainbow(args: Args, streams) -> tuple[list[tuple[int, float]], QNetwork]:
+    """Rainbow on torch.optim, with nothing of elr: a list of all transitions, n-step returns by hand."""
+    init_seed, env_seed = (int(s.generate_state(1)[0]) for s in streams[:2])
+    minibatches, noise = (np.random.default_rng(s) for s in streams[3:5])
+    env, support = ScreenWorld([args.env_id]).make(), torch.linspace(-10, 10, 51)
+    with torch.random.fork_rng():
+        torch.manual_seed(init_seed)
+        network = QNetwork(3, support, 0.1, False)
+    target = QNetwork(3, support, 0.1, False)
+    target.load_state_dict(network.state_dict())
+    adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    memory, gradient, returns = [], Gradient(network, target, noise), []
+    priorities = Priorities(args.buffer_size, 0.5, 1e-3)
+
+    def follow(slot: int) -> tuple[float, float, np.ndarray] | None:
+        """(R, discount, state) after three steps, or where the episode was truncated."""
+        total = np.float32(0)
+        for k in range(3):
+            if slot + k >= len(memory):
+                return None
+            _, _, reward, truncated, final = memory[slot + k]
+            total += np.float32(args.gamma**k) * np.float32(reward)
+            if truncated:
+                return total, args.gamma ** (k + 1), final
+        if slot + 3 >= len(memory):
+            return None
+        return total, args.gamma**3, memory[slot + 3][0]
+
+    def valid(slots: np.ndarray) -> np.ndarray:
+        return np.array([memory[slot] is not None and follow(slot) is not None for slot in slots.tolist()])
+
+    obs, _ = env.reset(seed=env_seed)
+    for step in range(1, args.total_timesteps + 1):
+        draw_noise_(network, noise)
+        with torch.no_grad():
+            action = int(network(torch.from_numpy(obs)).argmax())
+        next_obs, reward, _, truncated, infos = env.step(np.array([action]))
+        priorities.add(np.array([len(memory)]))
+        final = infos["final_obs"][0] if truncated[0] else None
+        memory.append((obs[0], action, reward[0], bool(truncated[0]), final))
+        if truncated[0]:
+            priorities.blank(np.array([len(memory)]))
+            memory.append(None)
+            returns.append((step, float(infos["episode"]["r"][0])))
+        obs = next_obs
+        if step > args.learning_starts and (step - args.learning_starts) % 4 == 0:
+            slots, p = priorities.sample(args.batch_size, minibatches, valid)
+            rows, after = [memory[slot] for slot in slots], [follow(slot) for slot in slots]
+            batch = [np.stack([row[0] for row in rows]), np.array([row[1] for row in rows])]
+            batch += [np.float32([a[0] for a in after]), np.stack([a[2] for a in after])]
+            batch += [np.float32([a[1] for a in after])]
+            beta = 0.4 + (1.0 - 0.4) * (step / args.total_timesteps)
+            weights = (priorities.size * p) ** -beta
+            losses, _ = gradient(batch, weights / weights.max())
+            norm = torch.stack([w.grad.norm() for w in network.parameters()]).norm()
+            for w in network.parameters():
+                w.grad *= (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            adam.step()
+            priorities.update(slots, losses.numpy())
+        if step % args.target_network_frequency == 0:
+            target.load_state_dict(network.state_dict())
+    return returns, network
+
+
+def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
+    """Through the end of an episode, with gradients that are clipped and a target network that is copied."""
+    args = tiny(tmp_path / "run", probe=UNSEEN, max_grad_norm=0.01)
+    script.main(args)
+    returns, network = literal_rainbow(args, np.random.SeedSequence(args.seed).spawn(6))
+    assert recorded(tmp_path / "run")["charts/episodic_return"] == returns and len(returns) == 1
+    state = saved(tmp_path / "run")["q_network"]
+    for name, p in network.state_dict().items():
+        assert torch.equal(p, state[name]), name
+
+
+def test_measuring_changes_nothing_and_neither_does_a_projection_that_never_comes(tmp_path):
+    loud = {"nap": NapArgs(enabled=True, every=1000, gains="free"), "eval_every": 60, "eval_episodes": 1}
+    quiet = {"probe": UNSEEN}
+    for name, changes in (("loud", loud), ("quiet", quiet)):
+        script.main(tiny(tmp_path / name, network="normalised", total_timesteps=100, **changes))
+    loud, quiet = (saved(tmp_path / name) for name in ("loud", "quiet"))
+    assert loud["projection"]["updates"] == 5 and "projection" not in quiet
+    for part in ("q_network", "optimizer", "priorities"):
+        assert_same(loud[part], quiet[part], part)
+
+
+def test_projection_holds_joint_norms_through_updates_and_a_reset_brings_new_ones(tmp_path):
+    script.main(
+        tiny(
+            tmp_path / "run", network="normalised", nap=NapArgs(enabled=True), reset=ResetArgs((100,)),
+            learning_rate=1e-3, max_grad_norm=0.01, probe=ProbeArgs(every=0, size=8, meter_every=1),
+        )
+    )  # fmt: skip
+    scalars = read_scalars(tmp_path / "run")
+    assert scalars["reset/event"] == [(100, 1.0)]
+    layers = ["conv1", "conv2", "conv3", "value_hidden", "advantage_hidden"]
+    sigmas = ["value_hidden.sigma", "advantage_hidden.sigma"]
+    assert {tag.removeprefix("elr/") for tag in scalars if tag.startswith("elr/")} == {*layers, *sigmas}
+    for layer in layers:
+        parts = [scalars[f"norms/parameter/{name}"] for name in (layer, f"{layer}.sigma") if name in (*layers, *sigmas)]
+        joint = [(rows[0][0], math.hypot(*(value for _, value in rows))) for rows in zip(*parts, strict=True)]
+        before, after = ([v for s, v in joint if (s <= 100) == first] for first in (True, False))
+        for norms in (before, after):
+            assert len(norms) == 5 and max(norms) == pytest.approx(min(norms), rel=1e-5)
+        assert before[0] != pytest.approx(after[0], rel=1e-5)
+        if len(parts) == 2:  # each for itself moves
+            sigma = [value for step, value in parts[1] if step <= 100]
+            assert max(sigma) > min(sigma) * (1 + 1e-4)
+    for k in range(10):  # gradients as clipped; the heads' and the gains' are not among them
+        squares = [scalars[f"norms/gradient/{name}"][k][1] ** 2 for name in (*layers, *sigmas)]
+        assert 0.003 < math.sqrt(sum(squares)) <= 0.01 * (1 + 1e-5)
+
+
+def test_a_cleared_replay_memory_has_no_priorities_and_a_fresh_agent_no_largest(tmp_path):
+    """A change at step 60, after five updates; the losses of the first agent are above 1."""
+    shift, few = ShiftArgs("actions", at_steps=(60,)), {"total_timesteps": 70, "learning_starts": 40, "probe": UNSEEN}
+    for name, switch in (("clear", SwitchArgs(replay="clear")), ("fresh", SwitchArgs(fresh_agent=True))):
+        script.main(tiny(tmp_path / name, shift=shift, switch=switch, **few))
+        state = saved(tmp_path / name)
+        assert state["updates"] == 5 and state["replay"]["written"] - state["replay"]["forgotten"] == 10
+        largest = state["priorities"]["largest"]
+        assert (largest == 1.0) == (name == "fresh") and largest >= 1.0
+        assert state["priorities"]["leaves"].tolist() == [largest**0.5] * 10
+        assert state["priorities"]["order"].tolist() == list(range(61, 71))  # row 60: the state that the change cut
+
+
+def test_a_run_that_overflows_names_step_update_and_rate(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"loss nan, not finite at step 88, update 1, learning rate 1e\+30"):
+        script.main(tiny(tmp_path / "run", learning_rate=1e30, probe=UNSEEN))
+    assert read_status(tmp_path / "run")["status"] == "failed"
+
+
+EVERYTHING = shlex.split(
+    "chain-cusum --env-id rewarm/Catch-v0 --shift.kind actions --shift.games --shift.every-steps 130 --seed 5 "
+    "--total-timesteps 200 --learning-starts 60 --buffer-size 120 --batch-size 4 --num-envs 2 "
+    "--target-network-frequency 40 --checkpoint-every 80 --log-every 2 --eval-every 0 --schedule.period-steps 100 "
+    "--rewarm.block 2 --rewarm.burn-in 5 --rewarm.refractory 5 --rewarm.threshold 1 --rewarm.slack 0.1 "
+    "--rewarm.moments reset --nap.every 3 --switch.intervention reset-head --reset.at-steps 180 --reset.layers dense "
+    "--probe.every 20 --probe.size 8 --probe.meter-every 7"
+)
+
+
+def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch):
+    """Everything that has a state is on: two copies, a ring that wraps, truncated episodes. Never is a state drawn."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sample = Priorities.sample
+
+    def watched(self, batch_size, stream, valid):
+        slots, probabilities = sample(self, batch_size, stream, valid)
+        replay = valid.__self__
+        assert not replay.only_state.ravel()[slots].any()
+        assert not self.tree.leaves[replay.only_state.ravel()].any()
+        return slots, probabilities
+
+    monkeypatch.setattr(Priorities, "sample", watched)
+    script.main(parse(Args, PRESETS, [*EVERYTHING, "--directory", str(whole)]))
+    process = scripts.start(Path(script.__file__), *EVERYTHING, "--directory", killed)
+    scripts.kill_beyond(process, killed, 20, signal.SIGKILL)
+    assert list((killed / "pieces").glob("replay-0-*.pt")) and len(saved(killed)["priorities"]["order"]) >= 80
+    script.main(parse(Args, PRESETS, ["--resume", str(killed)]))
+    assert recorded(killed) == recorded(whole)
+    assert {"reset/event", "rewarm/event", "shift/boundary"} <= recorded(whole).keys()
+    states = [saved(directory) for directory in (whole, killed)]
+    for state in states:
+        state["replay"].pop("pieces")  # cut where the run was
+    assert_same(*states)
+    assert len(states[0]["priorities"]["order"]) == 120 and not (killed / "pieces").exists()
+
+
+def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path, monkeypatch):
+    args = tiny(
+        tmp_path / "run", env_id="ALE/Pong-v5", env_threads=1, num_envs=2, total_timesteps=120, probe=UNSEEN,
+        learning_starts=90,
+    )  # fmt: skip
+
+    class StopAfter(script.StopOnSignal):
+        steps = 0
+
+        @property
+        def requested(self):
+            StopAfter.steps += 1
+            return StopAfter.steps == 51
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    monkeypatch.setattr(script, "StopOnSignal", StopAfter)
+    with pytest.raises(SystemExit):
+        script.main(args)
+    assert read_status(args.directory)["step"] == 100
+    script.main(dataclasses.replace(args, resume=args.directory))
+    state = saved(args.directory)
+    assert state["env"]["env"]["resumptions"] == 1 and state["env"]["env"]["lengths"].tolist() == [10, 10]
+    assert state["replay"]["written"].tolist() == [61, 61]  # one more state in each lane, to bootstrap from
+    leaves = dict(zip(state["priorities"]["order"].tolist(), state["priorities"]["leaves"].tolist(), strict=True))
+    assert leaves[50] == leaves[100 + 50] == 0 and sum(leaf > 0 for leaf in leaves.values()) == 120
