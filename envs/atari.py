@@ -70,13 +70,13 @@ class _Atari(FrameVectorEnv):
         # Every instance would greet on stderr.
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._rom = rom(env_id)
-        emulator = self._emulator()
-        legal = emulator.getLegalActionSet() if full_action_space else emulator.getMinimalActionSet()
+        game = _game(self._rom)
+        legal = game.getLegalActionSet() if full_action_space else game.getMinimalActionSet()
         super().__init__(num_envs, len(legal))
         self._action_set, self._lives = legal, np.zeros(num_envs, dtype=np.int64)
 
     def _emulator(self, seed: int = 0) -> ale_py.ALEInterface:
-        """One loaded game."""
+        """Load the game, which takes some 70 ms."""
         emulator = ale_py.ALEInterface()
         emulator.setInt("random_seed", seed)
         emulator.setFloat("repeat_action_probability", self._config["sticky_action_prob"])
@@ -142,25 +142,27 @@ class AtariVectorEnv(_Atari):
             mode=mode,
             difficulty=difficulty,
         )
-        self._emulators = [self._emulator(seed) for seed in range(num_envs)]
+        game = _game(self._rom)
         for name, asked, there in (
-            ("mode", mode, self._emulators[0].getAvailableModes()),
-            ("difficulty", difficulty, self._emulators[0].getAvailableDifficulties()),
+            ("mode", mode, game.getAvailableModes()),
+            ("difficulty", difficulty, game.getAvailableDifficulties()),
         ):
             if asked is not None and asked not in there:
                 raise ValueError(f"{env_id} has no {name} {asked}: there are {list(there)}")
+        self._emulators: list[ale_py.ALEInterface] = []  # loaded when the first episodes begin
         self._noops = [np.random.default_rng(i) for i in range(num_envs)]
         # The emulator's state leaves out the action executed last, which a sticky action repeats. It is none after a
         # reset: an episode is saved as its start and the actions since.
-        self._starts: list[NDArray[np.uint8]] = [_saved_emulator(emulator) for emulator in self._emulators]
+        self._starts = [np.zeros(0, dtype=np.uint8) for _ in range(num_envs)]
         self._played: list[list[int]] = [[] for _ in range(num_envs)]
-        height, width = self._emulators[0].getScreenDims()
+        height, width = game.getScreenDims()
         self._screens = np.zeros((2, height, width), dtype=np.uint8)
 
     def _begin(self, seeds: list[int] | None) -> NDArray[np.uint8]:
         if seeds is not None:
-            self._emulators = [self._emulator(seed) for seed in seeds]
             self._noops = [np.random.default_rng(seed) for seed in seeds]
+        if seeds is not None or not self._emulators:
+            self._emulators = [self._emulator(seed) for seed in seeds or range(self.num_envs)]
         frames = np.stack([self._restart(i) for i in range(self.num_envs)])
         self._lives = self._lives_now()
         return frames
@@ -214,6 +216,8 @@ class AtariVectorEnv(_Atari):
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Draw copy 0 as on the television, uint8 [210, 160, 3]."""
+        if not self._emulators:
+            raise gymnasium.error.ResetNeeded(f"call {type(self).__name__}.reset() first")
         screen: NDArray[np.uint8] = self._emulators[0].getScreenRGB()
         return screen
 
@@ -235,18 +239,30 @@ class AtariVectorEnv(_Atari):
             ValueError: the state is of an environment built with other arguments. Nothing has been changed then.
         """
         self._require_own(state)
-        for i, (start, played) in enumerate(zip(state["starts"], state["played"], strict=True)):
-            emulator = self._emulators[i]
+        if state["frames"] is None:  # saved before its first episodes
+            self._emulators = []
+        elif not self._emulators:
+            self._emulators = [self._emulator() for _ in range(self.num_envs)]
+        self._starts = [start.copy() for start in state["starts"]]
+        self._played = [played.tolist() for played in state["played"]]
+        for emulator, start, played in zip(self._emulators, self._starts, self._played, strict=False):
             emulator.reset_game()  # the action executed last is none, as at the start
             emulator.restoreState(ale_py.ALEState(start.tobytes()))
-            for action in played.tolist():
+            for action in played:
                 for _ in range(FRAME_SKIP):
                     emulator.act(self._action_set[action])
-            self._starts[i], self._played[i] = start.copy(), played.tolist()
         for rng, saved in zip(self._noops, state["noops"], strict=True):
             rng.bit_generator.state = saved
         self._lives = state["lives"].copy()
         self._load_statistics(state)
+
+
+@cache
+def _game(path: Path) -> ale_py.ALEInterface:
+    """An emulator that is never played: to ask for the game's actions, modes, difficulties and size."""
+    emulator = ale_py.ALEInterface()
+    emulator.loadROM(path)
+    return emulator
 
 
 def _saved_emulator(emulator: ale_py.ALEInterface) -> NDArray[np.uint8]:
