@@ -285,7 +285,7 @@ class Args:
     exp_name: str = "dqn"
     """first part of the run's name"""
     directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<game>__s<seed>__<time>"""
+    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
     resume: Path | None = None
     """run directory to go on with; all other flags come from its config.json"""
 
@@ -522,7 +522,7 @@ def _annealed(cycles: int, period: int = steps(4_000_000)) -> ScheduleArgs:
 _nap = {"nap": NapArgs(enabled=True), "network": "normalised"}
 _chain = {
     "env_id": "ALE/Pong-v5",
-    "shift": ShiftArgs(kind="games", games=("ALE/Breakout-v5", "ALE/Freeway-v5"), every_steps=steps(20_000_000)),
+    "shift": ShiftArgs(kind="games", games=("ALE/Breakout-v5", "ALE/SpaceInvaders-v5"), every_steps=steps(20_000_000)),
     "total_timesteps": steps(120_000_000),
 }
 _decay = ScheduleArgs(kind="warmup-cosine", period_steps=steps(20_000_000))
@@ -831,22 +831,31 @@ class QNetwork(nn.Module):
         super().__init__()
         bias = not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
-        self.conv1, self.norm1, self.relu1 = nn.Conv2d(STACK, 32, 8, 4, bias=bias), norm((32, 20, 20)), nn.ReLU()
-        self.conv2, self.norm2, self.relu2 = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
-        self.conv3, self.norm3, self.relu3 = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
-        self.hidden, self.norm4, self.relu4 = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
+        self.conv1, self.conv1_norm, self.conv1_relu = (
+            nn.Conv2d(STACK, 32, 8, 4, bias=bias),
+            norm((32, 20, 20)),
+            nn.ReLU(),
+        )
+        self.conv2, self.conv2_norm, self.conv2_relu = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
+        self.conv3, self.conv3_norm, self.conv3_relu = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
+        self.hidden, self.hidden_norm, self.hidden_relu = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
         self.head = nn.Linear(512, actions)
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] uint8 -> [B, A]
         x = obs.to(self.head.weight.dtype) / 255
-        x = self.relu1(self.norm1(self.conv1(x)))  # [B, 32, 20, 20]
-        x = self.relu2(self.norm2(self.conv2(x)))  # [B, 64, 9, 9]
-        x = self.relu3(self.norm3(self.conv3(x)))  # [B, 64, 7, 7]
-        x = self.relu4(self.norm4(self.hidden(x.flatten(1))))  # [B, 512]
+        x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
+        x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
+        x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
+        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
         return self.head(x)
 
 
-PROBED = ["relu1", "relu2", "relu3", "relu4"]  # after the nonlinearity, where dead, dormant and pattern are defined
+PROBED = [
+    "conv1_relu",
+    "conv2_relu",
+    "conv3_relu",
+    "hidden_relu",
+]  # after the nonlinearity, where dead, dormant and pattern are defined
 
 
 @torch.no_grad()
@@ -1000,7 +1009,7 @@ def make_optimizer(network: QNetwork, args: Args) -> torch.optim.Optimizer:
 
 def layers_to_reset(args: Args) -> list[str] | None:
     """Names of the modules that --reset.layers means; None is the whole network."""
-    norm = ["norm4"] if args.network == "normalised" else []
+    norm = ["hidden_norm"] if args.network == "normalised" else []
     return {"head": ["head"], "dense": ["hidden", *norm, "head"], "all": None}[args.reset.layers]
 
 
@@ -1020,11 +1029,9 @@ def intervene(switch: SwitchArgs, q_network: QNetwork, fresh: QNetwork, projecti
 
 # same as agents/dqn_minatar.py::run_directory
 def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<game>__s<seed>__<time>."""
-    game = args.env_id.split("/")[-1]
-    return args.directory or Path(
-        "runs/logs", f"{args.exp_name}__{game}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
+    """--directory, or runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>."""
+    what = f"{args.exp_name}__{Path(__file__).stem}__{args.env_id.split('/')[-1]}__s{args.seed}"
+    return args.directory or Path("runs/logs", f"{what}__{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 # same as agents/dqn_minatar.py::Progress

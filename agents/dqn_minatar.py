@@ -253,7 +253,7 @@ class Args:
     exp_name: str = "dqn"
     """first part of the run's name"""
     directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<game>__s<seed>__<time>"""
+    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
     resume: Path | None = None
     """run directory to go on with; all other flags come from its config.json"""
 
@@ -925,11 +925,9 @@ def intervene(switch: SwitchArgs, q_network: QNetwork, fresh: QNetwork, projecti
 
 
 def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<game>__s<seed>__<time>."""
-    game = args.env_id.split("/")[-1]
-    return args.directory or Path(
-        "runs/logs", f"{args.exp_name}__{game}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
+    """--directory, or runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>."""
+    what = f"{args.exp_name}__{Path(__file__).stem}__{args.env_id.split('/')[-1]}__s{args.seed}"
+    return args.directory or Path("runs/logs", f"{what}__{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 class Progress:

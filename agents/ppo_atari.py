@@ -272,7 +272,7 @@ class Args:
     exp_name: str = "ppo"
     """first part of the run's name"""
     directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<game>__s<seed>__<time>"""
+    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
     resume: Path | None = None
     """run directory to go on with; all other flags come from its config.json"""
 
@@ -489,8 +489,8 @@ def to_updates(args: Args, steps: int) -> int:
 _nap: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
 _constant = ScheduleArgs(kind="constant")
 _cyclic = ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # the paper's cycles: 4 million frames
-# With all 18 actions a random policy meets 9 (Breakout) to 23 (Pong) rewards in 1,000 steps of these three games, so
-# that each can be learned in one visit; in Freeway it met none in 8,400.
+# With all 18 actions a random policy meets 7 (Breakout) to 25 (Pong) rewards in 1,000 steps of these three games (10,000
+# steps each), so that there is something to learn from; in Freeway it met none.
 _visit = 1024 * 8 * 128
 _chain: dict[str, Any] = {
     "env_id": "ALE/Pong-v5",
@@ -642,10 +642,14 @@ class ActorCritic(nn.Module):
         super().__init__()
         bias = not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
-        self.conv1, self.norm1, self.relu1 = nn.Conv2d(channels, 32, 8, 4, bias=bias), norm((32, 20, 20)), nn.ReLU()
-        self.conv2, self.norm2, self.relu2 = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
-        self.conv3, self.norm3, self.relu3 = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
-        self.hidden, self.norm4, self.relu4 = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
+        self.conv1, self.conv1_norm, self.conv1_relu = (
+            nn.Conv2d(channels, 32, 8, 4, bias=bias),
+            norm((32, 20, 20)),
+            nn.ReLU(),
+        )
+        self.conv2, self.conv2_norm, self.conv2_relu = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
+        self.conv3, self.conv3_norm, self.conv3_relu = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
+        self.hidden, self.hidden_norm, self.hidden_relu = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
         self.actor, self.critic = nn.Linear(512, actions), nn.Linear(512, 1)
         gains = dict.fromkeys([self.conv1, self.conv2, self.conv3, self.hidden], 2**0.5)
         for layer, gain in {**gains, self.actor: 0.01, self.critic: 1.0}.items():
@@ -655,15 +659,20 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:  # [B, 4, 84, 84] uint8 -> [B, A], [B]
         x = obs.to(self.actor.weight.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
-        x = self.relu1(self.norm1(self.conv1(x)))  # [B, 32, 20, 20]
-        x = self.relu2(self.norm2(self.conv2(x)))  # [B, 64, 9, 9]
-        x = self.relu3(self.norm3(self.conv3(x)))  # [B, 64, 7, 7]
-        x = self.relu4(self.norm4(self.hidden(x.flatten(1))))  # [B, 512]
+        x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
+        x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
+        x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
+        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
         return self.actor(x), self.critic(x)[:, 0]
 
 
 HEADS = ["actor", "critic"]
-PROBED = ["relu1", "relu2", "relu3", "relu4"]  # after the nonlinearity, where dead, dormant and pattern are defined
+PROBED = [
+    "conv1_relu",
+    "conv2_relu",
+    "conv3_relu",
+    "hidden_relu",
+]  # after the nonlinearity, where dead, dormant and pattern are defined
 
 
 # same as agents/ppo_minatar.py::act
@@ -819,11 +828,9 @@ def intervene(switch: SwitchArgs, network: ActorCritic, fresh: ActorCritic, proj
 
 # same as agents/dqn_minatar.py::run_directory
 def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<game>__s<seed>__<time>."""
-    game = args.env_id.split("/")[-1]
-    return args.directory or Path(
-        "runs/logs", f"{args.exp_name}__{game}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
+    """--directory, or runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>."""
+    what = f"{args.exp_name}__{Path(__file__).stem}__{args.env_id.split('/')[-1]}__s{args.seed}"
+    return args.directory or Path("runs/logs", f"{what}__{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 # same as agents/dqn_minatar.py::Progress

@@ -308,7 +308,7 @@ class Args:
     exp_name: str = "rainbow"
     """first part of the run's name"""
     directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<game>__s<seed>__<time>"""
+    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
     resume: Path | None = None
     """run directory to go on with; all other flags come from its config.json"""
 
@@ -606,7 +606,7 @@ _arms = {
 }
 _chain = {
     "env_id": "ALE/Pong-v5",
-    "shift": ShiftArgs(kind="games", games=("ALE/Breakout-v5", "ALE/Freeway-v5"), every_steps=steps(20_000_000)),
+    "shift": ShiftArgs(kind="games", games=("ALE/Breakout-v5", "ALE/SpaceInvaders-v5"), every_steps=steps(20_000_000)),
     "total_timesteps": steps(120_000_000),
 }
 _decay = ScheduleArgs(kind="warmup-cosine", period_steps=steps(20_000_000))
@@ -649,8 +649,8 @@ PRESETS = {
         Args(
             exp_name="catch",
             env_id="rewarm/Catch-v0",
-            total_timesteps=30_000,
-            buffer_size=30_000,
+            total_timesteps=40_000,
+            buffer_size=40_000,
             learning_starts=1_000,
             target_network_frequency=500,
             eval_every=5_000,
@@ -1366,11 +1366,9 @@ def intervene(switch: SwitchArgs, q_network: QNetwork, fresh: QNetwork, projecti
 
 # same as agents/dqn_minatar.py::run_directory
 def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<game>__s<seed>__<time>."""
-    game = args.env_id.split("/")[-1]
-    return args.directory or Path(
-        "runs/logs", f"{args.exp_name}__{game}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
+    """--directory, or runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>."""
+    what = f"{args.exp_name}__{Path(__file__).stem}__{args.env_id.split('/')[-1]}__s{args.seed}"
+    return args.directory or Path("runs/logs", f"{what}__{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 # same as agents/dqn_minatar.py::Progress

@@ -8,6 +8,7 @@ import shlex
 import signal
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -372,12 +373,102 @@ def test_rewards_are_clipped_for_learning_and_counted_as_they_are(tmp_path, monk
         assert {abs(float(x)) for row in held for x in row} == ({0.0, 1.0} if clip else {0.0, 5.0})
 
 
+class TwoCopies:
+    """Rewards of 1 and 10 a step; copy 0 ends after 2 steps, copy 1 after 50, and both go on for who steps them."""
+
+    num_envs, single_action_space = 2, gymnasium.spaces.Discrete(3)
+
+    def reset(self, seed):
+        self.seen, self.t = [], 0
+        return np.zeros((2, 4, 84, 84), np.uint8), {}
+
+    def step(self, actions):
+        self.seen.append(actions.tolist())
+        self.t += 1
+        ended = np.array([self.t % 2 == 0, self.t == 50])
+        return self.reset_obs(), np.array([1.0, 10.0]), ended & [True, False], ended & [False, True], {}
+
+    def reset_obs(self):
+        return np.zeros((2, 4, 84, 84), np.uint8)
+
+
+def test_an_evaluation_counts_one_episode_of_each_copy_and_acts_at_random_so_often():
+    env, network = TwoCopies(), constant_network([1.0, 0.0, 2.0]).float()
+    assert script.evaluate(network, env, 3, 0.0).tolist() == [2.0, 500.0]
+    assert {action for actions in env.seen for action in actions} == {2}
+    script.evaluate(network, env, 3, 1.0)
+    assert {action for actions in env.seen for action in actions} == {0, 1, 2}
+
+
+def changed_world(directory, **switch):
+    """A change of the actions at step 150 of 260; the run's last state and its scalars."""
+    args = tiny(
+        directory, switch=script.SwitchArgs(**switch), shift=script.ShiftArgs("actions", at_steps=(150,)),
+        eval_every=0, eval_episodes=5, target_network_frequency=10**6, exploration_steps=100,
+    )  # fmt: skip
+    script.main(args)
+    return load_checkpoint(directory / "checkpoint.pt")["state"], read_scalars(directory)
+
+
+def adam_steps(state):
+    return {int(one["step"]) for one in state["optimizer"]["state"].values()}
+
+
+def test_what_happens_at_a_change_is_what_the_flags_say(tmp_path):
+    """Up to step 150 there are 12 updates; a pause of 100 steps leaves room for 2 more of the 40."""
+    plain, scalars = changed_world(tmp_path / "plain")
+    assert plain["updates"] == 40 and adam_steps(plain) == {40} and scalars["shift/boundary"] == [(150, 1.0)]
+    rates = dict(scalars["charts/epsilon"])
+    assert rates[140] == pytest.approx(0.01) and rates[260] == pytest.approx(0.01)
+    start = script.make_network(3, Args(), 0, torch.device("cpu")).state_dict().keys()
+    begun = dict(plain["target_network"])  # never copied: as at the start
+
+    state, _ = changed_world(tmp_path / "clear", replay="clear")
+    assert state["updates"] == 14 and adam_steps(state) == {14} and state["learns_from"] == 250
+    _, scalars = changed_world(tmp_path / "explore", exploration="restart")
+    assert dict(scalars["charts/epsilon"])[160] == pytest.approx(1 - 0.99 * 0.09)
+    state, _ = changed_world(tmp_path / "moments", optimizer="reset")
+    assert state["updates"] == 40 and adam_steps(state) == {28}
+    state, _ = changed_world(tmp_path / "target", target="copy")
+    assert any(not torch.equal(begun[name], state["target_network"][name]) for name in start)
+    state, scalars = changed_world(tmp_path / "fresh", fresh_agent=True)
+    assert state["updates"] == 14 and adam_steps(state) == {2} and dict(scalars["charts/epsilon"])[160] > 0.9
+    for name in start:
+        if "weight" in name:
+            assert not torch.equal(begun[name], state["target_network"][name])
+
+
+def test_a_reset_comes_at_the_first_step_from_its_number_on(tmp_path):
+    script.main(tiny(tmp_path / "run", num_envs=2, reset=script.ResetArgs((151, 180)), eval_every=0, eval_episodes=5))
+    assert read_scalars(tmp_path / "run")["reset/event"] == [(152, 1.0), (180, 1.0)]
+
+
+@pytest.mark.parametrize("protocol", ["machado", "classic"])
+def test_a_lost_life_ends_the_return_in_the_classic_protocol_alone(tmp_path, monkeypatch, protocol):
+    """Breakout at random loses a life every few dozen steps; the stack reaches back over it, as the game goes on."""
+    lost, add = [], ReplayMemory.add
+
+    def spy(self, obs, actions, rewards, terminal, truncated, restarted, final_obs):
+        lost.append((terminal & ~restarted).copy())
+        slots = add(self, obs, actions, rewards, terminal, truncated, restarted, final_obs)
+        if lost[-1][0]:
+            assert self.terminal[0, slots[0]] and self.next_age[0] == min(len(lost), 3)
+        return slots
+
+    monkeypatch.setattr(ReplayMemory, "add", spy)
+    flags = {"env_id": "ALE/Breakout-v5", "total_timesteps": 130, "learning_starts": 129, "exploration_steps": 10**6}
+    script.main(tiny(tmp_path / "run", protocol=protocol, eval_every=0, eval_episodes=5, **flags))
+    assert (sum(one.sum() for one in lost) >= 1) == (protocol == "classic")
+
+
 def test_the_same_seed_repeats_and_another_does_not(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         script.main(tiny(tmp_path / name, seed=seed, total_timesteps=240, eval_every=0, eval_episodes=5))
     a, b, c = (recorded(tmp_path / name) for name in "abc")
     assert a == b and a["losses/td_loss"] != c["losses/td_loss"]
-    assert a["plasticity/effective_rank/relu4"][0] != c["plasticity/effective_rank/relu4"][0]  # init and probe
+    assert (
+        a["plasticity/effective_rank/hidden_relu"][0] != c["plasticity/effective_rank/hidden_relu"][0]
+    )  # init and probe
 
 
 def test_measurements_change_nothing(tmp_path):
@@ -409,7 +500,7 @@ def test_a_reset_renews_its_layers_and_their_moments_alone(layers, network):
         p.grad = torch.ones_like(p)
     optimizer.step()
     script.reset_(ours, fresh, modules=script.layers_to_reset(args), optimizer=optimizer, moments="reset")
-    renewed = {"head": ["head."], "dense": ["head.", "hidden.", "norm4."], "all": [""]}[layers]
+    renewed = {"head": ["head."], "dense": ["head.", "hidden.", "hidden_norm."], "all": [""]}[layers]
     for (name, p), q in zip(ours.named_parameters(), fresh.parameters(), strict=True):
         new = any(name.startswith(start) for start in renewed)
         assert torch.equal(p, q) == new, name

@@ -103,7 +103,7 @@ def test_the_network_computes_what_is_written_of_it(normalised):
         x = x.clamp(min=0).contiguous()
     x = F.linear(x.reshape(2, -1), network.hidden.weight, network.hidden.bias)
     if normalised:
-        x = F.layer_norm(x, (512,), network.norm4.weight, network.norm4.bias)
+        x = F.layer_norm(x, (512,), network.hidden_norm.weight, network.hidden_norm.bias)
     x = x.clamp(min=0)
     logits, values = network(obs)
     torch.testing.assert_close(logits, F.linear(x, network.actor.weight, network.actor.bias))
@@ -181,7 +181,7 @@ def test_measuring_changes_nothing(tmp_path):
     assert len(loud["eval/episodic_return"]) == 1 and "elr/conv1" not in quiet
     for layer in ("conv1", "conv2", "conv3", "hidden"):
         assert len(loud[f"elr/{layer}"]) == 3  # of 8 updates
-    assert "plasticity/flipped_fraction/relu1" in loud and "plasticity/srank/relu4" in loud
+    assert "plasticity/flipped_fraction/conv1_relu" in loud and "plasticity/srank/hidden_relu" in loud
 
 
 def test_projection_holds_the_trunk_and_leaves_the_heads(tmp_path):
@@ -251,7 +251,9 @@ def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
     a, b, c = (recorded(tmp_path / name) for name in "abc")
     assert a == b and a.keys() == c.keys()
     assert a["losses/policy_loss"] != c["losses/policy_loss"]
-    assert a["plasticity/effective_rank/relu4"][0] != c["plasticity/effective_rank/relu4"][0]  # init and probe
+    assert (
+        a["plasticity/effective_rank/hidden_relu"][0] != c["plasticity/effective_rank/hidden_relu"][0]
+    )  # init and probe
     assert_same(*(saved(tmp_path / name) for name in "ab"))
 
 
