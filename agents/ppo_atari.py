@@ -489,8 +489,8 @@ def to_updates(args: Args, steps: int) -> int:
 _nap: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
 _constant = ScheduleArgs(kind="constant")
 _cyclic = ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # the paper's cycles: 4 million frames
-# With all 18 actions a random policy meets 7 (Breakout) to 25 (Pong) rewards in 1,000 steps of these three games (10,000
-# steps each), so that there is something to learn from; in Freeway it met none.
+# With all 18 actions a random policy meets 7 (Breakout) to 25 (Pong) rewards in 1,000 steps of these three games, so
+# that there is something to learn from (10,000 steps each); in Freeway it met none.
 _visit = 1024 * 8 * 128
 _chain: dict[str, Any] = {
     "env_id": "ALE/Pong-v5",
@@ -642,11 +642,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         bias = not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
-        self.conv1, self.conv1_norm, self.conv1_relu = (
-            nn.Conv2d(channels, 32, 8, 4, bias=bias),
-            norm((32, 20, 20)),
-            nn.ReLU(),
-        )
+        self.conv1 = nn.Conv2d(channels, 32, 8, 4, bias=bias)
+        self.conv1_norm, self.conv1_relu = norm((32, 20, 20)), nn.ReLU()
         self.conv2, self.conv2_norm, self.conv2_relu = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
         self.conv3, self.conv3_norm, self.conv3_relu = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
         self.hidden, self.hidden_norm, self.hidden_relu = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
@@ -667,12 +664,7 @@ class ActorCritic(nn.Module):
 
 
 HEADS = ["actor", "critic"]
-PROBED = [
-    "conv1_relu",
-    "conv2_relu",
-    "conv3_relu",
-    "hidden_relu",
-]  # after the nonlinearity, where dead, dormant and pattern are defined
+PROBED = ["conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu"]  # after it dead, dormant, pattern are defined
 
 
 # same as agents/ppo_minatar.py::act

@@ -72,7 +72,7 @@ def watched(monkeypatch):
 def test_the_network_is_the_published_one_and_starts_as_published(normalised):
     network = ActorCritic(4, 6, normalised)
     weights = {name: w.detach() for name, w in network.named_parameters() if name.endswith("weight") and w.dim() > 1}
-    assert {n.split(".")[0]: tuple(w.shape) for n, w in weights.items() if not n.startswith("norm")} == {
+    assert {n.split(".")[0]: tuple(w.shape) for n, w in weights.items() if "_norm" not in n} == {
         "conv1": (32, 4, 8, 8), "conv2": (64, 32, 4, 4), "conv3": (64, 64, 3, 3), "hidden": (512, 3136),
         "actor": (6, 512), "critic": (1, 512),
     }  # fmt: skip
@@ -96,7 +96,7 @@ def test_the_network_computes_what_is_written_of_it(normalised):
     obs = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = obs.double() / 255
     for i, stride in ((1, 4), (2, 2), (3, 1)):
-        conv, norm = getattr(network, f"conv{i}"), getattr(network, f"norm{i}")
+        conv, norm = getattr(network, f"conv{i}"), getattr(network, f"conv{i}_norm")
         x = F.conv2d(x, conv.weight, conv.bias, stride)
         if normalised:
             x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias)
