@@ -831,18 +831,15 @@ class QNetwork(nn.Module):
         super().__init__()
         bias = not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
-        self.conv1, self.conv1_norm, self.conv1_relu = (
-            nn.Conv2d(STACK, 32, 8, 4, bias=bias),
-            norm((32, 20, 20)),
-            nn.ReLU(),
-        )
+        self.conv1 = nn.Conv2d(STACK, 32, 8, 4, bias=bias)
+        self.conv1_norm, self.conv1_relu = norm((32, 20, 20)), nn.ReLU()
         self.conv2, self.conv2_norm, self.conv2_relu = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
         self.conv3, self.conv3_norm, self.conv3_relu = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
         self.hidden, self.hidden_norm, self.hidden_relu = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
         self.head = nn.Linear(512, actions)
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] uint8 -> [B, A]
-        x = obs.to(self.head.weight.dtype) / 255
+        x = obs.to(self.head.weight.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
         x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
         x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
         x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
@@ -850,12 +847,7 @@ class QNetwork(nn.Module):
         return self.head(x)
 
 
-PROBED = [
-    "conv1_relu",
-    "conv2_relu",
-    "conv3_relu",
-    "hidden_relu",
-]  # after the nonlinearity, where dead, dormant and pattern are defined
+PROBED = ["conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu"]  # after it dead, dormant, pattern are defined
 
 
 @torch.no_grad()

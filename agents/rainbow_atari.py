@@ -855,50 +855,53 @@ def only_states(replay: ReplayMemory) -> np.ndarray:
 
 
 class SumTree:
-    """Non-negative numbers x_0 ... x_{n-1} of which the one that holds a point of [0, sum) is found in log2 n steps.
+    """Non-negative numbers x_0 ... x_{n-1} of which the one that holds a point of [0, sum) is found in log n steps.
 
-    A complete binary tree in one array: node 1 is the root, node k has the children 2k and 2k + 1, and every inner node
-    is the sum of its two, taken anew when one changes, so that no rounding error accumulates.
+    A tree with 32 children to a node, 4 levels for a million numbers: per level NumPy sums 32 numbers as fast as 2. A
+    node is the sum of its children, taken anew when one of them changes, so that no rounding error accumulates.
     """
 
+    FAN = 32
+
     def __init__(self, size: int):
-        self.depth = max(1, (size - 1).bit_length())
-        self.first = 1 << self.depth  # the node of x_0
-        self.nodes = np.zeros(2 * self.first)
-        self.leaves = self.nodes[self.first : self.first + size]
+        self.levels: list[np.ndarray] = []  # from the root's children down to x, rows of siblings [nodes, 32]
+        while not self.levels or len(self.levels[0]) > 1:
+            nodes = len(self.levels[0]) if self.levels else size
+            self.levels.insert(0, np.zeros((-(-nodes // self.FAN), self.FAN)))
+        self.leaves = self.levels[-1].reshape(-1)[:size]
 
     @property
     def total(self) -> float:
-        return float(self.nodes[1])
+        return float(self.levels[0].sum())
 
     def set(self, index: np.ndarray, values: np.ndarray) -> None:
         """x[index] <- values, [B] each; of an index that comes twice the last value stays."""
         self.leaves[index] = values
-        node = index + self.first
-        for _ in range(self.depth):
-            node = node >> 1
-            self.nodes[node] = self.nodes[2 * node] + self.nodes[2 * node + 1]
+        for parents, children in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            index = index // self.FAN
+            parents.reshape(-1)[index] = children[index].sum(1)
 
     def set_all(self, values: np.ndarray) -> None:
         """x <- values, [n]."""
         self.leaves[:] = values
-        for level in range(self.depth - 1, -1, -1):
-            row = self.nodes[2 << level : 4 << level]  # the children of nodes 2^level ... 2^(level + 1) - 1
-            self.nodes[1 << level : 2 << level] = row[::2] + row[1::2]
+        for parents, children in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            parents.reshape(-1)[: len(children)] = children.sum(1)
 
     def find(self, points: np.ndarray) -> np.ndarray:
         """The i with x_0 + ... + x_{i-1} <= point < x_0 + ... + x_i for each point [B] in [0, sum).
 
         Never one with x_i = 0, whichever way the sums round.
         """
-        node, points = np.ones(len(points), dtype=np.int64), points.copy()
-        for _ in range(self.depth):
-            node *= 2
-            left = self.nodes[node]
-            right = (points >= left) & (self.nodes[node + 1] > 0)
-            points -= left * right
-            node += right
-        return node - self.first
+        each, node = np.arange(len(points)), np.zeros(len(points), dtype=np.int64)
+        sums = np.zeros((len(points), self.FAN + 1))  # of the children before the k-th
+        for level in self.levels:
+            np.cumsum(level[node], axis=1, out=sums[:, 1:])
+            points = np.minimum(points, np.nextafter(sums[:, -1], 0))  # rounding may have put it past the end
+            child = (sums[:, 1:] <= points[:, None]).sum(1)  # the first whose end is beyond the point: it is not empty
+            child %= self.FAN  # the first where all are empty
+            points = points - sums[each, child]
+            node = self.FAN * node + child
+        return node
 
 
 class Priorities:
@@ -1103,7 +1106,7 @@ class QNetwork(nn.Module):
         self.register_buffer("support", support, persistent=False)
 
     def logits(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] -> [B, A, N]
-        x = obs.to(self.support.dtype) / 255
+        x = obs.to(self.support.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
         x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
         x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
         x = self.conv3_relu(self.conv3_norm(self.conv3(x))).flatten(1)  # [B, 3136]

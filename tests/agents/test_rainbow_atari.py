@@ -439,16 +439,15 @@ def test_the_plain_network_is_refused_and_every_dependent_layer_named():
 # prioritised replay
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 8, 100])
+@pytest.mark.parametrize("size", [1, 2, 5, 32, 33, 100, 1024, 1025, 40_000])
 def test_sum_tree_finds_what_the_running_sum_finds(size):
     tree, values = SumTree(size), rng(size).integers(0, 4, size=size).astype(float)
     values[rng(1).integers(size)] = 2.0  # not all zero
     tree.set(np.arange(size), values)
     assert tree.total == values.sum()
     points = np.arange(0, values.sum(), 0.25)
-    literal = []
+    literal, i, running = [], 0, values[0]
     for point in points:
-        i, running = 0, values[0]
         while running <= point:
             i += 1
             running += values[i]
@@ -457,25 +456,44 @@ def test_sum_tree_finds_what_the_running_sum_finds(size):
 
 
 def test_sum_tree_after_many_changes_has_the_sums_of_a_new_one():
-    tree, literal, stream = SumTree(37), [0.0] * 37, rng(0)
-    for _ in range(200):
-        index, values = stream.integers(37, size=6), stream.random(6)
+    tree, literal, stream = SumTree(1100), [0.0] * 1100, rng(0)
+    for _ in range(2000):
+        index, values = stream.integers(1100, size=6), stream.random(6)
         tree.set(index, values)
         for i, value in zip(index, values, strict=True):  # of repetitions the last value stays
             literal[i] = value
     assert tree.leaves.tolist() == literal
-    fresh = SumTree(37)
+    fresh = SumTree(1100)
     fresh.set_all(tree.leaves.copy())
-    assert np.array_equal(fresh.nodes, tree.nodes)
+    assert [level.shape for level in tree.levels] == [(1, 32), (2, 32), (35, 32)]
+    assert all(np.array_equal(one, other) for one, other in zip(fresh.levels, tree.levels, strict=True))
     assert tree.total == pytest.approx(math.fsum(tree.leaves.tolist()), rel=1e-14)
-    for k in range(1, tree.first):
-        assert tree.nodes[k] == tree.nodes[2 * k] + tree.nodes[2 * k + 1]
+    for k, number in enumerate(tree.levels[1].ravel()[:35]):
+        assert number == pytest.approx(math.fsum(tree.leaves[32 * k : 32 * k + 32]), rel=1e-14)
 
 
 def test_a_point_at_the_very_end_finds_no_empty_leaf():
     tree = SumTree(11)
     tree.set(np.array([2, 5]), np.array([0.1, 0.2]))
     assert tree.find(np.array([0.0, 0.1, tree.total, np.nextafter(tree.total, 0), 1.0])).tolist() == [2, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_points_between_numbers_of_all_sizes_find_no_empty_leaf(seed):
+    stream = rng(seed)
+    tree, values = SumTree(5000), 10.0 ** stream.uniform(-12, 3, size=5000) * (stream.random(5000) < 0.02)
+    tree.set_all(values)
+    ends = np.cumsum(values)
+    points = np.concatenate([ends, np.nextafter(ends, 0), np.nextafter(ends, np.inf), [tree.total]])
+    found = tree.find(points[points >= 0])
+    assert (values[found] > 0).all()
+    literal = np.minimum(np.searchsorted(ends, points[points >= 0], side="right"), np.flatnonzero(values)[-1])
+    off = np.abs(ends[found] - ends[literal])  # where the roundings differ it is a neighbour, of a point at the border
+    assert (off <= np.maximum(values[found], values[literal]) + 1e-12 * tree.total).all()
+
+
+def test_an_empty_sum_tree_finds_the_first():
+    assert SumTree(2000).find(np.zeros(3)).tolist() == [0, 0, 0]
 
 
 def priorities_of(values: list[float], uniform: float = 1e-3, slots: int | None = None) -> Priorities:
@@ -545,7 +563,8 @@ def test_priorities_are_saved_and_loaded_to_the_last_bit():
     other = priorities_of([3.0, 2.0], slots=50)
     other.uniform = 0.1
     other.load_state_dict(state)
-    assert np.array_equal(other.tree.nodes, priorities.tree.nodes)
+    for theirs, ours in zip(other.tree.levels, priorities.tree.levels, strict=True):
+        assert np.array_equal(theirs, ours)
     assert_same(other.state_dict(), state)
     assert_same(list(other.sample(64, rng(1), everything_valid)), list(priorities.sample(64, rng(1), everything_valid)))
     for each in (priorities, other):
