@@ -112,12 +112,21 @@ def visits(run: Scalars, directory: Path) -> list[Visit]:
     Raises:
         RunError: the run records no tasks or no episodes.
     """
+    return split(run, int(read_status(directory)["step"]), str(directory))
+
+
+def split(run: Scalars, steps: int, name: str) -> list[Visit]:
+    """The visits of a run of so many steps, in order; `name` is what an error calls it.
+
+    Raises:
+        RunError: the run records no tasks or no episodes.
+    """
     if "shift/task" not in run:
-        raise RunError(f"{directory} records no shift/task: was its world to change?")
+        raise RunError(f"{name} records no shift/task: was its world to change?")
     if "charts/episodic_return" not in run:
-        raise RunError(f"{directory} records no charts/episodic_return: no episode ended by itself; give it more steps")
+        raise RunError(f"{name} records no charts/episodic_return: no episode ended by itself; give it more steps")
     tasks = [(int(step), int(task)) for step, task in run["shift/task"]]
-    ends = [step for step, _ in tasks[1:]] + [int(read_status(directory)["step"])]
+    ends = [step for step, _ in tasks[1:]] + [steps]
     return [
         Visit(task, begin, end, [(int(s), r) for s, r in run["charts/episodic_return"] if begin < s <= end])
         for (begin, task), end in zip(tasks, ends, strict=True)

@@ -1,0 +1,1 @@
+"""One file per experiment; `runs/experiment.py` says what stands in them."""

@@ -1,0 +1,44 @@
+"""What the chains share: arms, the rule of docs/chains.md, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from runs.changes import Visit, share, split
+from runs.experiment import Arm, Flags, Result, Verdict
+from runs.rules import all_above, difference, mean_rows, measured
+
+ARMS = ("plain", "reset", "fresh", "nap", "switch", "cusum")
+RULE = (
+    "Per seed, the mean over the visits but the first of the end return (last tenth of the visit) as a share of the "
+    "fresh agent's of the same visit and seed. Re-warmed at the known change (switch) and by CUSUM, each minus plain, "
+    "paired by world and seed. Reproduced if both 95 % intervals are above 0, not reproduced if one is below, "
+    "undecided otherwise."
+)
+CLAIM = (
+    "An agent that is projected and re-warmed when its world changes keeps up with a fresh one better than one that is "
+    "trained on plainly."
+)
+
+
+def arms(script: str, flags: Flags | None = None) -> list[Arm]:
+    """The presets chain-* of a script."""
+    return [Arm(f"chain-{name}", script, f"chain-{name}", flags or {}) for name in ARMS]
+
+
+def judge(results: Sequence[Result]) -> Verdict:
+    """The rule above."""
+    visits: Mapping[tuple[str, str, int], list[Visit]] = {
+        (run.arm, run.world, run.seed): split(run.scalars, run.config["total_timesteps"], run.arm) for run in results
+    }
+    shares = measured(
+        results,
+        lambda run: share(visits[run.arm, run.world, run.seed], visits["chain-fresh", run.world, run.seed]),
+    )
+    ahead = [difference(shares, arm, "chain-plain") for arm in ("chain-switch", "chain-cusum")]
+    return Verdict(
+        all_above(ahead),
+        f"share of the fresh agent's return, minus that of plain training: switch {ahead[0]}, CUSUM {ahead[1]}",
+        ("arm", "n", "share"),
+        mean_rows(shares),
+    )

@@ -1,0 +1,80 @@
+"""Fig. 2, left: held at their norm, weights generalise at any decay; left free they do so late or never."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from runs.experiment import Arm, Experiment, Result, Scale, Verdict
+from runs.rules import decide, first_reaching, measured
+
+RATES = ("0.01", "0.001")
+
+
+def judge(results: Sequence[Result]) -> Verdict:
+    """The rule below."""
+    arrival = measured(results, lambda run: first_reaching(run, "test/accuracy", 0.9))
+    sooner, total, reached = 0, 0, 0
+    for rate in RATES:
+        free = arrival[f"fig2-left-free-lr{rate}-wd0.01"]
+        for decay in ("0.01", "1"):
+            for pair, step in arrival[f"fig2-left-projected-lr{rate}-wd{decay}"].items():
+                total, reached = total + 1, reached + (step < math.inf)
+                sooner += pair in free and step < free[pair]
+    holds, fails = sooner == total, reached <= total / 2
+    rows = [
+        [arm, str(len(runs)), ", ".join("never" if s == math.inf else f"{s:,.0f}" for s in runs.values())]
+        for arm, runs in arrival.items()
+    ]
+    return Verdict(
+        decide(holds, fails),
+        f"{reached} of {total} projected runs reach 90 %, {sooner} of them before the unconstrained run of their rate "
+        f"and seed with decay 0.01",
+        ("arm", "n", "first update at 90 %, by seed"),
+        rows,
+    )
+
+
+EXPERIMENT = Experiment(
+    name="fig2-left",
+    source="Fig. 2 (left) of Lyle et al. 2025",
+    claim="Projected every 100 updates, a network without norm layers groks whatever the weight decay, and sooner "
+    "than an unconstrained one with little decay.",
+    rule="Per run, the first evaluation at a test accuracy of 90 %. Reproduced if every projected run (rates 1e-2 and "
+    "1e-3, decays 0.01 and 1) has one, earlier than the unconstrained run of the same rate and seed with decay 0.01. "
+    "Not reproduced if at most half of the projected runs have one. Undecided otherwise.",
+    arms=[
+        Arm(name, "grokking", name)
+        for held in ("free", "projected")
+        for rate in (*RATES, "0.0001")
+        for decay in ("0.01", "1")
+        for name in (f"fig2-left-{held}-lr{rate}-wd{decay}",)
+    ],
+    scales={
+        "smoke": Scale(
+            seeds=(1,),
+            estimate="1 min on two cores",
+            flags={"total_updates": 200},
+            arms=("fig2-left-free-lr0.01-wd0.01", "fig2-left-projected-lr0.01-wd0.01"),
+        ),
+        "laptop": Scale(
+            seeds=(4, 5),
+            estimate="40 min on two cores",
+            flags={"total_updates": 12_000},
+            arms=[
+                f"fig2-left-{arm}"
+                for rate in RATES
+                for arm in (f"free-lr{rate}-wd0.01", f"projected-lr{rate}-wd0.01", f"projected-lr{rate}-wd1")
+            ],
+        ),
+        "paper": Scale(
+            seeds=(1, 2, 3),
+            estimate="some 40 GPU-hours: a million updates a run, guessed at 250 a second with four runs on a GPU",
+            flags={"total_updates": 1_000_000},
+            gpus=0.25,
+        ),
+    },
+    judge=judge,
+    curve="test/accuracy",
+    log_steps=True,
+)

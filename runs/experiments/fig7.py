@@ -1,0 +1,52 @@
+"""Fig. 7: the same as Fig. 6 for Rainbow."""
+
+from __future__ import annotations
+
+from runs.experiment import Experiment, Scale
+from runs.experiments._high_utd import PAPER_GAMES, RULE, atari_arms, judge
+
+EXPERIMENT = Experiment(
+    name="fig7",
+    source="Fig. 7 of Lyle et al. 2025",
+    claim="Rainbow with one update per step does better when its rate cycles for a while and then stays low than at a "
+    "constant rate, high or low.",
+    rule=RULE,
+    arms=list(atari_arms("rainbow_atari", "quick-high-utd").values()),
+    scales={
+        # On a laptop Rainbow makes some 15 updates a second: 2M frames, below which most games rank nothing, take a
+        # core nine hours. So there is no scale `laptop`.
+        "smoke": Scale(
+            seeds=(1,),
+            estimate="3 min on two cores",
+            flags={
+                "total_timesteps": 400,
+                "learning_starts": 200,
+                "buffer_size": 2_000,
+                "exploration_steps": 200,
+                "target_network_frequency": 100,
+                "eval_every": 0,
+                "probe.every": 100,
+                "checkpoint_every": 400,
+            },
+            by_arm={"cyclic": {"schedule.period_steps": 100}, "cyclic-annealed": {"schedule.period_steps": 30}},
+            worlds={"Pong": PAPER_GAMES["Pong"]},
+        ),
+        "quick": Scale(
+            seeds=(1, 2),
+            estimate="some 20 GPU-hours for two games in 2M frames, not measured",
+            worlds={name: PAPER_GAMES[name] for name in ("Pong", "Breakout")},
+            gpus=0.25,
+        ),
+        "paper": Scale(
+            seeds=(1, 2, 3),
+            estimate="some 20,000 GPU-hours: 240 runs of 50 million updates, guessed at 700 updates a second, four on "
+            "a GPU",
+            instead=atari_arms("rainbow_atari", "high-utd"),
+            worlds=PAPER_GAMES,
+            gpus=0.25,
+        ),
+    },
+    judge=judge,
+    judged=("quick", "paper"),
+    curve="charts/episodic_return",
+)
