@@ -61,6 +61,7 @@ from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import STACK, ScreenWorld, evaluation_world, resumed_observation
 from runs.recording import (
+    FirstEpisode,
     NonFiniteError,
     Pieces,
     Preset,
@@ -272,6 +273,9 @@ class Args:
     """episodes of one evaluation, each in a freshly seeded copy"""
     eval_epsilon: float = 0.001
     """chance of a random action in an evaluation"""
+    record_video: bool = False
+    """what the agent sees in the first episode of each evaluation, its first 2,700 steps (3 minutes), becomes a GIF:
+    video/step-<step>.gif in the run directory"""
     log_every: int = 1_000
     """agent steps between points of speed and exploration, and updates between points of losses and rates"""
     checkpoint_every: int = 50_000
@@ -385,7 +389,7 @@ class Args:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
-            refuse_inert("", self, ["eval_episodes", "eval_epsilon"], "with --eval-every 0")
+            refuse_inert("", self, ["eval_episodes", "eval_epsilon", "record_video"], "with --eval-every 0")
 
     def _refuse_switches_without_learning(self) -> None:
         shift, switch = self.shift, self.switch
@@ -548,12 +552,14 @@ PRESETS = {
     "high-utd-weight-decay": Preset(
         "paper: constant high rate, weight decay", high_utd("high-utd-weight-decay", weight_decay=1e-2)
     ),
-    "quick-baseline": Preset("high-utd-baseline, 2M frames", quick("quick-baseline")),
-    "quick-low": Preset("high-utd-low, 2M frames", quick("quick-low", learning_rate=1e-6)),
-    "quick-cyclic": Preset("high-utd-cyclic, 2M frames", quick("quick-cyclic", schedule=_quick_cyclic)),
-    "quick-cyclic-annealed": Preset(
+    "quick-high-utd-baseline": Preset("high-utd-baseline, 2M frames", quick("quick-high-utd-baseline")),
+    "quick-high-utd-low": Preset("high-utd-low, 2M frames", quick("quick-high-utd-low", learning_rate=1e-6)),
+    "quick-high-utd-cyclic": Preset(
+        "high-utd-cyclic, 2M frames", quick("quick-high-utd-cyclic", schedule=_quick_cyclic)
+    ),
+    "quick-high-utd-cyclic-annealed": Preset(
         "high-utd-cyclic-annealed, 2M frames",
-        quick("quick-cyclic-annealed", schedule=_annealed(10, steps(40_000))),
+        quick("quick-high-utd-cyclic-annealed", schedule=_annealed(10, steps(40_000))),
     ),
     "chain-plain": Preset(
         "three games in turn, twice: plain continual training", Args(exp_name="chain-plain", **_chain)
@@ -1116,7 +1122,8 @@ def main(args: Args) -> None:
 
     def evaluation() -> VectorEnv | None:
         """The present task, for good."""
-        return evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        world = evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        return FirstEpisode(world) if args.record_video else world
 
     evaluation_env = evaluation()
 
@@ -1301,6 +1308,8 @@ def main(args: Args) -> None:
                 returns = evaluate(q_network, evaluation_env, env_seed + global_step, args.eval_epsilon)
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
+                if args.record_video:
+                    evaluation_env.write(run.directory / "video" / f"step-{global_step}.gif")
             if "shift" in infos and global_step < args.total_timesteps:
                 (told,) = infos["shift"].values()
                 switch_world(told["task"])

@@ -71,6 +71,7 @@ from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import ScreenWorld, evaluation_world, resumed_observation
 from runs.recording import (
+    FirstEpisode,
     NonFiniteError,
     Preset,
     Run,
@@ -261,6 +262,9 @@ class Args:
     """iterations between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 5
     """episodes of one evaluation, greedy, each in a freshly seeded copy and up to half an hour of play long"""
+    record_video: bool = False
+    """what the agent sees in the first episode of each evaluation, its first 2,700 steps (3 minutes), becomes a GIF:
+    video/step-<step>.gif in the run directory"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
     device: str = "cpu"
@@ -365,7 +369,7 @@ class Args:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
-            refuse_inert("", self, ["eval_episodes"], "with --eval-every 0")
+            refuse_inert("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
 
     def _refuse_misfit_worlds(self) -> None:
         shift, atari_only = self.shift, ("games", "modes", "difficulties")
@@ -930,7 +934,8 @@ def main(args: Args) -> None:
 
     def evaluation() -> VectorEnv | None:
         """The present task, for good."""
-        return evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        world = evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        return FirstEpisode(world) if args.record_video else world
 
     evaluation_env = evaluation()
 
@@ -1075,6 +1080,8 @@ def main(args: Args) -> None:
                 returns = evaluate(network, evaluation_env, seed=env_seed + global_step)
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
+                if args.record_video:
+                    evaluation_env.write(run.directory / "video" / f"step-{global_step}.gif")
             if changed and global_step < end:
                 switch_world(changed)
             if iteration % args.checkpoint_every == 0 and global_step < end:

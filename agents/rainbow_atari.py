@@ -77,6 +77,7 @@ from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import STACK, ScreenWorld, evaluation_world, resumed_observation
 from runs.recording import (
+    FirstEpisode,
     NonFiniteError,
     Pieces,
     Preset,
@@ -295,6 +296,9 @@ class Args:
     """episodes of one evaluation, each in a freshly seeded copy"""
     eval_epsilon: float = 0.001
     """chance of a random action in an evaluation"""
+    record_video: bool = False
+    """what the agent sees in the first episode of each evaluation, its first 2,700 steps (3 minutes), becomes a GIF:
+    video/step-<step>.gif in the run directory"""
     log_every: int = 1_000
     """agent steps between points of speed, and updates between points of losses and rates"""
     checkpoint_every: int = 50_000
@@ -421,7 +425,7 @@ class Args:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
-            refuse_inert("", self, ["eval_episodes", "eval_epsilon"], "with --eval-every 0")
+            refuse_inert("", self, ["eval_episodes", "eval_epsilon", "record_video"], "with --eval-every 0")
 
     def _refuse_switches_without_learning(self) -> None:
         shift, switch = self.shift, self.switch
@@ -1474,7 +1478,8 @@ def main(args: Args) -> None:
 
     def evaluation() -> VectorEnv | None:
         """The present task, for good."""
-        return evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        world = evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        return FirstEpisode(world) if args.record_video else world
 
     evaluation_env = evaluation()
 
@@ -1663,6 +1668,8 @@ def main(args: Args) -> None:
                 q_network.train()
                 run.scalar("eval/episodic_return", returns.mean(), global_step)
                 run.scalar("eval/episodic_return_std", returns.std(), global_step)
+                if args.record_video:
+                    evaluation_env.write(run.directory / "video" / f"step-{global_step}.gif")
             if "shift" in infos and global_step < args.total_timesteps:
                 (told,) = infos["shift"].values()
                 switch_world(told["task"])

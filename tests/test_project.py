@@ -16,7 +16,7 @@ else:  # pytest itself depends on tomli there
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("elr", "envs", "runs", "agents")
 # Import names of which the distribution is called otherwise, or that need one more than their own.
-DISTRIBUTIONS = {"ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
+DISTRIBUTIONS = {"PIL": "pillow", "ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
 # What each package may import of ours, by prefix.
 MAY_IMPORT = {
     "elr": ("elr",),

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
             },
         ),
         "laptop": Scale(
-            seeds=(1, 2, 3),
+            seeds=(4, 5, 6),
             estimate="60 min on two cores",
             flags={**_budget(100_000), "exploration_steps": 25_000, "buffer_size": 50_000},
             by_arm={

@@ -38,7 +38,7 @@ EXPERIMENT = Experiment(
         "quick": Scale(
             seeds=(1, 2),
             estimate="some 15 GPU-hours for two games of Atari in 2M frames, not measured",
-            instead=atari_arms("dqn_atari", "quick"),
+            instead=atari_arms("dqn_atari", "quick-high-utd"),
             worlds={name: PAPER_GAMES[name] for name in ("Pong", "Breakout")},
             gpus=0.25,
         ),

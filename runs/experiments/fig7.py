@@ -22,7 +22,6 @@ EXPERIMENT = Experiment(
                 "total_timesteps": 400,
                 "learning_starts": 200,
                 "buffer_size": 2_000,
-                "exploration_steps": 200,
                 "target_network_frequency": 100,
                 "eval_every": 0,
                 "probe.every": 100,

@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
             worlds={"actions": WORLDS["actions"]},
         ),
         "laptop": Scale(
-            seeds=(1, 2, 3),
+            seeds=(4, 5, 6),
             estimate="50 min on two cores",
             flags={**_budget(40_000), "exploration_steps": 10_000, "buffer_size": 50_000},
             by_arm={

@@ -14,9 +14,11 @@ from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
 from runs.recording.table import read_scalars, require_length
 from runs.recording.tags import TAGS, Tag, check_tag
+from runs.recording.video import FirstEpisode
 
 __all__ = [
     "TAGS",
+    "FirstEpisode",
     "NonFiniteError",
     "Pieces",
     "Preset",

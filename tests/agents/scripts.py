@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 
 def start(script: Path, *flags: object) -> subprocess.Popen[str]:
@@ -60,6 +61,16 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
         assert a.dtype == b.dtype and np.array_equal(a, b), where
     else:
         assert a == b, where
+
+
+def videos(directory: Path) -> dict[str, int]:
+    """The GIFs of a run by name, and how many agent steps each shows: 1/15 s is one."""
+    shown = {}
+    for path in (directory / "video").glob("*"):
+        with Image.open(path) as gif:
+            duration = sum(gif.seek(index) or gif.info["duration"] for index in range(gif.n_frames))
+        shown[path.name] = round(duration * 15 / 1000)
+    return shown
 
 
 def unread_flags(script: ModuleType, groups: dict[str, type], short_for: dict[str, str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import shlex
 import signal
@@ -16,6 +18,7 @@ import torch
 from agents import dqn_atari as script
 from agents.dqn_atari import PRESETS, Args, NewestErrors, QNetwork, ReplayMemory, gradient
 from runs.recording import Pieces, RunError, load_checkpoint, parse, read_scalars, read_status
+from runs.recording.video import MAX_FRAMES
 from tests.agents import scripts
 
 SCRIPT = Path(__file__).parents[2] / "agents" / "dqn_atari.py"
@@ -295,6 +298,7 @@ def test_every_flag_is_read():
         ("--rewarm.trigger every", ["--rewarm.trigger", "--schedule.kind"]),
         ("--shift.kind modes --shift.every-steps 100", ["--shift.kind modes", "--shift.values"]),
         ("--eval-every 0 --eval-epsilon 0.1", ["--eval-epsilon", "--eval-every"]),
+        ("--eval-every 0 --record-video", ["--record-video", "--eval-every 0"]),
         ("--weight-decay -1", ["--weight-decay"]),
         ("--learning-rate 1e-7 --schedule.kind cyclic", ["--schedule.low", "--learning-rate"]),
         ("--device cuda", ["--device"]),
@@ -342,7 +346,7 @@ def test_the_papers_arms():
         assert schedule.kind == "cyclic-then-constant" and schedule.low == 1e-6
         assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
     assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
-    quick = PRESETS["quick-cyclic-annealed"].args
+    quick = PRESETS["quick-high-utd-cyclic-annealed"].args
     assert quick.total_timesteps * 100 == 50_000_000 and quick.schedule.period_steps * 100 == 1_000_000
 
 
@@ -398,6 +402,38 @@ def test_an_evaluation_counts_one_episode_of_each_copy_and_acts_at_random_so_oft
     assert {action for actions in env.seen for action in actions} == {2}
     script.evaluate(network, env, 3, 1.0)
     assert {action for actions in env.seen for action in actions} == {0, 1, 2}
+
+
+def test_a_video_of_each_evaluation_changes_no_number(tmp_path, monkeypatch):
+    lengths, evaluate = [], script.evaluate
+
+    def watched(network, env, *rest):
+        returns = evaluate(network, env, *rest)
+        lengths.append(len(env.frames))
+        return returns
+
+    script.main(tiny(tmp_path / "bare", eval_episodes=2))
+    monkeypatch.setattr(script, "evaluate", watched)
+    script.main(tiny(tmp_path / "filmed", eval_episodes=2, record_video=True))
+    assert recorded(tmp_path / "filmed") == recorded(tmp_path / "bare")
+    scripts.assert_same(*(load_checkpoint(tmp_path / name / "checkpoint.pt")["state"] for name in ("bare", "filmed")))
+    assert scripts.videos(tmp_path / "filmed") == dict(zip(("step-130.gif", "step-260.gif"), lengths, strict=True))
+    assert min(lengths) > 1 and not (tmp_path / "bare" / "video").exists()
+    assert f"its first {MAX_FRAMES:,} steps" in inspect.getsource(Args)
+
+
+def test_a_resumed_run_writes_the_same_video_again(tmp_path, monkeypatch):
+    """Stopped at step 140: its checkpoint is of step 120, before the evaluation at 130."""
+    for name in ("whole", "broken"):
+        with monkeypatch.context() as patch, contextlib.suppress(ZeroDivisionError):
+            if name == "broken":
+                patch.setattr(script.Progress, "show", lambda self, step, *rest: 1 / (step - 140))
+            script.main(tiny(tmp_path / name, record_video=True))
+    whole, broken = (tmp_path / name / "video" / "step-130.gif" for name in ("whole", "broken"))
+    assert broken.read_bytes() == whole.read_bytes() and read_status(tmp_path / "broken")["status"] == "failed"
+    broken.write_bytes(b"half of")
+    script.main(parse(Args, PRESETS, ["--resume", str(tmp_path / "broken")]))
+    assert broken.read_bytes() == whole.read_bytes() and recorded(tmp_path / "broken") == recorded(tmp_path / "whole")
 
 
 def changed_world(directory, **switch):

@@ -7,6 +7,7 @@ test_ppo_minatar.py; that it learns, in test_catch_learning.py.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
 import shlex
@@ -23,6 +24,7 @@ from agents.ppo_atari import ActorCritic, Args, NapArgs, ProbeArgs, RewarmArgs, 
 from elr.flat_adam import FlatAdam
 from envs.worlds import ScreenWorld
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from runs.recording.video import MAX_FRAMES
 from tests.agents import scripts
 from tests.agents.scripts import assert_same
 
@@ -182,6 +184,25 @@ def test_measuring_changes_nothing(tmp_path):
     for layer in ("conv1", "conv2", "conv3", "hidden"):
         assert len(loud[f"elr/{layer}"]) == 3  # of 8 updates
     assert "plasticity/flipped_fraction/conv1_relu" in loud and "plasticity/srank/hidden_relu" in loud
+
+
+def test_a_video_of_each_evaluation_changes_no_number(tmp_path, monkeypatch):
+    evaluations = {"eval_every": 3, "eval_episodes": 2}
+    run(tmp_path / "bare", **evaluations)
+    lengths, evaluate = [], script.evaluate
+
+    def watched(network, env, seed):
+        returns = evaluate(network, env, seed)
+        lengths.append(len(env.frames))
+        return returns
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    run(tmp_path / "filmed", record_video=True, **evaluations)
+    assert recorded(tmp_path / "filmed") == recorded(tmp_path / "bare")
+    assert_same(*(saved(tmp_path / name) for name in ("bare", "filmed")))
+    assert scripts.videos(tmp_path / "filmed") == dict(zip(("step-96.gif", "step-128.gif"), lengths, strict=True))
+    assert min(lengths) > 1 and not (tmp_path / "bare" / "video").exists()
+    assert f"its first {MAX_FRAMES:,} steps" in inspect.getsource(Args)
 
 
 def test_projection_holds_the_trunk_and_leaves_the_heads(tmp_path):
@@ -474,6 +495,7 @@ def test_the_presets_worlds_exist():
         (["--env-threads", "-1"], ["--env-threads"]),
         (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
         (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
+        (["--eval-every", "0", "--record-video"], ["--record-video", "--eval-every 0"]),
         (["--rewarm.trigger", "switch"], ["--rewarm.trigger switch", "--shift.kind none"]),
         (["chain-fresh", "--switch.optimizer", "reset"], ["--switch.optimizer", "--switch.fresh-agent"]),
         (["catch", "--env-threads", "2"], ["--env-threads 2", "--env-id rewarm/Catch-v0"]),

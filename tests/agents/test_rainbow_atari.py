@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import shlex
 import signal
@@ -42,6 +43,7 @@ from agents.rainbow_atari import (
 from elr.projection import Projection, check_scale_invariance, partners, scalable_weights
 from envs.worlds import ScreenWorld
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from runs.recording.video import MAX_FRAMES
 from tests.agents import scripts
 from tests.agents.scripts import assert_same
 
@@ -692,6 +694,7 @@ PONG_AND_BREAKOUT = ShiftArgs("games", every_steps=20_000, games=("ALE/Breakout-
             ["--rewarm.refractory", "--rewarm.block"],
         ),
         ({"eval_every": 0, "eval_epsilon": 0.1}, ["--eval-epsilon", "--eval-every"]),
+        ({"eval_every": 0, "record_video": True}, ["--record-video", "--eval-every 0"]),
         ({"total_timesteps": 20_000}, ["--learning-starts 20000", "--total-timesteps 20000"]),
     ],
 )
@@ -887,6 +890,22 @@ def test_the_same_seed_repeats_and_another_does_not(plain, tmp_path):
     script.main(tiny(tmp_path / "other", seed=2, total_timesteps=90))
     other, tags = recorded(tmp_path / "other"), ("losses/td_loss", "plasticity/effective_rank/value_relu")
     assert all(other[tag][0] != plain.scalars[tag][0] for tag in tags)
+
+
+def test_a_video_of_each_evaluation_changes_no_number(plain, tmp_path, monkeypatch):
+    lengths, evaluate = [], script.evaluate
+
+    def watched(network, env, *rest):
+        returns = evaluate(network, env, *rest)
+        lengths.append(len(env.frames))
+        return returns
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    script.main(tiny(tmp_path / "run", eval_every=120, eval_episodes=1, record_video=True))
+    assert recorded(tmp_path / "run") == plain.scalars
+    assert_same(saved(tmp_path / "run"), plain.state)
+    assert scripts.videos(tmp_path / "run") == {"step-120.gif": lengths[0]} and lengths[0] > 1
+    assert f"its first {MAX_FRAMES:,} steps" in inspect.getsource(Args)
 
 
 def literal_rainbow(args: Args, streams) -> tuple[list[tuple[int, float]], QNetwork]:
