@@ -14,9 +14,10 @@ paper's high update-to-data regime, 0.25 the usual one.
 As in the paper: Adam, rate 6.25e-5, epsilon 1.5e-4, low rate 1e-6, cycles of 4 million frames (it says frames in one
 place and steps in another), ten of them before annealing, weight decay 1e-2, no normalisation and no projection in the
 high update-to-data arms. The rest it leaves open, and is that of Dopamine's DQN (Castro et al. 2018, arXiv:1812.06110):
-sticky actions (Machado et al. 2018), exploration 1 to 0.01 in 250,000 steps, learning from step 20,000 on, target
-network copied every 8,000 steps, a million transitions. Loss: the mean squared TD error of rewards clipped to [-1, 1]
-(--no-clip-rewards: as they are). Weight decay is decoupled, as AdamW's.
+sticky actions (Machado et al. 2018), exploration 1 to 0.01 in 250,000 steps (here from the first step on, not from the
+first update), learning from step 20,000 on, target network copied every 8,000 steps, a million transitions. Loss: the
+mean squared TD error of rewards clipped to [-1, 1] (--no-clip-rewards: as they are). Weight decay is decoupled, as
+AdamW's.
 --protocol classic is that of Mnih et al. 2015: no sticky actions, up to 30 frames without action at the start, and a
 lost life ends the return.
 
@@ -308,6 +309,11 @@ class Args:
                 f"--buffer-size {self.buffer_size} is to be a multiple of --num-envs {self.num_envs}, with room for "
                 f"--n-step {self.n_step} + {STACK + 1} transitions of each copy"
             )
+        if self.learning_starts < self.n_step * self.num_envs:
+            raise ValueError(
+                f"--learning-starts {self.learning_starts} leaves the first update without a transition whose --n-step "
+                f"{self.n_step} steps are known: give at least {self.n_step * self.num_envs}"
+            )
         if self.batch_size > self.buffer_size:
             raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
         counts = self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts, self.env_threads
@@ -365,6 +371,10 @@ class Args:
         for flag, steps in (("schedule.period", schedule.period_steps), ("rewarm.every", rewarm.every_steps)):
             if steps * self.replay_ratio < 1:
                 raise ValueError(f"--{flag}-steps {steps} at --replay-ratio {self.replay_ratio} is not even one update")
+        if rewarm.trigger == "every" and rewarm.every_steps >= self.total_timesteps:
+            raise ValueError(
+                f"--rewarm.every-steps {rewarm.every_steps} never comes in --total-timesteps {self.total_timesteps}"
+            )
         if rewarm.trigger == "every" and schedule.kind == "cyclic" and rewarm.every_steps % schedule.period_steps == 0:
             raise ValueError(
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
@@ -379,12 +389,15 @@ class Args:
                 f"--reset.at-steps {reset.at_steps[-1]} never comes in --total-timesteps {self.total_timesteps}"
             )
         refuse_inert_shifts(self)
+        refuse_unseen_factors(self)
         self._refuse_switches_without_learning()
         refuse_blind_detector(self)
         if self.learning_starts >= self.total_timesteps:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
             )
+        if probe.size < 2:
+            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
@@ -405,6 +418,16 @@ class Args:
                 f"{what} pauses updates for --learning-starts {self.learning_starts} steps, and --shift has changes "
                 f"{gap} steps apart: nothing would be learned in between"
             )
+
+
+def refuse_unseen_factors(args: Args) -> None:
+    """Factors of rewards, which are whole numbers in these games, that clipping makes alike."""
+    shift = args.shift
+    if args.clip_rewards and shift.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in shift.values}) == 1:
+        raise ValueError(
+            f"--shift.values {shift.values} are factors that --clip-rewards makes alike: nothing changes for the "
+            "learner; give --no-clip-rewards, or others"
+        )
 
 
 def refuse_inert_shifts(args: Args) -> None:
@@ -506,7 +529,7 @@ def high_utd(name: str, **changes: Any) -> Args:
 
 
 def quick(name: str, **changes: Any) -> Args:
-    """The same in a hundredth of the budget; exploration, memory and cycles are scaled with it."""
+    """The same in a hundredth of the budget: cycles are scaled with it, exploration and memory to a tenth only."""
     scaled = {
         "total_timesteps": steps(2_000_000), "learning_starts": 5_000, "exploration_steps": 25_000,
         "buffer_size": 100_000, "target_network_frequency": 2_000, "eval_every": 50_000,
@@ -685,6 +708,7 @@ class ReplayMemory:
         for lane in np.flatnonzero((self.written > self.forgotten) & (self.next_age > 0)):
             if not self.terminal[lane, last[lane]]:
                 self.truncated[lane, last[lane]] = True
+                self.saved[lane] = min(self.saved[lane], self.written[lane] - 1)  # a piece holds that row as it was
                 self._add_state(lane, obs[lane, -1])
         self.next_age[:] = 0
 
@@ -752,7 +776,7 @@ class ReplayMemory:
                 rows = np.arange(first, end) % self.rows
                 content = {name: getattr(self, name)[lane, rows] for name in ROW_PARTS}
                 frames = zlib.compress(self.frames[lane, rows].data, 1)
-                name = f"replay-{lane}-{first}"
+                name = f"replay-{lane}-{first}-{end}"
                 pieces.write(name, content | {"frames": np.frombuffer(frames, dtype=np.uint8)})
                 self.pieces.append((name, lane, int(first), end))
         self.saved = self.written.copy()
@@ -961,7 +985,7 @@ def make_schedule(args: Args) -> Schedule:
         case "cyclic-then-constant":
             return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
         case "one-cycle":
-            return OneCycle(s.low, peak, period, s.warmup_frac, final=s.low)
+            return OneCycle(s.low, peak, period, final=s.low, warmup_frac=s.warmup_frac)
 
 
 # same as agents/dqn_minatar.py::make_trigger
@@ -1325,7 +1349,8 @@ def main(args: Args) -> None:
             print(f"\nstopped at step {global_step}; go on with: {command}")
             raise SystemExit(130)
         run.finish(global_step)
-    print(f"\nfinished {global_step:,} steps ({4 * global_step:,} frames) in {run.directory}")
+    frames = "" if args.env_id == CATCH else f" ({4 * global_step:,} frames)"
+    print(f"\nfinished {global_step:,} steps{frames} in {run.directory}")
     if recent_returns:
         print(f"training return {np.mean(recent_returns):.2f}, mean of the last {len(recent_returns)} episodes")
     if returns is not None:

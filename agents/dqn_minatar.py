@@ -311,6 +311,10 @@ class Args:
         for flag, steps in (("schedule.period", schedule.period_steps), ("rewarm.every", rewarm.every_steps)):
             if steps * self.replay_ratio < 1:
                 raise ValueError(f"--{flag}-steps {steps} at --replay-ratio {self.replay_ratio} is not even one update")
+        if rewarm.trigger == "every" and rewarm.every_steps >= self.total_timesteps:
+            raise ValueError(
+                f"--rewarm.every-steps {rewarm.every_steps} never comes in --total-timesteps {self.total_timesteps}"
+            )
         if rewarm.trigger == "every" and schedule.kind == "cyclic" and rewarm.every_steps % schedule.period_steps == 0:
             raise ValueError(
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
@@ -323,6 +327,8 @@ class Args:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves no update in --total-timesteps {self.total_timesteps}"
             )
+        if probe.size < 2:
+            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
@@ -875,7 +881,7 @@ def make_schedule(args: Args) -> Schedule:
         case "cyclic-then-constant":
             return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
         case "one-cycle":
-            return OneCycle(s.low, peak, period, s.warmup_frac, final=s.low)
+            return OneCycle(s.low, peak, period, final=s.low, warmup_frac=s.warmup_frac)
 
 
 def make_trigger(args: Args) -> Trigger:

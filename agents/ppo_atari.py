@@ -365,6 +365,8 @@ class Args:
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
+        if probe.size < 2:
+            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
@@ -386,12 +388,18 @@ class Args:
                 f"--env-threads {self.env_threads} knows no --shift.kind {shift.kind}: ale-py's vector environment "
                 "has none, give 0"
             )
-        # Rewards are whole numbers in these games.
-        if self.clip_rewards and shift.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in shift.values}) == 1:
-            raise ValueError(
-                f"--shift.values {shift.values} are factors that --clip-rewards makes alike: nothing changes for the "
-                "learner; give --no-clip-rewards, or others"
-            )
+        refuse_unseen_factors(self)
+
+
+# same as agents/dqn_atari.py::refuse_unseen_factors
+def refuse_unseen_factors(args: Args) -> None:
+    """Factors of rewards, which are whole numbers in these games, that clipping makes alike."""
+    shift = args.shift
+    if args.clip_rewards and shift.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in shift.values}) == 1:
+        raise ValueError(
+            f"--shift.values {shift.values} are factors that --clip-rewards makes alike: nothing changes for the "
+            "learner; give --no-clip-rewards, or others"
+        )
 
 
 # same as agents/dqn_atari.py::refuse_inert_shifts
@@ -770,7 +778,7 @@ def make_schedule(args: Args) -> Schedule:
         case "cyclic-then-constant":
             return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
         case "one-cycle":
-            return OneCycle(s.low, peak, period, s.warmup_frac, final=s.low)
+            return OneCycle(s.low, peak, period, final=s.low, warmup_frac=s.warmup_frac)
 
 
 # same as agents/dqn_minatar.py::make_trigger

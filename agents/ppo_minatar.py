@@ -336,6 +336,8 @@ class Args:
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
+        if probe.size < 2:
+            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
@@ -676,7 +678,7 @@ def make_schedule(args: Args) -> Schedule:
         case "cyclic-then-constant":
             return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
         case "one-cycle":
-            return OneCycle(s.low, peak, period, s.warmup_frac, final=s.low)
+            return OneCycle(s.low, peak, period, final=s.low, warmup_frac=s.warmup_frac)
 
 
 # same as agents/dqn_minatar.py::make_trigger

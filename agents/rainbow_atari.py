@@ -18,8 +18,9 @@ As in the paper: Adam, rate 6.25e-5; in the high update-to-data arms low rate 1e
 frames in one place and steps in another), ten of them before annealing, weight decay 1e-2, no projection; in the low
 ones projection, 200 million frames, resets after 50, 100 and 150 million, and the final rate 1e-7 after three quarters
 where cycling stops early. Open there and chosen here: what a reset renews (the whole network and its moments; the
-replay memory is kept), the bottom of the low arms' cycles (1e-6), that early stopping leaves three of four cycles, and
-that the high arms have no normalisation.
+replay memory is kept), the bottom of the low arms' cycles (1e-6; where cycling stops early its final rate, 1e-7), that
+early stopping leaves three of four cycles, and that the high arms have no normalisation. Resets count steps, cycles
+count updates, which begin --learning-starts later: a reset comes so many steps before the cycle ends.
 From DQN Zoo (github.com/google-deepmind/dqn_zoo), which counts frames: Adam's epsilon 0.005 / 32, batches of 32,
 gradients clipped at the norm 10, learning from step 20,000 on, target network copied every 8,000 steps, a million
 transitions, three steps, 51 atoms in [-10, 10], sigma_0 = 0.1, priorities to the power 0.5, a thousandth of the draws
@@ -28,8 +29,9 @@ uniform, beta from 0.4 to 1.
 Deviations from DQN Zoo: sticky actions, no no-op starts, and a lost life is no end (Machado et al. 2018; --protocol
 classic is as there); the value and advantage layers have biases; noise is Gaussian, not cut off at two deviations, and
 the same in copies of the game that act together; priorities are not bounded by 100; beta grows from the first step, not
-from the first update; an evaluation acts on mean weights, and at random once in a thousand steps. Weight decay is
-decoupled, as AdamW's, and takes the deviations of noisy weights too.
+from the first update, over the whole run, and so does not begin anew with a fresh agent (--switch.fresh-agent); an
+evaluation acts on mean weights, and at random once in a thousand steps. Weight decay is decoupled, as AdamW's, and
+takes the deviations of noisy weights too.
 
 --network normalised puts LayerNorm before each nonlinearity, over all of a layer's features; with it --nap.enabled
 projects: a noisy layer's means and deviations by one scalar, the value and advantage layers not at all. The meter shows
@@ -38,7 +40,7 @@ what else happens then; --reset.at-steps resets layers at fixed steps (Nikishin 
 watches squared errors of expected returns, those under the noise that the agent acts with. losses/td_loss is the mean
 cross-entropy with its importance weights.
 
-The replay memory keeps every frame once: a million transitions are 7.1 GB, their priorities 26 MB. A checkpoint holds
+The replay memory keeps every frame once: a million transitions are 7.1 GB, their priorities 17 MB. A checkpoint holds
 the priorities, and writes the frames that are new since the one before, compressed, into pieces/ of the run directory.
 With --env-threads 0 a killed run resumes exactly; ale-py's vector environment (--env-threads 1 or more) cannot be
 saved, so that a resumed run begins new episodes.
@@ -337,6 +339,11 @@ class Args:
                 f"--buffer-size {self.buffer_size} is to be a multiple of --num-envs {self.num_envs}, with room for "
                 f"--n-step {self.n_step} + {STACK + 1} transitions of each copy"
             )
+        if self.learning_starts < self.n_step * self.num_envs:
+            raise ValueError(
+                f"--learning-starts {self.learning_starts} leaves the first update without a transition whose --n-step "
+                f"{self.n_step} steps are known: give at least {self.n_step * self.num_envs}"
+            )
         if self.batch_size > self.buffer_size:
             raise ValueError(f"--batch-size {self.batch_size} exceeds --buffer-size {self.buffer_size}")
         counts = self.probe.every, self.probe.meter_every, self.eval_every, self.learning_starts, self.env_threads
@@ -394,6 +401,10 @@ class Args:
         for flag, steps in (("schedule.period", schedule.period_steps), ("rewarm.every", rewarm.every_steps)):
             if steps * self.replay_ratio < 1:
                 raise ValueError(f"--{flag}-steps {steps} at --replay-ratio {self.replay_ratio} is not even one update")
+        if rewarm.trigger == "every" and rewarm.every_steps >= self.total_timesteps:
+            raise ValueError(
+                f"--rewarm.every-steps {rewarm.every_steps} never comes in --total-timesteps {self.total_timesteps}"
+            )
         if rewarm.trigger == "every" and schedule.kind == "cyclic" and rewarm.every_steps % schedule.period_steps == 0:
             raise ValueError(
                 f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
@@ -408,6 +419,7 @@ class Args:
                 f"--reset.at-steps {reset.at_steps[-1]} never comes in --total-timesteps {self.total_timesteps}"
             )
         refuse_inert_shifts(self)
+        refuse_unseen_factors(self)
         self._refuse_switches_without_learning()
         refuse_blind_detector(self)
         if self.learning_starts >= self.total_timesteps:
@@ -421,6 +433,8 @@ class Args:
         if self.prioritized_replay_uniform == 1:
             inert = [*uniform, "prioritized_replay_alpha"]
             refuse_inert("", self, inert, "with --prioritized-replay-uniform 1: all draws are uniform")
+        if probe.size < 2:
+            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
             refuse_inert("probe", probe, inert, "with --probe.every 0")
@@ -437,6 +451,17 @@ class Args:
                 f"{what} pauses updates for --learning-starts {self.learning_starts} steps, and --shift has changes "
                 f"{gap} steps apart: nothing would be learned in between"
             )
+
+
+# same as agents/dqn_atari.py::refuse_unseen_factors
+def refuse_unseen_factors(args: Args) -> None:
+    """Factors of rewards, which are whole numbers in these games, that clipping makes alike."""
+    shift = args.shift
+    if args.clip_rewards and shift.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in shift.values}) == 1:
+        raise ValueError(
+            f"--shift.values {shift.values} are factors that --clip-rewards makes alike: nothing changes for the "
+            "learner; give --no-clip-rewards, or others"
+        )
 
 
 # same as agents/dqn_atari.py::refuse_inert_shifts
@@ -550,7 +575,7 @@ def high_utd(name: str, **changes: Any) -> Args:
 
 
 def quick(arm: Args) -> Args:
-    """The same arm in a hundredth of the budget: cycles and resets are scaled with it, and nearly so the memory."""
+    """The same arm in a hundredth of the budget: cycles and resets are scaled with it, the memory to a tenth only."""
     schedule, at_steps = arm.schedule, tuple(step // 100 for step in arm.reset.at_steps)
     if schedule.kind != "constant":
         schedule = replace(schedule, period_steps=schedule.period_steps // 100)
@@ -756,6 +781,7 @@ class ReplayMemory:
         for lane in np.flatnonzero((self.written > self.forgotten) & (self.next_age > 0)):
             if not self.terminal[lane, last[lane]]:
                 self.truncated[lane, last[lane]] = True
+                self.saved[lane] = min(self.saved[lane], self.written[lane] - 1)  # a piece holds that row as it was
                 self._add_state(lane, obs[lane, -1])
         self.next_age[:] = 0
 
@@ -823,7 +849,7 @@ class ReplayMemory:
                 rows = np.arange(first, end) % self.rows
                 content = {name: getattr(self, name)[lane, rows] for name in ROW_PARTS}
                 frames = zlib.compress(self.frames[lane, rows].data, 1)
-                name = f"replay-{lane}-{first}"
+                name = f"replay-{lane}-{first}-{end}"
                 pieces.write(name, content | {"frames": np.frombuffer(frames, dtype=np.uint8)})
                 self.pieces.append((name, lane, int(first), end))
         self.saved = self.written.copy()
@@ -1288,6 +1314,7 @@ class NewestErrors:
 # ------------------------------------------------------------------------------------------------------------- main
 
 
+# same as agents/dqn_minatar.py::make_schedule
 def make_schedule(args: Args) -> Schedule:
     """Updates since the last trigger -> learning rate."""
     s, peak = args.schedule, args.learning_rate
@@ -1685,7 +1712,8 @@ def main(args: Args) -> None:
             print(f"\nstopped at step {global_step}; go on with: {command}")
             raise SystemExit(130)
         run.finish(global_step)
-    print(f"\nfinished {global_step:,} steps ({4 * global_step:,} frames) in {run.directory}")
+    frames = "" if args.env_id == CATCH else f" ({4 * global_step:,} frames)"
+    print(f"\nfinished {global_step:,} steps{frames} in {run.directory}")
     if recent_returns:
         print(f"training return {np.mean(recent_returns):.2f}, mean of the last {len(recent_returns)} episodes")
     if returns is not None:

@@ -368,7 +368,7 @@ def test_rewards_are_clipped_for_learning_and_counted_as_they_are(tmp_path, monk
     held = []
     add = ReplayMemory.add
     monkeypatch.setattr(ReplayMemory, "add", lambda self, *a: held.append(a[2]) or add(self, *a))
-    shift = script.ShiftArgs("rewards", at_steps=(250,), values=(5.0, 1.0))
+    shift = script.ShiftArgs("rewards", at_steps=(250,), values=(5.0, -1.0))
     for clip in (True, False):
         held.clear()
         script.main(tiny(tmp_path / str(clip), shift=shift, clip_rewards=clip, learning_starts=240))

@@ -1105,3 +1105,21 @@ def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path, monkeypatch):
     assert state["replay"]["written"].tolist() == [61, 61]  # one more state in each lane, to bootstrap from
     leaves = dict(zip(state["priorities"]["order"].tolist(), state["priorities"]["leaves"].tolist(), strict=True))
     assert leaves[50] == leaves[100 + 50] == 0 and sum(leaf > 0 for leaf in leaves.values()) == 120
+
+
+def test_with_noise_on_the_projected_layers_scale_means_and_deviations_jointly():
+    """The check at the start sees means only: it runs without noise."""
+    torch.manual_seed(0)
+    support = torch.linspace(-10, 10, 51)
+    network = QNetwork(4, support, 0.5, normalised=True).train()
+    draw_noise_(network, rng(0))
+    obs = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = network(obs)
+        for layer in (network.value_hidden, network.advantage_hidden):
+            layer.weight.mul_(2)
+        alone = (network(obs) - before).abs().max()
+        for layer in (network.value_hidden, network.advantage_hidden):
+            layer.weight_sigma.mul_(2)
+        jointly = (network(obs) - before).abs().max()
+    assert jointly < 1e-3 and alone > 20 * jointly
