@@ -184,14 +184,28 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """An experiment by its name, `fig2-right` for runs/experiments/fig2_right.py.
+    """An experiment by its name, `fig2-right` for runs/experiments/fig2_right.py, or by the path of a .py file.
 
     Raises:
-        RunError: there is none of that name.
+        RunError: there is none of that name, no such file, or it defines no EXPERIMENT.
     """
+    if name.endswith(".py"):
+        return _load_file(Path(name))
     if name not in names():
-        raise RunError(f"there is no experiment {name}; there are {', '.join(names())}")
+        raise RunError(f"there is no experiment {name}; there are {', '.join(names())}, or give the path of a .py file")
     experiment: Experiment = importlib.import_module(f"runs.experiments.{name.replace('-', '_')}").EXPERIMENT
+    return experiment
+
+
+def _load_file(path: Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise RunError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not isinstance(experiment := getattr(module, "EXPERIMENT", None), Experiment):
+        raise RunError(f"{path} defines no EXPERIMENT")
     return experiment
 
 

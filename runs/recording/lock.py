@@ -14,11 +14,16 @@ except ImportError:  # Windows: no such lock, and two writers are not detected
     fcntl = None  # type: ignore[assignment]
 
 
+class Locked(RunError):
+    """Another process holds the lock."""
+
+
 class RunLock:
     """Held from construction to `release`; the lock file itself stays, since removing it would be a race.
 
     Raises:
-        RunError: another process holds it (its id is named), or the file system cannot lock.
+        Locked: another process holds it (its id is named).
+        RunError: the file system cannot lock.
     """
 
     def __init__(self, path: Path):
@@ -33,7 +38,7 @@ class RunLock:
             holder = os.read(self._handle, 32).decode(errors="replace").strip() or "unknown"
             self._close()
             if isinstance(error.__cause__, BlockingIOError):
-                raise RunError(f"{path.parent} is being written by another process ({holder})") from None
+                raise Locked(f"{path.parent} is being written by another process ({holder})") from None
             raise
         os.ftruncate(self._handle, 0)
         os.write(self._handle, f"process {os.getpid()}\n".encode())

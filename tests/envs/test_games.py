@@ -1,3 +1,5 @@
+"""Lists of Atari games."""
+
 import ale_py
 import gymnasium as gym
 

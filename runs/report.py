@@ -1,0 +1,240 @@
+"""A page per experiment: its claim, the rule written before the runs, what was measured, and the verdict.
+
+    python -m runs report fig3 --scale laptop
+
+reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG) and the
+verdict in a form for programs (`fig3-laptop.json`) to `runs/results/`; then the table of claims in README.md, which is
+made of these files, is written anew. A rule is not applied to part of a plan: with runs missing the command refuses,
+unless --partial asks for a page without a verdict. Scales that are too small to judge get none either.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runs import style
+from runs.comparison import common_points, student_band
+from runs.curves import Curve
+from runs.executing import inspect
+from runs.experiment import REPOSITORY, Experiment, Job, Result, Verdict, load, names, plan
+from runs.recording import RunError, read_json, read_scalars, read_status, refusals
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write the page of an experiment, and README's table of claims."""
+
+    experiments: tuple[str, ...] = ()
+    """names, as `python -m runs list` shows them; none only writes the table of README.md"""
+    scale: str = "laptop"
+    """which of its scales"""
+    logs: Path = Path("runs/logs")
+    """where the run directories are"""
+    out: Path = RESULTS
+    """folder of the pages"""
+    partial: bool = False
+    """write a page without a verdict from the runs that are finished"""
+
+
+def results_of(jobs: Sequence[Job]) -> dict[str, Result]:
+    """The finished runs of a plan, by job.
+
+    Raises:
+        RunError: a directory holds another run than the plan's, or its table has lost lines.
+    """
+    found = {}
+    for job in jobs:
+        if inspect(job).state == "finished":
+            config, scalars = read_json(job.directory / "config.json"), read_scalars(job.directory)
+            found[job.id] = Result(job.arm, job.world, job.seed, config, scalars)
+    return found
+
+
+def judged(experiment: Experiment, scale: str, results: Sequence[Result], complete: bool) -> Verdict | None:
+    """What the rule says, or None where it does not speak: too small a scale, or runs missing.
+
+    Raises:
+        RunError: the rule cannot be applied to these runs.
+    """
+    if scale not in experiment.judged or not complete:
+        return None
+    try:
+        return experiment.judge(results)
+    except (ValueError, KeyError) as error:
+        raise RunError(f"the rule of {experiment.name} cannot be applied at {scale}: {error}") from error
+
+
+def circumstances(jobs: Sequence[Job]) -> dict[str, Any]:
+    """When, where and from which source the runs were made."""
+    records = [read_json(job.directory / "provenance.json") for job in jobs]
+    ends = [read_status(job.directory)["written"] for job in jobs]
+    revisions = Counter(str(r["git"]["revision"])[:7] + (" with changes" if r["git"]["dirty"] else "") for r in records)
+    return {
+        "revisions": sorted(revisions),
+        "first": min(r["started"] for r in records)[:10],
+        "last": max(ends)[:10],
+        "torch": sorted({r["versions"]["torch"] for r in records}),
+        "hardware": sorted({f"{r['cpu']}, {r['cpu_count']} cores, device {r['device']}" for r in records}),
+    }
+
+
+def page(
+    experiment: Experiment,
+    scale: str,
+    done: Sequence[Job],
+    planned: int,
+    verdict: Verdict | None,
+    where: dict[str, Any],
+) -> str:
+    """The page in markdown; its figure is `<experiment>-<scale>.png` beside it."""
+    if verdict:
+        said = f"**Verdict: {verdict.outcome}.** {verdict.reason[0].upper()}{verdict.reason[1:]}."
+    elif scale not in experiment.judged:
+        said = f"**No verdict**: the scale {scale} shows that everything runs, and is too small for the rule."
+    else:
+        said = f"**No verdict**: {len(done)} of {planned} runs are finished."
+    seeds = ", ".join(str(seed) for seed in sorted({job.seed for job in done}))
+    arms = len({(job.arm, job.world) for job in done})
+    lines = [
+        f"# {experiment.name}, {scale}", "",
+        f"**Claim** ({experiment.source}). {experiment.claim}", "",
+        f"**Rule, written before the runs.** {experiment.rule}", "", said, "",
+        f"![{experiment.curve} over steps: seeds thin, their mean thick]({experiment.name}-{scale}.png)", "",
+    ]  # fmt: skip
+    if verdict and verdict.rows:
+        lines += [f"| {' | '.join(verdict.heads)} |", f"|{'---|' * len(verdict.heads)}"]
+        lines += [f"| {' | '.join(row)} |" for row in verdict.rows] + ["", "± is Student's 95 % interval.", ""]
+    lines += [
+        f"{len(done)} runs: {arms} arms{' and worlds' if any(job.world for job in done) else ''}, seeds {seeds}. "
+        f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
+        f"--scale {scale}`.",
+        "",
+        f"{where['first']} to {where['last']}, revision {', '.join(where['revisions'])}, torch "
+        f"{', '.join(where['torch'])}, {'; '.join(where['hardware'])}, {done[0].threads} "
+        f"thread{'s' * (done[0].threads > 1)} per run.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def shortest(curves: Sequence[Curve]) -> int:
+    """The last step that all of them reach."""
+    return min(int(steps[-1]) for steps, _ in curves)
+
+
+def at_common_steps(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Curves at the steps above 0 that all have, x [points] and values [runs, points]: equal windows of steps, as
+    `common_points` takes them, would put all of a logarithmic axis but its end into one.
+    """
+    steps = sorted(set.intersection(*(set(one[one > 0].tolist()) for one, _ in curves)))
+    chosen = [dict(zip(one.tolist(), values.tolist(), strict=True)) for one, values in curves]
+    return np.array(steps, dtype=np.float64), np.array([[values[step] for step in steps] for values in chosen])
+
+
+def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result], stem: Path) -> None:
+    """The experiment's curve, one panel per world, as PNG and SVG.
+
+    Raises:
+        RunError: a run has not recorded it, matplotlib is missing, or a file cannot be written.
+    """
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for job in jobs:
+        curve = results[job.id].scalars.get(experiment.curve)
+        if not curve:
+            raise RunError(f"{job.directory} has recorded no {experiment.curve}")
+        steps, values = np.array([step for step, _ in curve]), np.array([value for _, value in curve])
+        curves.setdefault(job.world, {}).setdefault(job.arm, []).append((steps, values))
+    looks = style.looks(job.arm for job in jobs)
+    figure, panels = style.begin(len(curves))
+    for axes, (world, arms) in zip(panels, curves.items(), strict=True):
+        for arm, runs in arms.items():
+            x, together = at_common_steps(runs) if experiment.log_steps else common_points(runs, shortest(runs))
+            style.draw_arm(axes, x, together, looks[arm], f"{arm}, n = {len(runs)}", student_band(together))
+        axes.set_title(world, fontsize=9)
+        axes.set_ylabel(experiment.curve, fontsize=8)
+        style.steps_axis(axes)
+        if experiment.log_steps:
+            axes.set_xscale("log")
+            axes.set_xlim(left=min(steps[steps > 0][0] for runs in arms.values() for steps, _ in runs))
+    style.legend_below(figure, panels, columns=2)
+    style.save(figure, [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")])
+
+
+def claims(folder: Path = RESULTS) -> str:
+    """README's table of claims, from the verdicts in a folder."""
+    lines = ["| claim | source | scale | n | verdict |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob("*.json")):
+        record = read_json(path)
+        link = f"[{record['outcome'] or 'no verdict'}](runs/results/{path.stem}.md)"
+        seeds = f"{record['seeds']} seeds"
+        lines.append(f"| {record['claim']} | {record['source']} | {record['scale']} | {seeds} | {link} |")
+    return "\n".join(lines)
+
+
+def write_claims(readme: Path = REPOSITORY / "README.md", folder: Path = RESULTS) -> None:
+    """Put the table between its two marks in README.md.
+
+    Raises:
+        RunError: the marks are not there, or the file cannot be written.
+    """
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise RunError(f"{readme} has no place for the table of claims: put {BEGIN} and {END} where it shall stand")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    with refusals(f"cannot write {readme}", also=(OSError,)):
+        readme.write_text(f"{before}{BEGIN}\n{claims(folder)}\n{END}{after}")
+
+
+def write(args: Args, name: str) -> Path:
+    """The page of one experiment, its figure and its verdict; returns the page's path.
+
+    Raises:
+        RunError: no run, or not every run, of the plan is finished; or as `results_of` and `judged`.
+    """
+    experiment = load(name)
+    jobs = plan(experiment, args.scale, args.logs)
+    results = results_of(jobs)
+    done = [job for job in jobs if job.id in results]
+    if not done or (len(done) < len(jobs) and not args.partial):
+        missing = next(job.id for job in jobs if job.id not in results)
+        raise RunError(
+            f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them with "
+            f"python -m runs run {name} --scale {args.scale}{', or see --partial' if done else ''}"
+        )
+    verdict = judged(experiment, args.scale, list(results.values()), len(done) == len(jobs))
+    where = circumstances(done)
+    stem = args.out / f"{name}-{args.scale}"
+    with refusals(f"cannot write {stem}.md", also=(OSError,)):
+        args.out.mkdir(parents=True, exist_ok=True)
+        draw(experiment, done, results, stem)
+        stem.with_name(stem.name + ".md").write_text(page(experiment, args.scale, done, len(jobs), verdict, where))
+        record = {
+            "experiment": name, "scale": args.scale, "claim": experiment.claim, "source": experiment.source,
+            "outcome": verdict.outcome if verdict else None, "reason": verdict.reason if verdict else None,
+            "runs": len(done), "planned": len(jobs), "seeds": len({job.seed for job in done}),
+            "written": time.strftime("%Y-%m-%d"), **where,
+        }  # fmt: skip
+        stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return stem.with_name(stem.name + ".md")
+
+
+def main(args: Args) -> None:
+    """Write the pages, then the table."""
+    for name in names() if args.experiments == ("all",) else args.experiments:
+        print(f"wrote {write(args, name)}")
+    if args.out.resolve() == RESULTS:
+        write_claims()
+        print("wrote the table of claims in README.md")

@@ -1,0 +1,139 @@
+"""Pages of experiments, verdicts, and the table of claims."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from runs import report
+from runs.experiment import Arm, Experiment, Scale, Verdict, plan
+from runs.recording import Run, RunError
+from runs.report import Args
+
+
+def judge(results):
+    ends = {arm: [r.scalars["test/accuracy"][-1][1] for r in results if r.arm == arm] for arm in ("high", "low")}
+    better = min(ends["high"]) > max(ends["low"])
+    rows = [[arm, str(len(values)), f"{max(values):.2f}"] for arm, values in ends.items()]
+    return Verdict("reproduced" if better else "not reproduced", "high ends above low", ("arm", "n", "best"), rows)
+
+
+EXPERIMENT = Experiment(
+    name="toy",
+    source="ours",
+    claim="High is better than low.",
+    rule="Reproduced if every run of high ends above every run of low.",
+    arms=[Arm("high", "grokking", "low", {"total_updates": 30}), Arm("low", "grokking", "low", {"total_updates": 30})],
+    scales={
+        "smoke": Scale(seeds=(1,), estimate="1 s"),
+        "laptop": Scale(seeds=(1, 2), estimate="2 s"),
+        "paper": Scale(seeds=(1, 2), estimate="3 s"),
+    },
+    judge=judge,
+    curve="test/accuracy",
+)
+
+
+@pytest.fixture(autouse=True)
+def experiment(monkeypatch):
+    monkeypatch.setattr(report, "load", lambda name: EXPERIMENT)
+
+
+def finish(job, accuracies):
+    """A finished run as the script would leave it."""
+    config = {**job.flags, "directory": str(job.directory)}
+    command = [f"agents/{job.script}.py", job.preset]
+    run = Run.create(job.directory, config, argv=command, device="cpu")
+    for step, value in enumerate(accuracies):
+        run.scalar("test/accuracy", value, 10 * step)
+    run.finish(10 * (len(accuracies) - 1))
+
+
+def finish_all(logs, scale, high=(0.1, 0.9), low=(0.1, 0.2)):
+    jobs = plan(EXPERIMENT, scale, logs)
+    for job in jobs:
+        finish(job, high if job.arm == "high" else low)
+    return jobs
+
+
+@pytest.mark.parametrize(("high", "outcome"), [((0.1, 0.9), "reproduced"), ((0.1, 0.15), "not reproduced")])
+def test_a_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high, outcome):
+    jobs = finish_all(tmp_path / "logs", "laptop", high)
+    page = report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+    text = page.read_text()
+    assert f"**Verdict: {outcome}.** High ends above low." in text
+    assert EXPERIMENT.claim in text and EXPERIMENT.rule in text
+    assert f"| high | 2 | {high[-1]:.2f} |" in text and "| low | 2 | 0.20 |" in text
+    assert "4 runs: 2 arms, seeds 1, 2." in text and "python -m runs run toy --scale laptop" in text
+    recorded = json.loads((jobs[0].directory / "provenance.json").read_text())
+    assert recorded["git"]["revision"][:7] in text and recorded["versions"]["torch"] in text
+    assert (tmp_path / "out" / "toy-laptop.png").stat().st_size > 5_000
+    assert "</svg>" in (tmp_path / "out" / "toy-laptop.svg").read_text()
+    record = json.loads((tmp_path / "out" / "toy-laptop.json").read_text())
+    assert record["outcome"] == outcome and record["runs"] == record["planned"] == 4 and record["seeds"] == 2
+
+
+def test_a_rule_is_not_applied_to_part_of_a_plan(tmp_path):
+    jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(RunError, match=r"0 of 4 runs of toy at laptop are finished \(not toy/laptop/high-s1\)"):
+        report.write(args, "toy")
+    for job in jobs[:3]:
+        finish(job, (0.1, 0.9))
+    with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/low-s2\).*--partial"):
+        report.write(args, "toy")
+    assert not (tmp_path / "out").exists()
+    text = report.write(dataclasses.replace(args, partial=True), "toy").read_text()
+    assert "**No verdict**: 3 of 4 runs are finished." in text
+    assert json.loads((tmp_path / "out" / "toy-laptop.json").read_text())["outcome"] is None
+
+
+def test_smoke_is_never_judged(tmp_path):
+    finish_all(tmp_path / "logs", "smoke")
+    text = report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), "toy").read_text()
+    assert "**No verdict**: the scale smoke shows that everything runs" in text
+
+
+def test_a_rule_that_cannot_be_applied_is_refused(tmp_path, monkeypatch):
+    finish_all(tmp_path / "logs", "laptop")
+
+    def broken(results):
+        raise ValueError("high and low share no world and seed")
+
+    monkeypatch.setattr(report, "load", lambda name: dataclasses.replace(EXPERIMENT, judge=broken))
+    with pytest.raises(RunError, match="the rule of toy cannot be applied at laptop: high and low share no world"):
+        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+
+
+def test_a_run_of_other_flags_is_refused(tmp_path):
+    jobs = finish_all(tmp_path / "logs", "laptop")
+    config = json.loads((jobs[0].directory / "config.json").read_text())
+    (jobs[0].directory / "config.json").write_text(json.dumps({**config, "total_updates": 31}))
+    with pytest.raises(RunError, match="holds another run: total_updates is 31 there and 30"):
+        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+
+
+def test_the_table_of_claims_stands_between_its_marks_and_is_written_anew(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.write_claims(readme, tmp_path / "out")
+        row = "| High is better than low. | ours | laptop | 2 seeds | [reproduced](runs/results/toy-laptop.md) |"
+        table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
+        assert readme.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
+    readme.write_text("nothing")
+    with pytest.raises(RunError, match="no place for the table of claims"):
+        report.write_claims(readme, tmp_path / "out")
+
+
+def test_the_table_in_readme_is_that_of_the_results():
+    readme = (Path(report.__file__).parent.parent / "README.md").read_text()
+    assert readme.split(report.BEGIN)[1].split(report.END)[0].strip() == report.claims()
+    for path in report.RESULTS.glob("*.json"):
+        page = path.with_suffix(".md").read_text()
+        record = json.loads(path.read_text())
+        assert f"# {record['experiment']}, {record['scale']}\n" in page and record["claim"] in page
+        assert f"**Verdict: {record['outcome']}.**" in page or record["outcome"] is None
