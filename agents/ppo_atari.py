@@ -71,7 +71,6 @@ from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import ScreenWorld, evaluation_world, resumed_observation
 from runs.recording import (
-    FirstEpisode,
     NonFiniteError,
     Preset,
     Run,
@@ -86,6 +85,7 @@ from runs.recording import (
     rng_state,
     weights_and_gradients,
 )
+from runs.recording.video import FirstEpisode
 
 # ------------------------------------------------------------------------------------------------------------ flags
 

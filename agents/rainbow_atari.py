@@ -79,7 +79,6 @@ from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import STACK, ScreenWorld, evaluation_world, resumed_observation
 from runs.recording import (
-    FirstEpisode,
     NonFiniteError,
     Pieces,
     Preset,
@@ -96,6 +95,7 @@ from runs.recording import (
     rng_state,
     weights_and_gradients,
 )
+from runs.recording.video import FirstEpisode
 
 # ------------------------------------------------------------------------------------------------------------ flags
 

@@ -1,4 +1,8 @@
-"""What a training run leaves behind: configuration, provenance, scalars, checkpoints, and how it is stopped."""
+"""What a training run leaves behind: configuration, provenance, scalars, checkpoints, and how it is stopped.
+
+Tools that only read runs import this too. So torch, which takes seconds, is imported in the functions that need it, and
+`runs.recording.video`, which needs gymnasium, by the scripts that film.
+"""
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.commandline import Preset, parse
@@ -14,11 +18,9 @@ from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
 from runs.recording.table import read_scalars, require_length
 from runs.recording.tags import TAGS, Tag, check_tag
-from runs.recording.video import FirstEpisode
 
 __all__ = [
     "TAGS",
-    "FirstEpisode",
     "NonFiniteError",
     "Pieces",
     "Preset",

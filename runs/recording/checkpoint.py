@@ -12,8 +12,6 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from runs.recording.errors import RunError
 from runs.recording.files import replace_atomically
 from runs.recording.plain import from_plain, to_plain
@@ -33,6 +31,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ValueError: the state holds something else (see `to_plain`).
         RunError: the disk is full or the directory cannot be written; it is named.
     """
+    import torch
+
     plain = to_plain(state)
 
     def write(file: BinaryIO) -> None:
@@ -52,6 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing, not a checkpoint, truncated, or altered; the message names it and says which.
     """
+    import torch
+
     try:
         with open(path, "rb") as file:
             _verify(file, path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from runs.recording.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class NonFiniteError(RunError):
@@ -36,7 +37,7 @@ def describe_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     """
     count = 0
     for name, tensor in named_tensors:
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(tensor.isfinite().all()):
             nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
             return f"{name} holds {nan} nan and {inf} inf among {tensor.numel()} entries"
         count += 1

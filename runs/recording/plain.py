@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 _ARRAY, _SCALAR = "__numpy_array__", "__numpy_scalar__"
 
@@ -19,6 +17,8 @@ def to_plain(obj: Any, where: str = "state") -> Any:
     Raises:
         ValueError: something of another type, or a dict that uses a reserved key; the message says where in the state.
     """
+    from torch import Tensor
+
     if obj is None or type(obj) in (bool, int, float, str):
         return obj
     if isinstance(obj, Tensor):
@@ -59,6 +59,8 @@ def _key(key: Any, where: str) -> Any:
 
 
 def _plain_array(array: np.ndarray[Any, Any], where: str) -> dict[str, Any]:
+    import torch
+
     if array.dtype.hasobject or array.dtype.names is not None:
         raise ValueError(f"{where} is an array of {array.dtype}, which has no exact plain form; split it into columns")
     shared = np.ascontiguousarray(array).reshape(-1)

@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "numpy", "gymnasium", "minatar", "ale-py", "tyro", "tensorboard", "rewarm")
 
@@ -26,6 +27,8 @@ def provenance(argv: Sequence[str], device: str | torch.device | None = None) ->
     Returns:
         JSON-ready; what cannot be found out is null or "unknown", never an error.
     """
+    import torch
+
     script = Path(argv[0]) if argv else Path()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -80,6 +83,8 @@ def _cpu_model() -> str:
 
 
 def _device(device: str | torch.device | None) -> str | None:
+    import torch
+
     if device is None or torch.device(device).type != "cuda":
         return None if device is None else str(device)
     return f"{device} ({torch.cuda.get_device_name(device)})"

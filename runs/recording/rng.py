@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from runs.recording.errors import RunError
 
-AnyGenerator = np.random.Generator | np.random.RandomState | torch.Generator | random.Random
+if TYPE_CHECKING:
+    import torch
+
+    AnyGenerator = np.random.Generator | np.random.RandomState | torch.Generator | random.Random
 
 
 def rng_state(generator: AnyGenerator) -> dict[str, Any]:
@@ -21,6 +23,8 @@ def rng_state(generator: AnyGenerator) -> dict[str, Any]:
     Raises:
         ValueError: not one of the four kinds.
     """
+    import torch
+
     if isinstance(generator, np.random.Generator):
         state: Any = generator.bit_generator.state
     elif isinstance(generator, np.random.RandomState):
@@ -51,6 +55,8 @@ def restore_rng(generator: AnyGenerator, saved: dict[str, Any]) -> None:
 
 
 def _kind(generator: AnyGenerator) -> str:
+    import torch
+
     if isinstance(generator, np.random.Generator):
         return f"numpy.random.Generator({type(generator.bit_generator).__name__})"
     if isinstance(generator, np.random.RandomState):

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +316,9 @@ def test_config_written_beside_foreign_event_files(tmp_path, capsys):
     directory = cleanrl(tmp_path / "c", 1.0, 1)
     (directory / "config.json").write_text(json.dumps({"exp_name": "mine", "seed": 7}))
     assert printed(capsys, directory)[4].startswith("| mine | all | 1 | 1 |")
+
+
+def test_tools_that_read_runs_do_not_wait_for_torch():
+    code = "import sys, runs.comparison, runs.report; print({'torch', 'gymnasium', 'matplotlib'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.strip() == "set()"

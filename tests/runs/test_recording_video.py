@@ -12,8 +12,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv
 from PIL import Image
 
-from runs.recording import FirstEpisode, RunError, video
-from runs.recording.video import MAX_FRAMES, write_gif
+from runs.recording import RunError, video
+from runs.recording.video import MAX_FRAMES, FirstEpisode, write_gif
 
 
 def noise(count, shape=(84, 84), seed=0):
@@ -110,7 +110,7 @@ def test_on_a_full_disk_the_older_file_stays(tmp_path, monkeypatch):
 
 
 def test_pillow_is_imported_by_the_first_file_alone():
-    code = "import sys, runs.recording as r; assert 'PIL' not in sys.modules, 'imported'; r.FirstEpisode"
+    code = "import sys, runs.recording.video as r; assert 'PIL' not in sys.modules, 'imported'; r.FirstEpisode"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
