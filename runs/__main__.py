@@ -5,6 +5,8 @@
     python -m runs run fig3 --scale smoke                   all its runs, on this machine; again to go on
     python -m runs run fig3 --scale laptop --dry-run        the commands instead
     python -m runs status fig3 --scale laptop               which runs are finished, running, interrupted
+    python -m runs report fig3 --scale laptop               the verdict by its rule, as a page with a figure
+    python -m runs compare RUN RUN ...                      any runs: means, intervals, curves
 
 An experiment is a file of runs/experiments/, or a path to one of your own that ends in .py.
 """
@@ -19,6 +21,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -81,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
             "--logs", type=Path, default=Path("runs/logs"), metavar="DIR",
             help="runs are made in DIR/EXPERIMENT/SCALE/ (default runs/logs)",
         )  # fmt: skip
+    run.add_argument(
+        "--data-folder", type=Path, metavar="DIR",
+        help="the folder of CIFAR-10's official files, for runs of warm_start.py, which download them otherwise",
+    )  # fmt: skip
     run.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     run.add_argument(
         "--retries", type=_count, default=2, metavar="N",
@@ -203,6 +210,23 @@ def status(jobs: Sequence[Job]) -> None:
         print(f"{job.id}: {'running' if busy else gone}{at}")
 
 
+def placed(jobs: Sequence[Job], folder: Path | None) -> list[Job]:
+    """The jobs, told where the images are.
+
+    Raises:
+        RunError: none of them reads a folder of images.
+    """
+    from runs.recording import RunError
+
+    if folder is None:
+        return list(jobs)
+    reads = [job.script == "warm_start" and job.flags.get("dataset") != "digits" for job in jobs]
+    if not any(reads):
+        raise RunError(f"--data-folder {folder} has no effect: none of the runs reads images from a folder")
+    there = {"data_folder": folder.absolute()}
+    return [replace(job, places=there) if one else job for job, one in zip(jobs, reads, strict=True)]
+
+
 def run(jobs: Sequence[Job], args: Any) -> int:
     """Launch; the exit code."""
     from runs.executing import inspect
@@ -260,7 +284,7 @@ def main(words: Sequence[str]) -> int:
     elif args.command == "status":
         status(planned(args))
     else:
-        return run(planned(args), args)
+        return run(placed(planned(args), args.data_folder), args)
     return 0
 
 

@@ -224,7 +224,8 @@ def _claim(job: Job, tell: Callable[[News], None], halt: Halt) -> Iterator[Binar
                 return
             if not told:
                 told = True
-                tell(News(job.id, "blocked", f"another launcher, or a run that it left, has it; {writer(job) or ''}"))
+                # Not asked of the run's lock: asking holds it for an instant, just when that run may be starting.
+                tell(News(job.id, "blocked", "another launcher, or a run that one left, has it"))
             time.sleep(_POLL_SECONDS)
         yield log
 

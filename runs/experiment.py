@@ -139,6 +139,8 @@ class Job:
     directory: Path
     threads: int
     gpus: float
+    places: Flags = field(default_factory=dict)
+    """flags that say where this machine keeps things, such as data_folder; no part of what the run is"""
 
     @property
     def log(self) -> Path:
@@ -148,7 +150,7 @@ class Job:
     def command(self) -> list[str]:
         """The words that start it, from the repository's root."""
         words = [sys.executable, str(Path("agents") / f"{self.script}.py"), *([self.preset] if self.preset else [])]
-        return [*words, *as_words(self.flags), "--directory", str(self.directory)]
+        return [*words, *as_words(self.flags), *as_words(self.places), "--directory", str(self.directory)]
 
     def resume_command(self) -> list[str]:
         """The words that continue it from its checkpoint."""

@@ -68,7 +68,7 @@ def under_way(runs):
 
 def kill_one(runs, rng):
     """SIGKILL, at a random moment, a random run that is under way; returns its job."""
-    time.sleep(rng.uniform(0, 20))
+    time.sleep(rng.uniform(0, 90))
     wait_until(lambda: under_way(runs), 600)
     job, process = rng.choice(under_way(runs))
     step = read_status(job.directory)["step"]

@@ -137,3 +137,12 @@ def test_without_ray_one_line_says_how_to_get_it(mine, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"needs Ray: pip install -e '\.\[ray\]'"):
         main(["run", *mine, "--engine", "ray"])
+
+
+def test_a_folder_of_images_goes_to_those_who_read_one_and_is_no_part_of_the_run(capsys, tmp_path):
+    assert main(["run", "fig4", "fig3", "--scale", "laptop", "--data-folder", "images", "--dry-run"]) == 0
+    commands = capsys.readouterr().out.splitlines()[1:]
+    told = [f"--data-folder {Path('images').absolute()}" in command for command in commands]
+    assert told == ["warm_start.py" in command for command in commands] and any(told) and not all(told)
+    with pytest.raises(RunError, match=r"--data-folder images has no effect"):
+        main(["run", "fig3", "fig4", "--scale", "smoke", "--data-folder", "images", "--dry-run"])
