@@ -130,27 +130,36 @@ class OnRay:
         return None
 
     def news(self) -> list[News]:
-        """What has happened since the last call; waits up to a fifth of a second for it."""
+        """What has happened since the last call; waits up to a fifth of a second for it.
+
+        Raises:
+            RunError: the cluster has ended.
+        """
         ray = self._ray
         done, _ = ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=0.2)
         found = []
-        for news, node in ray.get(self._board.take.remote()):
-            found.append(news)
-            self._nodes[news.job] = node
-        found += self._lost()
-        for reference in done:
-            job = self._jobs.pop(reference)
-            self._nodes.pop(job.id, None)
-            try:
-                found.append(ray.get(reference))
-            except ray.exceptions.RayError as error:
-                lines = [line for line in str(error).splitlines() if line.strip()]
-                reason = f"Ray: {lines[-1] if lines else type(error).__name__}"
-                found.append(News(job.id, "interrupted") if self._stopping else News(job.id, "failed", reason))
+        try:
+            for news, node in ray.get(self._board.take.remote()):
+                found.append(news)
+                self._nodes[news.job] = node
+        except ray.exceptions.RayError as error:  # the board stands on this very node
+            raise RunError("the Ray cluster has ended; the same command goes on once there is one") from error
+        found += self._lost() + [self._ended(reference) for reference in done]
         if not self._jobs:
             with contextlib.suppress(OSError):
                 self._token.unlink()
         return found
+
+    def _ended(self, reference: Any) -> News:
+        job = self._jobs.pop(reference)
+        self._nodes.pop(job.id, None)
+        try:
+            news: News = self._ray.get(reference)
+            return news
+        except self._ray.exceptions.RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = f"Ray: {lines[-1] if lines else type(error).__name__}"
+            return News(job.id, "interrupted") if self._stopping else News(job.id, "failed", reason)
 
     def _lost(self) -> list[News]:
         """Jobs whose node is gone; Ray gives them to another."""

@@ -111,8 +111,14 @@ class Progress:
             self._paces[news.job] = Pace()
             if news.resumed:
                 self._resumed.add(news.job)
-        if not self._live or news.state != "finished":
+        if self._is_worth_a_line(news):
             self.say(f"{news.job}: {news.state}{f', {news.text}' if news.text else ''}")
+
+    def _is_worth_a_line(self, news: News) -> bool:
+        if news.state == "interrupted":
+            return news.job in self._ran  # hundreds may never have been started
+        in_the_table = news.state == "finished" or news.text.partition(" on ")[0] == "started"
+        return not (self._live and in_the_table)
 
     def say(self, line: str) -> None:
         """A line that stays, with the time of day."""

@@ -36,7 +36,7 @@ BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of
 class Args:
     """Write the page of an experiment, and README's table of claims."""
 
-    experiments: tuple[str, ...] = ()
+    experiments: tuple[str, ...]
     """names, as `python -m runs list` shows them; none only writes the table of README.md"""
     scale: str = "laptop"
     """which of its scales"""
@@ -121,7 +121,7 @@ def page(
         f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
         f"--scale {scale}`.",
         "",
-        f"{where['first']} to {where['last']}, revision {', '.join(where['revisions'])}, torch "
+        f"{where['first']}{' to ' + where['last'] if where['last'] != where['first'] else ''}, revision {', '.join(where['revisions'])}, torch "
         f"{', '.join(where['torch'])}, {'; '.join(where['hardware'])}, {done[0].threads} "
         f"thread{'s' * (done[0].threads > 1)} per run.",
         "",
@@ -168,7 +168,7 @@ def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Resu
         if experiment.log_steps:
             axes.set_xscale("log")
             axes.set_xlim(left=min(steps[steps > 0][0] for runs in arms.values() for steps, _ in runs))
-    style.legend_below(figure, panels, columns=2)
+    style.legend_below(figure, panels)
     style.save(figure, [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")])
 
 

@@ -101,6 +101,21 @@ def test_the_table_is_drawn_over_itself_on_a_terminal(tmp_path, monkeypatch):
     assert more == "... and 1 more"
 
 
+def test_what_the_table_shows_is_not_said_besides(tmp_path):
+    jobs = [job(tmp_path, name) for name in "abc"]
+    shown, out = progress(jobs, live=True)
+    for name, state, text, resumed in (
+        ("a", "running", "started on node", False), ("a", "finished", "at step 20", False),
+        ("b", "running", "resumed at step 5", True), ("b", "interrupted", "at step 7", False),
+        ("c", "interrupted", "before it was started", False),
+    ):  # fmt: skip
+        shown.take(News(f"fake/smoke/{name}", state, text, resumed))
+    assert [line[10:] for line in out.getvalue().splitlines()] == [
+        "fake/smoke/b: running, resumed at step 5",
+        "fake/smoke/b: interrupted, at step 7",
+    ]
+
+
 def test_the_end_counts_and_shows_the_logs_of_what_failed(tmp_path):
     jobs = [job(tmp_path, name) for name in "abcdef"]
     shown, out = progress(jobs)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from runs import report
+from runs.__main__ import main
 from runs.experiment import Arm, Experiment, Scale, Verdict, plan
 from runs.recording import Run, RunError
 from runs.report import Args
@@ -137,3 +138,12 @@ def test_the_table_in_readme_is_that_of_the_results():
         record = json.loads(path.read_text())
         assert f"# {record['experiment']}, {record['scale']}\n" in page and record["claim"] in page
         assert f"**Verdict: {record['outcome']}.**" in page or record["outcome"] is None
+
+
+def test_names_come_first_on_the_command_line_and_what_is_missing_is_one_line(tmp_path, capsys, monkeypatch):
+    finish_all(tmp_path / "logs", "laptop")
+    words = ["report", "toy", "--scale", "laptop", "--logs", str(tmp_path / "logs"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == f"wrote {tmp_path / 'out' / 'toy-laptop.md'}"
+    with pytest.raises(RunError, match="toy has no scale huge"):
+        main([*words, "--scale", "huge"])
