@@ -121,7 +121,7 @@ def page(
         f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
         f"--scale {scale}`.",
         "",
-        f"{where['first']}{' to ' + where['last'] if where['last'] != where['first'] else ''}, revision {', '.join(where['revisions'])}, torch "
+        f"{' to '.join(sorted({where['first'], where['last']}))}, revision {', '.join(where['revisions'])}, torch "
         f"{', '.join(where['torch'])}, {'; '.join(where['hardware'])}, {done[0].threads} "
         f"thread{'s' * (done[0].threads > 1)} per run.",
         "",
