@@ -39,9 +39,9 @@ import numpy as np
 
 from runs.arms import Runs, Scalars, estimate, interval, read_arms, shown, table
 from runs.recording import RunError, exit_with_one_line, read_status, refusals
+from runs.style import COLOURS
 
 TENTH, RECENT = 0.1, 20
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ class Scale:
     """share of a GPU that one run uses; above 0 it gets --device cuda"""
 
 
+def guessed_gpu_hours(runs: int, updates: int, per_second: int, gpus: float = 0.25) -> str:
+    """An estimate in words, from a guess of how fast a run will be: no script has been run on a GPU yet."""
+    hours = runs * updates / per_second * gpus / 3600
+    speed = f"{per_second:,} a second, {1 / gpus:g} on a GPU"
+    return f"{hours:,.1f} GPU-hours if {runs} runs of {updates:,} updates make {speed}"
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run, as a rule sees it."""

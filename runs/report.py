@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs import style
-from runs.comparison import common_points, student_band
+from runs.comparison import common_points, markdown, student_band
 from runs.curves import Curve
 from runs.executing import inspect
 from runs.experiment import REPOSITORY, Experiment, Job, Result, Verdict, load, names, plan
@@ -72,7 +71,7 @@ def judged(experiment: Experiment, scale: str, results: Sequence[Result], comple
         return None
     try:
         return experiment.judge(results)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, ArithmeticError) as error:
         raise RunError(f"the rule of {experiment.name} cannot be applied at {scale}: {error}") from error
 
 
@@ -80,9 +79,9 @@ def circumstances(jobs: Sequence[Job]) -> dict[str, Any]:
     """When, where and from which source the runs were made."""
     records = [read_json(job.directory / "provenance.json") for job in jobs]
     ends = [read_status(job.directory)["written"] for job in jobs]
-    revisions = Counter(str(r["git"]["revision"])[:7] + (" with changes" if r["git"]["dirty"] else "") for r in records)
+    sessions = [session["git"] for record in records for session in (record, *record["resumed"])]
     return {
-        "revisions": sorted(revisions),
+        "revisions": sorted({git["revision"][:7] + (" with changes" if git["dirty"] else "") for git in sessions}),
         "first": min(r["started"] for r in records)[:10],
         "last": max(ends)[:10],
         "torch": sorted({r["versions"]["torch"] for r in records}),
@@ -114,8 +113,9 @@ def page(
         f"![{experiment.curve} over steps: seeds thin, their mean thick]({experiment.name}-{scale}.png)", "",
     ]  # fmt: skip
     if verdict and verdict.rows:
-        lines += [f"| {' | '.join(verdict.heads)} |", f"|{'---|' * len(verdict.heads)}"]
-        lines += [f"| {' | '.join(row)} |" for row in verdict.rows] + ["", "± is Student's 95 % interval.", ""]
+        lines.append(markdown(verdict.heads, verdict.rows))
+        if any("±" in cell for row in verdict.rows for cell in row):
+            lines += ["± is Student's 95 % interval.", ""]
     lines += [
         f"{len(done)} runs: {arms} arms{' and worlds' if any(job.world for job in done) else ''}, seeds {seeds}. "
         f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
@@ -173,13 +173,14 @@ def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Resu
 
 
 def claims(folder: Path = RESULTS) -> str:
-    """README's table of claims, from the verdicts in a folder."""
+    """README's table of claims, from the verdicts in a folder; a page without one is left out."""
     lines = ["| claim | source | scale | n | verdict |", "|---|---|---|---|---|"]
     for path in sorted(folder.glob("*.json")):
         record = read_json(path)
-        link = f"[{record['outcome'] or 'no verdict'}](runs/results/{path.stem}.md)"
-        seeds = f"{record['seeds']} seeds"
-        lines.append(f"| {record['claim']} | {record['source']} | {record['scale']} | {seeds} | {link} |")
+        if record["outcome"]:
+            link = f"[{record['outcome']}](runs/results/{path.stem}.md)"
+            seeds = f"{record['seeds']} seeds"
+            lines.append(f"| {record['claim']} | {record['source']} | {record['scale']} | {seeds} | {link} |")
     return "\n".join(lines)
 
 

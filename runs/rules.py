@@ -35,10 +35,18 @@ class Difference(NamedTuple):
 
 
 def measured(results: Sequence[Result], measure: Measure) -> dict[str, dict[tuple[str, int], float]]:
-    """What `measure` says of every run."""
+    """What `measure` says of every run.
+
+    Raises:
+        ValueError: it is not defined (nan) for one of them.
+    """
     found: dict[str, dict[tuple[str, int], float]] = {}
     for result in results:
-        found.setdefault(result.arm, {})[result.world, result.seed] = measure(result)
+        value = measure(result)
+        if math.isnan(value):
+            where = f" in {result.world}" if result.world else ""
+            raise ValueError(f"what it measures is not defined for {result.arm}, seed {result.seed}{where}")
+        found.setdefault(result.arm, {})[result.world, result.seed] = value
     return found
 
 
@@ -46,14 +54,12 @@ def difference(values: Measured, arm: str, other: str) -> Difference:
     """arm minus other over the worlds and seeds that both have.
 
     Raises:
-        ValueError: there is no such pair, or a value is nan.
+        ValueError: there is no such pair.
     """
     pairs = sorted(set(values.get(arm, {})) & set(values.get(other, {})))
     if not pairs:
         raise ValueError(f"{arm} and {other} share no world and seed")
     gaps = [values[arm][pair] - values[other][pair] for pair in pairs]
-    if any(math.isnan(gap) for gap in gaps):
-        raise ValueError(f"{arm} or {other} has a run in which the measure is not defined")
     return Difference(*interval(gaps), len(gaps))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from runs.changes import Visit, share, split
-from runs.experiment import Arm, Flags, Result, Verdict
+from runs.experiment import Arm, Flags, Result, Scale, Verdict
 from runs.rules import all_above, difference, mean_rows, measured
 
 ARMS = ("plain", "reset", "fresh", "nap", "switch", "cusum")
@@ -21,9 +21,33 @@ CLAIM = (
 )
 
 
-def arms(script: str, flags: Flags | None = None) -> list[Arm]:
+def budget(visit: int, **flags: object) -> Flags:
+    """Three tasks, twice, of so many steps each."""
+    return {"shift.every_steps": visit, "total_timesteps": 6 * visit, "replay_ratio": 0.25, **flags}
+
+
+def decays(visit: int, **cusum: object) -> dict[str, Flags]:
+    """The rate of the arms that are re-warmed decays over one visit; what CUSUM's arm has besides."""
+    return {
+        "chain-switch": {"schedule.period_steps": visit},
+        "chain-cusum": {"schedule.period_steps": visit, **{f"rewarm.{name}": value for name, value in cusum.items()}},
+    }
+
+
+def smoke(**worlds: Flags) -> Scale:
+    """Visits of 3,000 steps."""
+    return Scale(
+        seeds=(1,),
+        estimate="2 min on two cores",
+        flags=budget(3_000, learning_starts=500, exploration_steps=1_000),
+        by_arm=decays(3_000, block=10, refractory=5),
+        worlds=worlds or {"": {}},
+    )
+
+
+def arms(script: str) -> list[Arm]:
     """The presets chain-* of a script."""
-    return [Arm(f"chain-{name}", script, f"chain-{name}", flags or {}) for name in ARMS]
+    return [Arm(f"chain-{name}", script, f"chain-{name}") for name in ARMS]
 
 
 def judge(results: Sequence[Result]) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
+from runs.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
 from runs.rules import decide, first_reaching, measured
 
 RATES = ("0.01", "0.001")
@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate="some 40 GPU-hours: a million updates a run, guessed at 250 a second with four runs on a GPU",
+            estimate=guessed_gpu_hours(36, 1_000_000, 250),
             flags={"total_updates": 1_000_000},
             gpus=0.25,
         ),

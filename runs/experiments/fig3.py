@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
+from runs.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
 from runs.rules import decide, last
 
 OFFSETS = (5_000, 8_000)
@@ -78,8 +78,7 @@ EXPERIMENT = Experiment(
         "laptop": Scale(seeds=(4, 5, 6), estimate="50 min on two cores"),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate="some 15 GPU-hours: offsets of hundreds of thousands of updates, guessed at 250 a second, four "
-            "on a GPU",
+            estimate=guessed_gpu_hours(12, 264_000, 250),
             by_arm={
                 f"fig3-{peak}-offset{offset}": {"rewarm.at_update": 40 * offset, "total_updates": 40 * offset + DECAY}
                 for peak in ("0.01", "0.001")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiment import Arm, Experiment, Scale
+from runs.experiment import Arm, Experiment, Scale, guessed_gpu_hours
 from runs.experiments._high_utd import ARMS, PAPER_GAMES, RULE, atari_arms, judge
 
 MINATAR = {name: {"env_id": f"MinAtar/{name}-v1"} for name in ("Breakout", "SpaceInvaders")}
@@ -37,15 +37,14 @@ EXPERIMENT = Experiment(
         ),
         "quick": Scale(
             seeds=(1, 2),
-            estimate="some 15 GPU-hours for two games of Atari in 2M frames, not measured",
+            estimate=guessed_gpu_hours(16, 500_000, 1_000),
             instead=atari_arms("dqn_atari", "quick-high-utd"),
             worlds={name: PAPER_GAMES[name] for name in ("Pong", "Breakout")},
             gpus=0.25,
         ),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate="some 12,000 GPU-hours: 240 runs of 50 million updates, guessed at 1,000 updates a second, four "
-            "on a GPU",
+            estimate=guessed_gpu_hours(240, 50_000_000, 1_000),
             instead=atari_arms("dqn_atari", "high-utd"),
             worlds=PAPER_GAMES,
             gpus=0.25,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiment import Experiment, Scale
+from runs.experiment import Experiment, Scale, guessed_gpu_hours
 from runs.experiments._high_utd import PAPER_GAMES, RULE, atari_arms, judge
 
 EXPERIMENT = Experiment(
@@ -32,14 +32,13 @@ EXPERIMENT = Experiment(
         ),
         "quick": Scale(
             seeds=(1, 2),
-            estimate="some 20 GPU-hours for two games in 2M frames, not measured",
+            estimate=guessed_gpu_hours(16, 500_000, 700),
             worlds={name: PAPER_GAMES[name] for name in ("Pong", "Breakout")},
             gpus=0.25,
         ),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate="some 20,000 GPU-hours: 240 runs of 50 million updates, guessed at 700 updates a second, four on "
-            "a GPU",
+            estimate=guessed_gpu_hours(240, 50_000_000, 700),
             instead=atari_arms("rainbow_atari", "high-utd"),
             worlds=PAPER_GAMES,
             gpus=0.25,

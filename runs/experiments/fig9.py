@@ -31,7 +31,7 @@ EXPERIMENT = Experiment(
     arms=[Arm(name, "warm_start", name) for name in ("fig9-projected", "fig9-unconstrained")],
     scales={
         "smoke": Scale(seeds=(1,), estimate="1 min on two cores", flags=SMOKE),
-        "laptop": Scale(seeds=(6, 7, 8, 9, 10), estimate="20 min on two cores", flags=REGIME),
+        "laptop": Scale(seeds=(6, 7, 8, 9, 10), estimate="30 to 55 min on two cores", flags=REGIME),
         "paper": paper(2),
     },
     judge=judge,

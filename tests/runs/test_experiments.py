@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runs.experiment import Result, load, names, plan
+from runs.experiment import Result, guessed_gpu_hours, load, names, plan
 from runs.recording import parse
 
 
@@ -60,6 +60,18 @@ def test_it_says_what_it_needs(name):
     assert {"smoke", "paper"} <= set(experiment.scales) and "smoke" not in experiment.judged
     assert all(re.search(r"\d|an hour", scale.estimate) for scale in experiment.scales.values())
     assert {"reproduced", "undecided"} <= set(re.findall(r"[Rr]eproduced|[Uu]ndecided", experiment.rule.lower()))
+
+
+def test_gpu_hours_are_those_of_the_runs_that_are_planned():
+    assert guessed_gpu_hours(8, 1_800_000, 500) == (
+        "2.0 GPU-hours if 8 runs of 1,800,000 updates make 500 a second, 4 on a GPU"
+    )
+    for name in names():
+        experiment = load(name)
+        for label, scale in experiment.scales.items():
+            if found := re.search(r"if (\d+) runs of", scale.estimate):
+                assert int(found.group(1)) == len(plan(experiment, label, Path("logs"))), (name, label)
+            assert ("GPU-hours" in scale.estimate) == (scale.gpus > 0), (name, label)
 
 
 def test_ids_are_unique_and_stable():

@@ -22,11 +22,11 @@ def test_differences_are_paired_by_world_and_seed():
     assert rules.difference(values, "b", "a").mean == -2.5
 
 
-def test_a_difference_without_pairs_or_with_an_undefined_value_is_refused():
+def test_a_difference_without_pairs_and_a_measure_that_is_not_defined_are_refused():
     with pytest.raises(ValueError, match="a and b share no world and seed"):
         rules.difference({"a": {("", 1): 0.0}, "b": {("", 2): 0.0}}, "a", "b")
-    with pytest.raises(ValueError, match="not defined"):
-        rules.difference({"a": {("", 1): math.nan}, "b": {("", 1): 0.0}}, "a", "b")
+    with pytest.raises(ValueError, match="not defined for a, seed 3 in x"):
+        rules.measured([result(seed=2, gap=[(1, 0.0)]), result(world="x", seed=3)], lambda run: rules.last(run, "gap"))
 
 
 @pytest.mark.parametrize(
