@@ -224,6 +224,8 @@ def test_fig6_and_fig7(name):
     assert judge(results(2.0, 1.0, 0.5)).outcome == "reproduced"
     assert judge(results(1.0, 1.0, 0.5)).outcome == "undecided"
     assert judge(results(1.0, 2.0, 0.5)).outcome == "not reproduced"
+    assert judge(results(1.0, 0.5, 2.0)).outcome == "not reproduced"
+    assert judge(results(1.0, 0.5, 1.0)).outcome == "undecided"
     assert len(judge(results(2.0, 1.0, 0.5)).rows) == 8
 
 

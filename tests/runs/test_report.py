@@ -96,6 +96,28 @@ def test_smoke_is_never_judged(tmp_path):
     assert "**No verdict**: the scale smoke shows that everything runs" in text
 
 
+def test_a_run_that_was_killed_is_none_and_one_that_was_resumed_names_both_revisions(tmp_path):
+    jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
+    for job in jobs[1:]:
+        finish(job, (0.1, 0.9))
+    killed = Run.create(jobs[0].directory, {**jobs[0].flags}, argv=["agents/grokking.py", "low"], device="cpu")
+    killed.scalar("test/accuracy", 0.9, 0)
+    killed.checkpoint(0, {})
+    killed.interrupt(0)
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/high-s1\)"):
+        report.write(args, "toy")
+    again = Run.resume(jobs[0].directory, argv=["agents/grokking.py", "--resume"])
+    again.take_state()
+    again.scalar("test/accuracy", 0.9, 10)
+    again.finish(10)
+    provenance = jobs[0].directory / "provenance.json"
+    recorded = json.loads(provenance.read_text())
+    recorded["resumed"][0]["git"] = {"revision": "abcdef0123", "dirty": True}
+    provenance.write_text(json.dumps(recorded))
+    assert "abcdef0 with changes" in report.write(args, "toy").read_text()
+
+
 def test_a_rule_that_cannot_be_applied_is_refused(tmp_path, monkeypatch):
     finish_all(tmp_path / "logs", "laptop")
 
@@ -125,6 +147,9 @@ def test_the_table_of_claims_stands_between_its_marks_and_is_written_anew(tmp_pa
         row = "| High is better than low. | ours | laptop | 2 seeds | [reproduced](runs/results/toy-laptop.md) |"
         table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
         assert readme.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
+    finish_all(tmp_path / "logs", "smoke")
+    report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), "toy")
+    assert report.claims(tmp_path / "out") == table  # a page without a verdict is no claim
     readme.write_text("nothing")
     with pytest.raises(RunError, match="no place for the table of claims"):
         report.write_claims(readme, tmp_path / "out")
