@@ -6,6 +6,7 @@
     python -m runs run fig3 --scale laptop --dry-run        the commands instead
     python -m runs status fig3 --scale laptop               which runs are finished, running, interrupted
     python -m runs report fig3 --scale laptop               the verdict by its rule, as a page with a figure
+    python -m runs board fig3 --scale laptop                its arms in TensorBoard, a line and a band for each
     python -m runs compare RUN RUN ...                      any runs: means, intervals, curves
 
 An experiment is a file of runs/experiments/, or a path to one of your own that ends in .py.
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from runs.experiment import Job
 
-_OTHERS = {"compare": "runs.comparison", "report": "runs.report"}
+_OTHERS = {"board": "runs.board", "compare": "runs.comparison", "report": "runs.report"}
 """Subcommands that are modules with `Args` and `main(args)`."""
 _RAW = argparse.RawDescriptionHelpFormatter
 

@@ -143,6 +143,11 @@ def at_common_steps(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArr
     return np.array(steps, dtype=np.float64), np.array([[values[step] for step in steps] for values in chosen])
 
 
+def together(experiment: Experiment, curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Curves of an arm's seeds at common steps up to the last that all reach, x [points] and values [runs, points]."""
+    return at_common_steps(curves) if experiment.log_steps else common_points(curves, shortest(curves))
+
+
 def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result], stem: Path) -> None:
     """The experiment's curve, one panel per world, as PNG and SVG.
 
@@ -160,8 +165,8 @@ def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Resu
     figure, panels = style.begin(len(curves))
     for axes, (world, arms) in zip(panels, curves.items(), strict=True):
         for arm, runs in arms.items():
-            x, together = at_common_steps(runs) if experiment.log_steps else common_points(runs, shortest(runs))
-            style.draw_arm(axes, x, together, looks[arm], f"{arm}, n = {len(runs)}", student_band(together))
+            x, values = together(experiment, runs)
+            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(runs)}", student_band(values))
         axes.set_title(world, fontsize=9)
         axes.set_ylabel(experiment.curve, fontsize=8)
         style.steps_axis(axes)
