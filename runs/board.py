@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs.curves import Curve, as_curve
-from runs.experiment import Experiment, Job, Result, load, names, plan
+from runs.experiment import Job, Result, load, names, plan
 from runs.recording import RunError, refusals
 from runs.recording.layout import Layout
 from runs.recording.screen import EventFile
@@ -82,7 +82,7 @@ def glance(tags: Sequence[str], curve: str) -> list[str]:
     """
     layer = last_hidden(tags, "plasticity/dead_fraction/")
     weights = [tag.removeprefix("elr/") for tag in tags if tag.startswith("elr/")]
-    weight = layer if layer in weights else (weights[-2:-1] or [None])[0]
+    weight = layer if layer in weights else next(iter(weights[-2:-1]), None)
     wanted = [
         curve,
         "charts/learning_rate",
@@ -110,9 +110,7 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
     }
 
 
-def gathered(
-    experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result]
-) -> dict[str, dict[str, Points]]:
+def gathered(jobs: Sequence[Job], results: Mapping[str, Result]) -> dict[str, dict[str, Points]]:
     """Curves of the finished runs, {arm[--world], n = seeds: {tag: points}}, of the tags that all its seeds have."""
     arms: dict[str, list[dict[str, Curve]]] = {}
     for job in jobs:
@@ -121,7 +119,7 @@ def gathered(
         arms.setdefault(f"{job.arm}{f'--{job.world}' if job.world else ''}", []).append(curves)
     return {
         f"{arm}, n = {len(runs)}": {
-            tag: together(experiment, [run[tag] for run in runs]) for tag in runs[0] if all(tag in run for run in runs)
+            tag: together([run[tag] for run in runs]) for tag in runs[0] if all(tag in run for run in runs)
         }
         for arm, runs in arms.items()
     }
@@ -155,7 +153,7 @@ def write(args: Args, name: str) -> Path:
             f"no run of {name} at {args.scale} is finished: run them with python -m runs run {name} "
             f"--scale {args.scale}"
         )
-    arms = gathered(experiment, [job for job in jobs if job.id in results], results)
+    arms = gathered([job for job in jobs if job.id in results], results)
     tags = list(dict.fromkeys(tag for curves in arms.values() for tag in curves))
     layout = charts(tags, experiment.curve)
     folder = args.logs / experiment.name / f"{args.scale}-arms"

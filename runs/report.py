@@ -134,18 +134,17 @@ def shortest(curves: Sequence[Curve]) -> int:
     return min(int(steps[-1]) for steps, _ in curves)
 
 
-def at_common_steps(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Curves at the steps above 0 that all have, x [points] and values [runs, points]: equal windows of steps, as
-    `common_points` takes them, would put all of a logarithmic axis but its end into one.
+def together(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Curves of an arm's seeds at common steps up to the last that all reach, x [points] and values [runs, points].
+
+    What was recorded at the same steps (evaluations, probes) is taken as it is; the rest (episodes) as means over equal
+    windows, which would put all of a logarithmic axis but its end into one.
     """
-    steps = sorted(set.intersection(*(set(one[one > 0].tolist()) for one, _ in curves)))
+    steps = sorted(set.intersection(*(set(one.tolist()) for one, _ in curves)))
+    if len(steps) < 0.9 * min(len(one) for one, _ in curves):
+        return common_points(curves, shortest(curves))
     chosen = [dict(zip(one.tolist(), values.tolist(), strict=True)) for one, values in curves]
     return np.array(steps, dtype=np.float64), np.array([[values[step] for step in steps] for values in chosen])
-
-
-def together(experiment: Experiment, curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Curves of an arm's seeds at common steps up to the last that all reach, x [points] and values [runs, points]."""
-    return at_common_steps(curves) if experiment.log_steps else common_points(curves, shortest(curves))
 
 
 def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result], stem: Path) -> None:
@@ -165,7 +164,7 @@ def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Resu
     figure, panels = style.begin(len(curves))
     for axes, (world, arms) in zip(panels, curves.items(), strict=True):
         for arm, runs in arms.items():
-            x, values = together(experiment, runs)
+            x, values = together(runs)
             style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(runs)}", student_band(values))
         axes.set_title(world, fontsize=9)
         axes.set_ylabel(experiment.curve, fontsize=8)

@@ -95,9 +95,11 @@ def draw_arm(
     mean = runs.mean(axis=0)
     there = ~np.isnan(mean)
     if band is not None:
+        seen = axes.dataLim.frozen()
         axes.fill_between(
             x[there], band[0][there], band[1][there], color=look.colour, alpha=0.15, linewidth=0, zorder=2
         )
+        axes.dataLim.set(seen)  # a wide interval of few runs must not press the curves flat: the axis cuts it off
     axes.plot(x[there], mean[there], color=look.colour, linestyle=look.dashes, linewidth=1.6, label=label, zorder=3)
 
 

@@ -89,5 +89,4 @@ EXPERIMENT = Experiment(
     },
     judge=judge,
     curve="test/accuracy",
-    log_steps=True,
 )

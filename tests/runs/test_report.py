@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runs import report
@@ -172,3 +173,13 @@ def test_names_come_first_on_the_command_line_and_what_is_missing_is_one_line(tm
     assert capsys.readouterr().out.strip() == f"wrote {tmp_path / 'out' / 'toy-laptop.md'}"
     with pytest.raises(RunError, match="toy has no scale huge"):
         main([*words, "--scale", "huge"])
+
+
+def test_seeds_with_the_same_steps_are_taken_as_they_are_and_others_by_windows():
+    short, long = np.array([0, 5, 7]), np.array([0, 5, 7, 20])
+    x, values = report.together([(short, np.array([1.0, 2.0, 3.0])), (long, np.array([4.0, 5.0, 6.0, 7.0]))])
+    assert x.tolist() == [0, 5, 7] and values.tolist() == [[1, 2, 3], [4, 5, 6]]
+    episodes = [(np.arange(shift, 1000 + shift, 10), np.full(100, 2.0 + shift)) for shift in (1, 4)]
+    x, values = report.together(episodes)
+    assert 1 < len(x) <= 25 and values.shape == (2, len(x))
+    assert (values[0] == 3).all() and (values[1] == 6).all()
