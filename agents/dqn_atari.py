@@ -718,12 +718,15 @@ class ReplayMemory:
         newest = self.written[lanes] - 1
         number = newest - (newest - rows) % self.rows  # of the row, counted since the start
         oldest = np.maximum(self.written[lanes] - self.rows, self.forgotten[lanes])
+        transition = ~self.only_state[lanes, rows]
+        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always: no look at episodes
+            return transition
         whole = number - self.age[lanes, rows].astype(np.int64) >= oldest
         ended = np.zeros(len(slots), dtype=bool)
         for k in range(self.n_step):
             row = (rows + k) % self.rows
             ended |= (number + k <= newest) & (self.terminal[lanes, row] | self.truncated[lanes, row])
-        return whole & ~self.only_state[lanes, rows] & (ended | (number + self.n_step <= newest))
+        return whole & transition & (ended | (number + self.n_step <= newest))
 
     def gather(self, slots: np.ndarray) -> list[np.ndarray]:
         """s_t [B, 4, 84, 84], a_t [B], R [B], s_{t+m} [B, 4, 84, 84], discounts [B], for valid slots."""

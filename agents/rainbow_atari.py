@@ -791,12 +791,15 @@ class ReplayMemory:
         newest = self.written[lanes] - 1
         number = newest - (newest - rows) % self.rows  # of the row, counted since the start
         oldest = np.maximum(self.written[lanes] - self.rows, self.forgotten[lanes])
+        transition = ~self.only_state[lanes, rows]
+        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always: no look at episodes
+            return transition
         whole = number - self.age[lanes, rows].astype(np.int64) >= oldest
         ended = np.zeros(len(slots), dtype=bool)
         for k in range(self.n_step):
             row = (rows + k) % self.rows
             ended |= (number + k <= newest) & (self.terminal[lanes, row] | self.truncated[lanes, row])
-        return whole & ~self.only_state[lanes, rows] & (ended | (number + self.n_step <= newest))
+        return whole & transition & (ended | (number + self.n_step <= newest))
 
     def gather(self, slots: np.ndarray) -> list[np.ndarray]:
         """s_t [B, 4, 84, 84], a_t [B], R [B], s_{t+m} [B, 4, 84, 84], discounts [B], for valid slots."""
@@ -885,52 +888,67 @@ def only_states(replay: ReplayMemory) -> np.ndarray:
 
 
 class SumTree:
-    """Non-negative numbers x_0 ... x_{n-1} of which the one that holds a point of [0, sum) is found in log n steps.
+    """Non-negative numbers x_0 ... x_{n-1} of which the one that holds a point of [0, sum) is found in a few searches.
 
-    A tree with 32 children to a node, 4 levels for a million numbers: per level NumPy sums 32 numbers as fast as 2. A
-    node is the sum of its children, taken anew when one of them changes, so that no rounding error accumulates.
+    A tree with 64 children to a node: for a million numbers two levels below 245 nodes. A node is the sum of its
+    children. Each level also keeps where its nodes end, as shares of their parents, in one sorted row,
+
+        ends_i = parent + (x_first + ... + x_i) / (x_first + ... + x_last),   over i's siblings, parent = i // 64
+
+    so that the child that holds the share s of a parent, the first that ends beyond parent + s, is found by one binary
+    search of the whole level. A share is resolved to 2^-52 times the number of parents, 4e-12 for a million numbers.
+    Where a number changes, the sums over it are taken anew, so that no rounding error accumulates.
     """
 
-    FAN = 32
+    FAN, TOP = 64, 1024
 
     def __init__(self, size: int):
-        self.levels: list[np.ndarray] = []  # from the root's children down to x, rows of siblings [nodes, 32]
-        while not self.levels or len(self.levels[0]) > 1:
-            nodes = len(self.levels[0]) if self.levels else size
-            self.levels.insert(0, np.zeros((-(-nodes // self.FAN), self.FAN)))
-        self.leaves = self.levels[-1].reshape(-1)[:size]
+        self.nodes: list[np.ndarray] = []  # from x up, rows of siblings [parents, 64]
+        parents = size
+        while not self.nodes or parents > self.TOP:
+            parents = -(-parents // self.FAN)
+            self.nodes.append(np.zeros((parents, self.FAN)))
+        self.top = np.zeros(parents)
+        self.ends = [np.zeros_like(level) + np.arange(len(level))[:, None] for level in self.nodes]
+        self.leaves = self.nodes[0].reshape(-1)[:size]
 
     @property
     def total(self) -> float:
-        return float(self.levels[0].sum())
+        return float(self.top.sum())
 
     def set(self, index: np.ndarray, values: np.ndarray) -> None:
         """x[index] <- values, [B] each; of an index that comes twice the last value stays."""
         self.leaves[index] = values
-        for parents, children in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
-            index = index // self.FAN
-            parents.reshape(-1)[index] = children[index].sum(1)
+        self._sum_up(index // self.FAN)
 
     def set_all(self, values: np.ndarray) -> None:
         """x <- values, [n]."""
         self.leaves[:] = values
-        for parents, children in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
-            parents.reshape(-1)[: len(children)] = children.sum(1)
+        self._sum_up(np.arange(len(self.nodes[0])))
+
+    def _sum_up(self, parents: np.ndarray) -> None:
+        for nodes, ends, above in zip(self.nodes, self.ends, [*self.nodes[1:], self.top], strict=True):
+            sums = np.cumsum(nodes[parents], axis=1)
+            above.reshape(-1)[parents] = whole = sums[:, -1]
+            ends[parents] = parents[:, None] + sums / (whole + (whole == 0))[:, None]
+            parents = parents // self.FAN
 
     def find(self, points: np.ndarray) -> np.ndarray:
         """The i with x_0 + ... + x_{i-1} <= point < x_0 + ... + x_i for each point [B] in [0, sum).
 
-        Never one with x_i = 0, whichever way the sums round.
+        Never one with x_i = 0, whichever way the sums round; 0 if all are.
         """
-        each, node = np.arange(len(points)), np.zeros(len(points), dtype=np.int64)
-        sums = np.zeros((len(points), self.FAN + 1))  # of the children before the k-th
-        for level in self.levels:
-            np.cumsum(level[node], axis=1, out=sums[:, 1:])
-            points = np.minimum(points, np.nextafter(sums[:, -1], 0))  # rounding may have put it past the end
-            child = (sums[:, 1:] <= points[:, None]).sum(1)  # the first whose end is beyond the point: it is not empty
-            child %= self.FAN  # the first where all are empty
-            points = points - sums[each, child]
-            node = self.FAN * node + child
+        nodes, ends, whole = self.top, self.top.cumsum(), np.float64(1)
+        if not ends[-1] > 0:
+            return np.zeros(len(points), dtype=np.int64)
+        key = np.minimum(points, np.nextafter(ends[-1], 0))  # rounding may have put it past the end
+        node = ends.searchsorted(key, side="right")  # the first whose end is beyond the point: it is not empty
+        for below, ends_below in zip(self.nodes[::-1], self.ends[::-1], strict=True):
+            within = nodes[node]
+            share = 1 - (ends[node] - key) * whole / within
+            key = node + np.minimum(np.maximum(share, 0), 1 - len(below) * 2.0**-52)  # rounding, again
+            whole, nodes, ends = within, below.reshape(-1), ends_below.reshape(-1)
+            node = ends.searchsorted(key, side="right")
         return node
 
 
@@ -987,12 +1005,11 @@ class Priorities:
         raise RunError(f"next to none of {self.size} replay slots has known following steps: give more room or time")
 
     def _draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        at_random, point, place = (
-            rng.random(count) < self.uniform,
-            rng.random(count),
-            rng.integers(self.size, size=count),
-        )
-        return np.where(at_random, self.order[place], self.tree.find(point * self.tree.total))
+        which, point, place = rng.random((3, count))
+        slots = self.tree.find(point * self.tree.total)
+        if (uniform := which < self.uniform).any():
+            slots[uniform] = self.order[(place[uniform] * self.size).astype(np.int64)]
+        return slots
 
     def probabilities(self, slots: np.ndarray) -> np.ndarray:
         """P(i) [B]."""

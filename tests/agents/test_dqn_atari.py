@@ -119,7 +119,9 @@ def test_everything_that_can_be_known_is_valid():
     slots = np.array(sorted(where))
     known = [lanes[where[s][0]].after(where[s][1], 3, 0.9) is not None for s in slots.tolist()]
     assert memory.valid(slots).tolist() == known
+    assert [memory.valid(slots[k : k + 1]).item() for k in range(len(slots))] == known  # alone, most need no close look
     others = np.setdiff1d(np.arange(1000), slots)
+    assert not any(memory.valid(others[k : k + 1]).any() for k in range(len(others)))
     assert not memory.valid(others).any()  # states to bootstrap from, and what was never written
 
 

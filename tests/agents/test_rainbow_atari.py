@@ -441,13 +441,13 @@ def test_the_plain_network_is_refused_and_every_dependent_layer_named():
 # prioritised replay
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 32, 33, 100, 1024, 1025, 40_000])
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 65, 200, 4096, 4097, 70_000, 300_000])
 def test_sum_tree_finds_what_the_running_sum_finds(size):
     tree, values = SumTree(size), rng(size).integers(0, 4, size=size).astype(float)
     values[rng(1).integers(size)] = 2.0  # not all zero
     tree.set(np.arange(size), values)
     assert tree.total == values.sum()
-    points = np.arange(0, values.sum(), 0.25)
+    points = np.arange(0.125, values.sum(), 0.25)  # not at a border, where rounding decides
     literal, i, running = [], 0, values[0]
     for point in points:
         while running <= point:
@@ -457,27 +457,40 @@ def test_sum_tree_finds_what_the_running_sum_finds(size):
     assert tree.find(points).tolist() == literal
 
 
-def test_sum_tree_after_many_changes_has_the_sums_of_a_new_one():
-    tree, literal, stream = SumTree(1100), [0.0] * 1100, rng(0)
+def test_sum_tree_after_many_changes_has_the_sums_of_a_new_one(monkeypatch):
+    monkeypatch.setattr(SumTree, "TOP", 3)
+    tree, literal, stream = SumTree(9000), [0.0] * 9000, rng(0)
     for _ in range(2000):
-        index, values = stream.integers(1100, size=6), stream.random(6)
+        index, values = stream.integers(9000, size=6), stream.random(6)
         tree.set(index, values)
         for i, value in zip(index, values, strict=True):  # of repetitions the last value stays
             literal[i] = value
     assert tree.leaves.tolist() == literal
-    fresh = SumTree(1100)
+    fresh = SumTree(9000)
     fresh.set_all(tree.leaves.copy())
-    assert [level.shape for level in tree.levels] == [(1, 32), (2, 32), (35, 32)]
-    assert all(np.array_equal(one, other) for one, other in zip(fresh.levels, tree.levels, strict=True))
-    assert tree.total == pytest.approx(math.fsum(tree.leaves.tolist()), rel=1e-14)
-    for k, number in enumerate(tree.levels[1].ravel()[:35]):
-        assert number == pytest.approx(math.fsum(tree.leaves[32 * k : 32 * k + 32]), rel=1e-14)
+    assert [level.shape for level in tree.nodes] == [(141, 64), (3, 64)] and tree.top.shape == (3,)
+    for one, other in zip([*fresh.nodes, *fresh.ends, fresh.top], [*tree.nodes, *tree.ends, tree.top], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert tree.total == pytest.approx(math.fsum(literal), rel=1e-14)
+    for k, number in enumerate(tree.nodes[1].ravel()[:141]):
+        assert number == pytest.approx(math.fsum(literal[64 * k : 64 * k + 64]), rel=1e-14)
+    for k in (0, 1, 63, 64, 8999):  # the first, the last of its siblings, the first of the next, the last of all
+        siblings = literal[k // 64 * 64 : k // 64 * 64 + 64]
+        share = math.fsum(siblings[: k % 64 + 1]) / math.fsum(siblings)
+        assert tree.ends[0].ravel()[k] == pytest.approx(k // 64 + share, rel=1e-14)
+        assert tree.find(np.array([math.fsum(literal[:k]) + 0.5 * literal[k]])).tolist() == [k]
 
 
 def test_a_point_at_the_very_end_finds_no_empty_leaf():
     tree = SumTree(11)
     tree.set(np.array([2, 5]), np.array([0.1, 0.2]))
-    assert tree.find(np.array([0.0, 0.1, tree.total, np.nextafter(tree.total, 0), 1.0])).tolist() == [2, 5, 5, 5, 5]
+    assert tree.find(np.array([0.0, 0.1 + 1e-12, tree.total, np.nextafter(tree.total, 0), 1.0])).tolist() == [
+        2,
+        5,
+        5,
+        5,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -565,7 +578,7 @@ def test_priorities_are_saved_and_loaded_to_the_last_bit():
     other = priorities_of([3.0, 2.0], slots=50)
     other.uniform = 0.1
     other.load_state_dict(state)
-    for theirs, ours in zip(other.tree.levels, priorities.tree.levels, strict=True):
+    for theirs, ours in zip(other.tree.nodes, priorities.tree.nodes, strict=True):
         assert np.array_equal(theirs, ours)
     assert_same(other.state_dict(), state)
     assert_same(list(other.sample(64, rng(1), everything_valid)), list(priorities.sample(64, rng(1), everything_valid)))
