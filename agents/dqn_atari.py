@@ -32,12 +32,14 @@ ale-py's vector environment (--env-threads 1 or more) cannot be saved, so that a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import pairwise
@@ -285,6 +287,8 @@ class Args:
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
+    bf16: bool = False
+    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
     threads: int = 1
     """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "dqn"
@@ -858,11 +862,12 @@ class QNetwork(nn.Module):
     """Q(s, .) for a stack of four 84 x 84 frames: three convolutions, 512 hidden units, linear head (Mnih et al. 2015).
 
     normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
+    bf16: convolutions and hidden layers in bfloat16, but not the head.
     """
 
-    def __init__(self, actions: int, normalised: bool = False):
+    def __init__(self, actions: int, normalised: bool = False, bf16: bool = False):
         super().__init__()
-        bias = not normalised
+        self.bf16, bias = bf16, not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
         self.conv1 = nn.Conv2d(STACK, 32, 8, 4, bias=bias)
         self.conv1_norm, self.conv1_relu = norm((32, 20, 20)), nn.ReLU()
@@ -873,11 +878,12 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] uint8 -> [B, A]
         x = obs.to(self.head.weight.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
-        x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
-        x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
-        x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
-        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
-        return self.head(x)
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
+            x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
+            x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
+            x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
+        return self.head(x.to(self.head.weight.dtype))
 
 
 PROBED = ["conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu"]  # after it dead, dormant, pattern are defined
@@ -1022,7 +1028,15 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
     """A network with the weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
         torch.manual_seed(seed)
-        return QNetwork(actions, args.network == "normalised").to(device)
+        return QNetwork(actions, args.network == "normalised", args.bf16).to(device)
+
+
+@contextlib.contextmanager
+def in_float32(network: QNetwork) -> Iterator[None]:
+    """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
+    bf16, network.bf16 = network.bf16, False
+    yield
+    network.bf16 = bf16
 
 
 def make_optimizer(network: QNetwork, args: Args) -> torch.optim.Optimizer:
@@ -1120,7 +1134,7 @@ def main(args: Args) -> None:
         """What holds the norms where they are now."""
         if not args.nap.enabled:
             return None
-        with refusals("--nap"):
+        with refusals("--nap"), in_float32(q_network):
             return Projection(
                 q_network,
                 every=args.nap.every,

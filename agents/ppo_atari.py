@@ -39,12 +39,14 @@ cannot be saved, so that a resumed run begins new episodes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import pairwise
@@ -269,6 +271,8 @@ class Args:
     """iterations between checkpoints"""
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
+    bf16: bool = False
+    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
     threads: int = 1
@@ -648,11 +652,12 @@ class ActorCritic(nn.Module):
     2015), two linear heads.
 
     normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
+    bf16: convolutions and hidden layers in bfloat16, but not the heads.
     """
 
-    def __init__(self, channels: int, actions: int, normalised: bool = False):
+    def __init__(self, channels: int, actions: int, normalised: bool = False, bf16: bool = False):
         super().__init__()
-        bias = not normalised
+        self.bf16, bias = bf16, not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
         self.conv1 = nn.Conv2d(channels, 32, 8, 4, bias=bias)
         self.conv1_norm, self.conv1_relu = norm((32, 20, 20)), nn.ReLU()
@@ -668,10 +673,12 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:  # [B, 4, 84, 84] uint8 -> [B, A], [B]
         x = obs.to(self.actor.weight.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
-        x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
-        x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
-        x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
-        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
+            x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
+            x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
+            x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
+        x = x.to(self.actor.weight.dtype)
         return self.actor(x), self.critic(x)[:, 0]
 
 
@@ -808,12 +815,19 @@ def make_trigger(args: Args) -> Trigger:
             )
 
 
-# same as agents/ppo_minatar.py::make_network
 def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
     """A network with the weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
         torch.manual_seed(seed)
-        return ActorCritic(channels, actions, args.network == "normalised").to(device)
+        return ActorCritic(channels, actions, args.network == "normalised", args.bf16).to(device)
+
+
+@contextlib.contextmanager
+def in_float32(network: ActorCritic) -> Iterator[None]:
+    """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
+    bf16, network.bf16 = network.bf16, False
+    yield
+    network.bf16 = bf16
 
 
 # same as agents/ppo_minatar.py::intervene
@@ -912,7 +926,7 @@ def main(args: Args) -> None:
         """What holds the norms where they are now."""
         if not args.nap.enabled:
             return None
-        with refusals("--nap"):
+        with refusals("--nap"), in_float32(network):
             return Projection(
                 network,
                 every=args.nap.every,

@@ -48,13 +48,14 @@ saved, so that a resumed run begins new episodes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from itertools import pairwise
@@ -309,6 +310,8 @@ class Args:
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
+    bf16: bool = False
+    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
     threads: int = 1
     """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "rainbow"
@@ -1129,15 +1132,16 @@ class QNetwork(nn.Module):
     they say of value and advantages is added up by `dueling`.
 
     normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
+    bf16: convolutions and hidden layers in bfloat16, but not the streams' last layers.
     plain: biases and no normalisation.
 
     Args:
         support: z [N], the atoms.
     """
 
-    def __init__(self, actions: int, support: Tensor, sigma_0: float, normalised: bool):
+    def __init__(self, actions: int, support: Tensor, sigma_0: float, normalised: bool, bf16: bool = False):
         super().__init__()
-        bias, norm = not normalised, nn.LayerNorm if normalised else lambda _: nn.Identity()
+        self.bf16, bias, norm = bf16, not normalised, nn.LayerNorm if normalised else lambda _: nn.Identity()
         self.conv1, self.conv1_norm = nn.Conv2d(4, 32, kernel_size=8, stride=4, bias=bias), norm((32, 20, 20))
         self.conv1_relu = nn.ReLU()
         self.conv2, self.conv2_norm = nn.Conv2d(32, 64, kernel_size=4, stride=2, bias=bias), norm((64, 9, 9))
@@ -1154,11 +1158,14 @@ class QNetwork(nn.Module):
 
     def logits(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] -> [B, A, N]
         x = obs.to(self.support.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
-        x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
-        x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
-        x = self.conv3_relu(self.conv3_norm(self.conv3(x))).flatten(1)  # [B, 3136]
-        value = self.value(self.value_relu(self.value_norm(self.value_hidden(x))))  # [B, N]
-        advantage = self.advantage(self.advantage_relu(self.advantage_norm(self.advantage_hidden(x))))  # [B, A N]
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
+            x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
+            x = self.conv3_relu(self.conv3_norm(self.conv3(x))).flatten(1)  # [B, 3136]
+            value = self.value_relu(self.value_norm(self.value_hidden(x)))  # [B, 512]
+            advantage = self.advantage_relu(self.advantage_norm(self.advantage_hidden(x)))  # [B, 512]
+        value = self.value(value.to(self.support.dtype))  # [B, N]
+        advantage = self.advantage(advantage.to(self.support.dtype))  # [B, A N]
         return dueling(value, advantage.unflatten(1, (-1, len(self.support))))
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, 4, 84, 84] -> Q-values [B, A]
@@ -1384,7 +1391,15 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
     support = torch.linspace(args.v_min, args.v_max, args.n_atoms)
     with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
         torch.manual_seed(seed)
-        return QNetwork(actions, support, args.noisy_sigma, args.network == "normalised").to(device)
+        return QNetwork(actions, support, args.noisy_sigma, args.network == "normalised", args.bf16).to(device)
+
+
+@contextlib.contextmanager
+def in_float32(network: QNetwork) -> Iterator[None]:
+    """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
+    bf16, network.bf16 = network.bf16, False
+    yield
+    network.bf16 = bf16
 
 
 # same as agents/dqn_atari.py::make_optimizer
@@ -1491,7 +1506,7 @@ def main(args: Args) -> None:
         """What holds the norms where they are now."""
         if not args.nap.enabled:
             return None
-        with refusals("--nap"):
+        with refusals("--nap"), in_float32(q_network):
             return Projection(
                 q_network,
                 every=args.nap.every,

@@ -584,3 +584,16 @@ def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path):
     state = load_checkpoint(run / "checkpoint.pt")["state"]
     assert state["env"]["env"]["resumptions"] == 1 and state["env"]["env"]["lengths"].tolist() == [(200 - cut) // 2] * 2
     assert state["replay"]["written"].tolist() == [101, 101]  # one more state in each lane, to bootstrap from
+
+
+def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
+    projected = {"network": "normalised", "nap": script.NapArgs(enabled=True), "eval_every": 0, "eval_episodes": 5}
+    for name, bf16 in (("fine", False), ("coarse", True)):
+        script.main(tiny(tmp_path / name, bf16=bf16, **projected))
+    fine, coarse = recorded(tmp_path / "fine"), recorded(tmp_path / "coarse")
+    assert fine.keys() == coarse.keys() and fine != coarse
+    assert np.isfinite([value for rows in coarse.values() for _, value in rows]).all()
+    norms = [tag for tag in coarse if tag.startswith("norms/parameter/")]
+    for tag in norms:  # measured after a step and before its projection
+        assert np.ptp([value for _, value in coarse[tag]]) < 0.01 * coarse[tag][0][1]
+    assert norms

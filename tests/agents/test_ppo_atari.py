@@ -546,3 +546,16 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, changes
     with pytest.raises(RunError, match=told) as error:
         run(tmp_path / "r", **changes)
     assert not (tmp_path / "r").exists() and "\n" not in str(error.value)
+
+
+def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
+    projected = {"network": "normalised", "nap": script.NapArgs(enabled=True), "probe": MEASURED}
+    for name, bf16 in (("fine", False), ("coarse", True)):
+        script.main(tiny(tmp_path / name, bf16=bf16, **projected))
+    fine, coarse = recorded(tmp_path / "fine"), recorded(tmp_path / "coarse")
+    assert fine.keys() == coarse.keys() and fine != coarse
+    assert np.isfinite([value for rows in coarse.values() for _, value in rows]).all()
+    norms = [tag for tag in coarse if tag.startswith("norms/parameter/")]
+    for tag in norms:  # measured after a step and before its projection
+        assert np.ptp([value for _, value in coarse[tag]]) < 0.01 * coarse[tag][0][1]
+    assert norms

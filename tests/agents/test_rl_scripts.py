@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from agents import dqn_atari, dqn_minatar, ppo_atari, ppo_minatar, rainbow_atari
 from runs.recording import Pieces
@@ -95,3 +96,30 @@ def test_an_episode_that_was_cut_stays_cut_after_any_number_of_resumptions(name,
         assert memory.valid(slot).all()
         _, _, returns, next_obs, discounts = memory.gather(slot)
         assert returns.tolist() == [1.0] and discounts.tolist() == [0.5] and (next_obs[0, -1] == 9).all()
+
+
+def outputs_and_gradient(script, network, obs):
+    """What the network says, in one row, and the gradient of its mean square."""
+    found = network.logits(obs) if hasattr(network, "logits") else network(obs)
+    values = torch.cat([part.flatten() for part in (found if isinstance(found, tuple) else (found,))])
+    network.zero_grad()
+    values.square().mean().backward()
+    return values.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("network", ["plain", "normalised"])
+@pytest.mark.parametrize("name", ["dqn_atari", "ppo_atari", "rainbow_atari"])
+def test_bf16_is_the_same_network_coarsely(name, network):
+    """Outputs and gradient within bfloat16's rounding, in float32, and not the same; the weights are the same."""
+    script = SCRIPTS[name]
+    shape = (4, 3) if name == "ppo_atari" else (3,)
+    obs = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(8, 4, 84, 84), dtype=np.uint8))
+    fine, coarse = (
+        script.make_network(*shape, script.Args(network=network, bf16=bf16), 1, torch.device("cpu"))
+        for bf16 in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(fine.parameters(), coarse.parameters(), strict=True))
+    (values, gradient), (rounded, other) = (outputs_and_gradient(script, net, obs) for net in (fine, coarse))
+    assert rounded.dtype == other.dtype == torch.float32
+    assert not torch.equal(values, rounded) and torch.norm(rounded - values) < 0.02 * torch.norm(values)
+    assert torch.cosine_similarity(gradient, other, dim=0) > 0.99
