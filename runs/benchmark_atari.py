@@ -88,6 +88,8 @@ class Args:
     """steps of all copies per measurement (envs)"""
     threads: tuple[int, ...] = (1, 2)
     """threads of both scripts, one measurement each (dqn)"""
+    bf16: bool = False
+    """ours with --bf16; CleanRL has no such flag (dqn)"""
     steps: int = 2_000
     """agent steps per measurement, after learning has started (dqn)"""
     learning_starts: int = 1_000
@@ -104,6 +106,8 @@ class Args:
         for name in ("dqn_atari.py", "rainbow_atari.py"):
             if not (self.cleanrl / "cleanrl" / name).is_file():
                 raise ValueError(f"--cleanrl {self.cleanrl} holds no cleanrl/{name}; give the root of a CleanRL clone")
+        if self.bf16 and "dqn" not in self.what:
+            raise ValueError(f"--bf16 has no effect with --what {' '.join(self.what)}: only dqn is run in bfloat16")
         least = {
             "repeats": 1, "copies": 1, "env_steps": 1, "steps": LOG_EVERY, "learning_starts": LOG_EVERY, "blocks": 1,
             "calls": 1, "capacity": 1_000,
@@ -282,7 +286,7 @@ def measure_our_dqn(args: Args, game: str, threads: int, script: Path = ROOT / "
         flags = ["baseline", "--env-id", f"ALE/{game}-v5", "--protocol", "classic", "--replay-ratio", "0.25"]
         flags += [*shared_flags(args), "--total-timesteps", str(args.learning_starts + args.steps)]
         flags += ["--eval-every", "0", "--log-every", str(LOG_EVERY), "--threads", str(threads)]
-        flags += ["--directory", str(directory)]
+        flags += ["--directory", str(directory), *(["--bf16"] if args.bf16 else [])]
         run_script([script, *flags], Path(name), environment(args, threads))
         return overall_rate(read_speeds(directory / "scalars.csv"), after=args.learning_starts)
 
@@ -444,6 +448,7 @@ def main(args: Args) -> None:
         for game in args.games:
             for threads in args.threads:
                 title = f"dqn, {game}, agent steps per second, {threads} thread(s), {args.steps} steps each"
+                title += "; ours in bfloat16" if args.bf16 else ""
                 report(title, measure_dqn(args, game, threads))
     if "parts" in args.what:
         work = f"batch {BATCH}, {args.capacity:,} transitions, medians of {args.blocks} blocks of {args.calls} calls"

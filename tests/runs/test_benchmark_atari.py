@@ -272,7 +272,8 @@ def test_cleanrls_copies_restart_within_the_step(clone):
 # DQN
 
 
-def test_our_script_is_told_the_same_work(clone, monkeypatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_our_script_is_told_the_same_work(clone, monkeypatch, bf16):
     told = []
 
     def run_script(command, directory, environment):
@@ -284,9 +285,10 @@ def test_our_script_is_told_the_same_work(clone, monkeypatch):
         assert environment["OMP_NUM_THREADS"] == "2"
 
     monkeypatch.setattr(benchmark_atari, "run_script", run_script)
-    args = Args(clone, steps=200, learning_starts=200)
+    args = Args(clone, steps=200, learning_starts=200, bf16=bf16)
     assert benchmark_atari.measure_our_dqn(args, "Pong", 2) == pytest.approx(30)
     flags = parse(dqn_atari.Args, dqn_atari.PRESETS, told)
+    assert flags.bf16 == bf16
     assert (flags.env_id, flags.protocol, flags.network, flags.threads) == ("ALE/Pong-v5", "classic", "plain", 2)
     assert (flags.batch_size, flags.replay_ratio, flags.learning_starts, flags.total_timesteps) == (32, 0.25, 200, 400)
     assert flags.start_e == flags.end_e == benchmark_atari.EPSILON and flags.buffer_size >= 400
@@ -391,6 +393,7 @@ def test_args_refuse_what_is_no_clone(clone, name):
         ({"learning_starts": 250}, "--learning-starts 250 is no multiple of 100"),
         ({"threads": (1, 0)}, "give at least 1 and 0"),
         ({"games": ()}, "--games names nothing"),
+        ({"bf16": True, "what": ("envs", "parts")}, "--bf16 has no effect with --what envs parts"),
     ],
 )
 def test_args_refuse_bad_numbers(clone, bad, message):
