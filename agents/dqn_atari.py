@@ -288,7 +288,8 @@ class Args:
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
     bf16: bool = False
-    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
+    """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
+    weights and updates stay in float32"""
     threads: int = 1
     """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "dqn"
@@ -723,7 +724,7 @@ class ReplayMemory:
         number = newest - (newest - rows) % self.rows  # of the row, counted since the start
         oldest = np.maximum(self.written[lanes] - self.rows, self.forgotten[lanes])
         transition = ~self.only_state[lanes, rows]
-        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always: no look at episodes
+        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always, of a large memory
             return transition
         whole = number - self.age[lanes, rows].astype(np.int64) >= oldest
         ended = np.zeros(len(slots), dtype=bool)
@@ -1035,8 +1036,10 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
 def in_float32(network: QNetwork) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
-    yield
-    network.bf16 = bf16
+    try:
+        yield
+    finally:
+        network.bf16 = bf16
 
 
 def make_optimizer(network: QNetwork, args: Args) -> torch.optim.Optimizer:

@@ -272,7 +272,8 @@ class Args:
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
     bf16: bool = False
-    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
+    """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
+    weights and updates stay in float32"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
     threads: int = 1
@@ -826,8 +827,10 @@ def make_network(channels: int, actions: int, args: Args, seed: int, device: tor
 def in_float32(network: ActorCritic) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
-    yield
-    network.bf16 = bf16
+    try:
+        yield
+    finally:
+        network.bf16 = bf16
 
 
 # same as agents/ppo_minatar.py::intervene

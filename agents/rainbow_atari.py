@@ -311,7 +311,8 @@ class Args:
     device: str = "cpu"
     """cpu or cuda; the latter has not been run yet"""
     bf16: bool = False
-    """convolutions and hidden layers in bfloat16 (autocast); outputs, losses, weights and updates stay in float32"""
+    """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
+    weights and updates stay in float32"""
     threads: int = 1
     """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "rainbow"
@@ -795,7 +796,7 @@ class ReplayMemory:
         number = newest - (newest - rows) % self.rows  # of the row, counted since the start
         oldest = np.maximum(self.written[lanes] - self.rows, self.forgotten[lanes])
         transition = ~self.only_state[lanes, rows]
-        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always: no look at episodes
+        if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always, of a large memory
             return transition
         whole = number - self.age[lanes, rows].astype(np.int64) >= oldest
         ended = np.zeros(len(slots), dtype=bool)
@@ -899,7 +900,7 @@ class SumTree:
         ends_i = parent + (x_first + ... + x_i) / (x_first + ... + x_last),   over i's siblings, parent = i // 64
 
     so that the child that holds the share s of a parent, the first that ends beyond parent + s, is found by one binary
-    search of the whole level. A share is resolved to 2^-52 times the number of parents, 4e-12 for a million numbers.
+    search of the whole level. A level resolves shares to 2^-52 times the number of parents, at most 4e-12 here.
     Where a number changes, the sums over it are taken anew, so that no rounding error accumulates.
     """
 
@@ -937,7 +938,7 @@ class SumTree:
             parents = parents // self.FAN
 
     def find(self, points: np.ndarray) -> np.ndarray:
-        """The i with x_0 + ... + x_{i-1} <= point < x_0 + ... + x_i for each point [B] in [0, sum).
+        """The i with x_0 + ... + x_{i-1} <= point < x_0 + ... + x_i for each point [B] in [0, sum), up to rounding.
 
         Never one with x_i = 0, whichever way the sums round; 0 if all are.
         """
@@ -1132,8 +1133,8 @@ class QNetwork(nn.Module):
     they say of value and advantages is added up by `dueling`.
 
     normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
-    bf16: convolutions and hidden layers in bfloat16, but not the streams' last layers.
     plain: biases and no normalisation.
+    bf16: convolutions and hidden layers in bfloat16, but not the streams' last layers.
 
     Args:
         support: z [N], the atoms.
@@ -1398,8 +1399,10 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
 def in_float32(network: QNetwork) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
-    yield
-    network.bf16 = bf16
+    try:
+        yield
+    finally:
+        network.bf16 = bf16
 
 
 # same as agents/dqn_atari.py::make_optimizer

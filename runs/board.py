@@ -4,9 +4,10 @@
     tensorboard --logdir runs/logs/fig3/laptop-arms
 
 reads the finished runs of an experiment and writes one TensorBoard run per arm (and world) beside them. *Custom
-Scalars* then shows the experiment's curve and the plasticity of the last hidden layer first, and below them every tag
-of every layer, in the groups of a single run's page. A line is the mean of the seeds, its band goes from the lowest of
-them to the highest, and the arm's name carries n. Given again, it makes the page anew from what is finished by then.
+Scalars* then shows the experiment's curve, the rate, and ELR and plasticity of the last hidden layer first; below them
+what else is a quantity (no speeds, no events) of every layer. A line is the mean of the seeds, its band goes from the
+lowest of them to the highest, and the arm's name carries n. Episodes are means over windows of steps. A tag that one
+seed lacks has no line. Given again, it makes the page anew from what is finished by then.
 
 *Time Series* shows the seeds themselves, in the colour of their arm: open `tensorboard --logdir runs/logs/fig3/laptop`,
 and in the palette above the runs group them by the regular expression `(.*)-s`.
@@ -14,8 +15,9 @@ and in the palette above the runs group them by the regular expression `(.*)-s`.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +42,11 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 """Where a tag's chart stands: the first group with a beginning of it."""
 LEFT_OUT = ("charts/SPS", "charts/epsilon", "charts/episodic_length", "rewarm/event", "reset/event", "shift/")
-"""No means over seeds: speed and exploration are no results, events are moments, tasks are indices."""
+"""No means over seeds, unless it is the experiment's curve: speed and exploration are no results, events are moments,
+tasks are indices."""
 FIRST = "at a glance"
 _GLANCE = ("delta_c", "delta_a", "dead_fraction", "dormant_fraction", "effective_rank", "stable_rank")
+_DEAD = "plasticity/dead_fraction/"
 _MARK = "made-by-runs-board"
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -54,7 +58,7 @@ class Args:
     """Compare the arms of an experiment in TensorBoard."""
 
     experiments: tuple[str, ...]
-    """names, as `python -m runs list` shows them"""
+    """names, as `python -m runs list` shows them, or all: those that have finished runs"""
     scale: str = "laptop"
     """which of its scales"""
     logs: Path = Path("runs/logs")
@@ -68,29 +72,30 @@ def group_of(tag: str) -> str | None:
     return next((group for group, starts in GROUPS.items() if tag.startswith(tuple(starts))), None)
 
 
-def last_hidden(tags: Iterable[str], prefix: str) -> str | None:
-    """The layer under `prefix` that was recorded last, in the order of the network."""
-    layers = [tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)]
-    return layers[-1] if layers else None
+def weight_before(feature: str, weights: Sequence[str]) -> str | None:
+    """The weight whose output a probed feature is: `hidden` of `hidden_relu`, `value_hidden` of `value_relu`; or the
+    last of the block that the feature is inside, `blocks.0.down` of `blocks.0.relu`; None where there is neither.
+    """
+    layer, block = feature.removesuffix("_relu"), f"{feature.rpartition('.')[0]}."
+    inside = [weight for weight in weights if weight.startswith(block)]
+    return next((weight for weight in (layer, f"{layer}_hidden", *inside[::-1]) if weight in weights), None)
 
 
 def glance(tags: Sequence[str], curve: str) -> list[str]:
-    """What stands first: the experiment's curve, the rate, and ELR, feature learning and plasticity of one layer.
-
-    The layer is the last that is probed. Where no weight has its name (the features of a transformer's block), the ELR
-    and the norm shown are those of the last weight before the output's.
+    """What stands first: the experiment's curve, the rate, and ELR, feature learning and plasticity of one layer, the
+    last that is probed.
     """
-    layer = last_hidden(tags, "plasticity/dead_fraction/")
+    features = [tag.removeprefix(_DEAD) for tag in tags if tag.startswith(_DEAD)]
     weights = [tag.removeprefix("elr/") for tag in tags if tag.startswith("elr/")]
-    weight = layer if layer in weights else next(iter(weights[-2:-1]), None)
+    weight = weight_before(features[-1], weights) if features else None
     wanted = [
         curve,
         "charts/learning_rate",
-        *([f"elr/{weight}"] if weight else []),
-        *(f"plasticity/{name}/{layer}" for name in _GLANCE if layer),
-        *([f"norms/parameter/{weight}"] if weight else []),
+        f"elr/{weight}",
+        *(f"plasticity/{name}/{feature}" for name in _GLANCE for feature in features[-1:]),
+        f"norms/parameter/{weight}",
     ]
-    return [tag for tag in wanted if tag in tags]
+    return [tag for tag in dict.fromkeys(wanted) if tag in tags]
 
 
 def margin(tag: str) -> list[str]:
@@ -110,16 +115,16 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
     }
 
 
-def gathered(jobs: Sequence[Job], results: Mapping[str, Result]) -> dict[str, dict[str, Points]]:
+def gathered(jobs: Sequence[Job], results: Mapping[str, Result], curve: str) -> dict[str, dict[str, Points]]:
     """Curves of the finished runs, {arm[--world], n = seeds: {tag: points}}, of the tags that all its seeds have."""
     arms: dict[str, list[dict[str, Curve]]] = {}
     for job in jobs:
         scalars = results[job.id].scalars
-        curves = {tag: as_curve(points, job.directory) for tag, points in scalars.items() if group_of(tag)}
+        curves = {tag: as_curve(pts, job.directory) for tag, pts in scalars.items() if group_of(tag) or tag == curve}
         arms.setdefault(f"{job.arm}{f'--{job.world}' if job.world else ''}", []).append(curves)
     return {
         f"{arm}, n = {len(runs)}": {
-            tag: together([run[tag] for run in runs]) for tag in runs[0] if all(tag in run for run in runs)
+            tag: together(tag, [run[tag] for run in runs]) for tag in runs[0] if all(tag in run for run in runs)
         }
         for arm, runs in arms.items()
     }
@@ -127,7 +132,7 @@ def gathered(jobs: Sequence[Job], results: Mapping[str, Result]) -> dict[str, di
 
 def write_arm(directory: Path, curves: Mapping[str, Points], layout: Layout) -> None:
     """One TensorBoard run: mean, lowest and highest seed of each tag at the steps where every seed has a value."""
-    directory.mkdir(parents=True)
+    directory.mkdir()
     events = EventFile(directory)
     events.add_layout(layout)
     for tag, (x, values) in curves.items():
@@ -139,33 +144,46 @@ def write_arm(directory: Path, curves: Mapping[str, Points], layout: Layout) -> 
     events.file.close()
 
 
-def write(args: Args, name: str) -> Path:
-    """The page of one experiment; returns its folder.
+def require_ours(folder: Path) -> None:
+    """A folder that is to be replaced holds what this command wrote, and nothing else.
 
     Raises:
-        RunError: no run is finished, the folder holds something else, or it cannot be written.
+        RunError: it holds something else.
+    """
+    if not (folder / _MARK).exists():
+        raise RunError(f"{folder} exists and is no page of this command: move it away")
+    ours = {folder / _MARK, *(folder / arm for arm in (folder / _MARK).read_text().split("\n"))}
+    for path in folder.rglob("*"):
+        if path not in ours and not (path.parent in ours and path.name.startswith("events.out.")):
+            raise RunError(f"{path} was not written by this command, which would remove it: move it away")
+
+
+def write(args: Args, name: str) -> Path | None:
+    """The page of one experiment; returns its folder, or None if no run is finished.
+
+    Raises:
+        RunError: the folder holds something else, or cannot be written.
     """
     experiment = load(name)
     jobs = plan(experiment, args.scale, args.logs)
     results = results_of(jobs)
     if not results:
-        raise RunError(
-            f"no run of {name} at {args.scale} is finished: run them with python -m runs run {name} "
-            f"--scale {args.scale}"
-        )
-    arms = gathered([job for job in jobs if job.id in results], results)
-    tags = list(dict.fromkeys(tag for curves in arms.values() for tag in curves))
-    layout = charts(tags, experiment.curve)
+        return None
+    arms = gathered([job for job in jobs if job.id in results], results, experiment.curve)
+    layout = charts(list(dict.fromkeys(tag for curves in arms.values() for tag in curves)), experiment.curve)
     folder = args.logs / experiment.name / f"{args.scale}-arms"
-    if folder.exists() and not (folder / _MARK).exists():
-        raise RunError(f"{folder} exists and is no page of this command: move it away")
     with refusals(f"cannot write {folder}", also=(OSError,)):
         if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-        (folder / _MARK).touch()
-        for arm, curves in arms.items():
-            write_arm(folder / arm, curves, layout)
+            require_ours(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            made, old = Path(temporary) / "new", Path(temporary) / "old"
+            made.mkdir()
+            (made / _MARK).write_text("\n".join(arms))
+            for arm, curves in arms.items():
+                write_arm(made / arm, curves, layout)
+            if folder.exists():
+                folder.rename(old)  # removed with the temporary folder
+            made.rename(folder)
     return folder
 
 
@@ -173,9 +191,19 @@ def main(args: Args) -> None:
     """Write the pages, and say how to look at them.
 
     Raises:
-        RunError: no experiment is named; or as `write`.
+        RunError: no experiment is named, or none of its runs is finished; or as `write`.
     """
     if not args.experiments:
         raise RunError(f"name an experiment: {', '.join(names())}")
-    for name in args.experiments:
-        print(f"tensorboard --logdir {write(args, name)}")
+    every = args.experiments == ("all",)
+    chosen = [name for name in names() if args.scale in load(name).scales] if every else args.experiments
+    found = {name: write(args, name) for name in chosen}
+    if missing := [name for name, folder in found.items() if folder is None and not every]:
+        raise RunError(
+            f"no run of {missing[0]} at {args.scale} is finished: run them with python -m runs run {missing[0]} "
+            f"--scale {args.scale}"
+        )
+    if not any(found.values()):
+        raise RunError(f"no run of any experiment at {args.scale} is finished")
+    for folder in filter(None, found.values()):
+        print(f"tensorboard --logdir {shlex.quote(str(folder))}")

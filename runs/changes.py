@@ -39,7 +39,7 @@ import numpy as np
 
 from runs.arms import Runs, Scalars, estimate, interval, read_arms, shown, table
 from runs.recording import RunError, exit_with_one_line, read_status, refusals
-from runs.style import COLOURS
+from runs.style import COLOURS, canvas, steps_axis
 
 TENTH, RECENT = 0.1, 20
 
@@ -222,15 +222,10 @@ def share_rows(
 
 def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Path) -> None:
     """One panel per visit, arms in it: mean return by twentieths of the visit, seeds thin, their mean thick."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
     plan = next(iter(next(iter(arms.values()))[1].values()))
     columns = min(3, len(plan))
     lines = -(-len(plan) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * lines + 0.4), layout="constrained")
+    figure = canvas(4.4 * columns, 3.1 * lines + 0.4)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     parts = np.linspace(0.0, 1.0, 21)
     for k, axes in enumerate(panels):
@@ -249,9 +244,9 @@ def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Pa
             label = f"{name}, n = {len(curves)}"
             axes.plot(middle[there], mean[there], color=colour, marker=mark, label=label)
         axes.set_title(f"visit {k + 1}, task {plan[k].task}, from step {plan[k].begin:,}", fontsize=9)
+        steps_axis(axes)
         axes.set_xlim(0, plan[k].end - plan[k].begin)
         axes.set_xlabel("steps since the change")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel("training return")
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
+from runs.style import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,11 +166,7 @@ def main(args: Args) -> None:
     """Read the runs, print the table, write the picture."""
     runs, reference = read_runs(args.directories), read_reference()
     print(table(runs, reference, args.at))
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = canvas(13, 4.6)
     for axes, projected in zip(figure.subplots(1, 2), (False, True), strict=True):
         draw(axes, projected, runs, reference)
     with refusals(f"cannot write {args.out}", also=(OSError,)):

@@ -21,6 +21,7 @@ import numpy as np
 
 from runs.arms import Scalars, estimate, interval, read_arms, shown, table
 from runs.recording import RunError, exit_with_one_line, refusals
+from runs.style import canvas
 
 _CURVES = {"test/accuracy": ("warm", "#D55E00"), "test/accuracy_fresh": ("fresh", "#0072B2")}
 
@@ -135,15 +136,11 @@ def draw(arms: Sequence[Arm], out: Path) -> None:
 
     An arm with CUSUM has a second panel with the statistic of each seed, its alarms and the threshold.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
     watched = [arm for arm in arms if arm.has_detector()]
     count = len(arms) + len(watched)
     columns = min(3, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    figure = canvas(4.6 * columns, 3.4 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     lowest = min(v for arm in arms for run in arm.runs for _, v in run["test/accuracy"])
     highest = max(v for arm in arms for run in arm.runs for tag in _CURVES for _, v in run[tag])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
+from runs.style import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,10 +98,6 @@ def draw(axes: Axes, tag: str, named: Sequence[tuple[str, Curve]]) -> None:
 
 def main(args: Args) -> None:
     """Read the runs, draw the panels, write the picture."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
     if not args.directories:
         raise RunError("there is nothing to draw: give run directories")
     if not args.tags:
@@ -110,7 +107,7 @@ def main(args: Args) -> None:
     drawn = list(zip(labels(args.directories), found, strict=True))
     columns = min(2, len(args.tags))
     rows = -(-len(args.tags) // columns)
-    figure = Figure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
+    figure = canvas(6.5 * columns, 3.4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for i, (panel, tag) in enumerate(zip(panels, args.tags, strict=False)):
         draw(panel, tag, [(name, found[i]) for name, found in drawn])

@@ -110,7 +110,8 @@ def page(
         f"# {experiment.name}, {scale}", "",
         f"**Claim** ({experiment.source}). {experiment.claim}", "",
         f"**Rule, written before the runs.** {experiment.rule}", "", said, "",
-        f"![{experiment.curve} over steps: seeds thin, their mean thick]({experiment.name}-{scale}.png)", "",
+        f"![{experiment.curve} over steps]({experiment.name}-{scale}.png)", "",
+        "Seeds thin, their mean thick, its 95 % interval (Student's) shaded as far as the axis goes.", "",
     ]  # fmt: skip
     if verdict and verdict.rows:
         lines.append(markdown(verdict.heads, verdict.rows))
@@ -134,17 +135,18 @@ def shortest(curves: Sequence[Curve]) -> int:
     return min(int(steps[-1]) for steps, _ in curves)
 
 
-def together(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def together(tag: str, curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Curves of an arm's seeds at common steps up to the last that all reach, x [points] and values [runs, points].
 
-    What was recorded at the same steps (evaluations, probes) is taken as it is; the rest (episodes) as means over equal
-    windows, which would put all of a logarithmic axis but its end into one.
+    Episodes are taken as means over equal windows of steps. What is recorded at fixed steps (evaluations, probes) is
+    taken as it is, at the steps that all have: windows would put all of a logarithmic axis but its end into one. Where
+    a step is recorded twice, or a tenth of them not by all, it is windows again.
     """
     steps = sorted(set.intersection(*(set(one.tolist()) for one, _ in curves)))
-    if len(steps) < 0.9 * min(len(one) for one, _ in curves):
+    fixed = all((np.diff(one) > 0).all() for one, _ in curves) and len(steps) >= 0.9 * min(len(c[0]) for c in curves)
+    if tag.startswith("charts/episodic_") or not fixed:
         return common_points(curves, shortest(curves))
-    chosen = [dict(zip(one.tolist(), values.tolist(), strict=True)) for one, values in curves]
-    return np.array(steps, dtype=np.float64), np.array([[values[step] for step in steps] for values in chosen])
+    return np.array(steps, dtype=np.float64), np.stack([values[np.isin(one, steps)] for one, values in curves])
 
 
 def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result], stem: Path) -> None:
@@ -164,8 +166,8 @@ def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Resu
     figure, panels = style.begin(len(curves))
     for axes, (world, arms) in zip(panels, curves.items(), strict=True):
         for arm, runs in arms.items():
-            x, values = together(runs)
-            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(runs)}", student_band(values))
+            x, values = together(experiment.curve, runs)
+            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(runs)}", student_band(values), cut=True)
         axes.set_title(world, fontsize=9)
         axes.set_ylabel(experiment.curve, fontsize=8)
         style.steps_axis(axes)

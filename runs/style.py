@@ -43,8 +43,8 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     return {name: Look(COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS)]) for k, name in enumerate(ordered)}
 
 
-def begin(panels: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure and its panels, row by row.
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, drawn without a display.
 
     Raises:
         RunError: matplotlib is missing.
@@ -53,9 +53,14 @@ def begin(panels: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RunError("drawing needs matplotlib: pip install -e '.[plots]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def begin(panels: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, row by row; raises as `canvas`."""
     columns = min(columns, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(max(4.4 * columns, 5.5), 3.1 * rows + 0.5), layout="constrained")
+    figure = canvas(max(4.4 * columns, 5.5), 3.1 * rows + 0.5)
     drawn = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in drawn:
         axes.grid(alpha=0.3)
@@ -73,6 +78,7 @@ def draw_arm(
     look: Look,
     label: str,
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    cut: bool = False,
 ) -> None:
     """The runs of an arm, thin and faint, their mean over them, and its interval.
 
@@ -85,6 +91,8 @@ def draw_arm(
         look: of the arm.
         label: the legend's text, which should say n.
         band: lower and upper end [points]; nan where there is no interval.
+        cut: the axis ends where the runs do, and cuts off what goes beyond of the interval: a wide one of few runs
+            would press the curves flat.
     """
     if len(runs) > 1:
         for run in runs:
@@ -99,7 +107,8 @@ def draw_arm(
         axes.fill_between(
             x[there], band[0][there], band[1][there], color=look.colour, alpha=0.15, linewidth=0, zorder=2
         )
-        axes.dataLim.set(seen)  # a wide interval of few runs must not press the curves flat: the axis cuts it off
+        if cut:
+            axes.dataLim.set(seen)
     axes.plot(x[there], mean[there], color=look.colour, linestyle=look.dashes, linewidth=1.6, label=label, zorder=3)
 
 

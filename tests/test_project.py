@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_the_readme_and_ci_run_the_same_test_command():
 
 def test_code_lines_skips_prose():
     assert code_lines("a/pytest\n```sh\nb/pytest\n```\nc/pytest\n```\nd\n```\n") == ["b/pytest", "d"]
+
+
+def test_no_large_or_binary_package_is_committed():
+    """What a stray pip download leaves, for one; pictures and results stay small."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 1_000_000 or name.endswith(".whl")} == {}
 
 
 def test_the_version_is_the_same_everywhere():

@@ -1,8 +1,13 @@
 """Arms in TensorBoard: mean and band by hand, the page's order, what has no chart, what is never removed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
+from agents import dqn_atari, dqn_minatar, grokking, ppo_atari, ppo_minatar, rainbow_atari, warm_start
+from elr.projection import scalable_weights
 from runs import board
 from runs.__main__ import main
 from runs.board import FIRST, Args, charts, glance, group_of, margin
@@ -100,21 +105,45 @@ def test_again_with_more_runs_it_is_made_anew(tmp_path):
     assert len(list((folder / "high--a, n = 3").glob("events*"))) == 1
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_what_others_put_there_is_never_removed(tmp_path):
     finish(all_jobs(tmp_path)[0])
-    mine = tmp_path / "toy" / "laptop-arms" / "thesis.txt"
-    mine.parent.mkdir()
+    folder = tmp_path / "toy" / "laptop-arms"
+    mine = folder / "thesis.txt"
+    folder.mkdir()
     mine.write_text("five years of work")
     with pytest.raises(RunError, match="no page of this command: move it away"):
-        board.write(Args(("toy",), logs=tmp_path), "toy")
+        board.main(Args(("toy",), logs=tmp_path))
     assert mine.read_text() == "five years of work"
+    mine.unlink()
+    folder.rmdir()
+    board.main(Args(("toy",), logs=tmp_path))
+    for place in (mine, folder / "high--a, n = 1" / "notes.txt", folder / "other" / "notes.txt"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("all of it")
+        with pytest.raises(RunError, match=r"(thesis|notes).txt was not written by this|other was not written by this"):
+            board.main(Args(("toy",), logs=tmp_path))
+        assert place.read_text() == "all of it"
+        place.unlink()
+    (folder / "other").rmdir()
+    board.main(Args(("toy",), logs=tmp_path))
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["high--a-s1", "laptop", "laptop-arms"][1:]
 
 
 def test_without_runs_or_names_it_refuses(tmp_path):
-    with pytest.raises(RunError, match="no run of toy at laptop is finished"):
-        board.main(Args(("toy",), logs=tmp_path))
+    for names in (("toy",), ("all",)):
+        with pytest.raises(RunError, match=r"no run of (toy|any experiment) at laptop is finished"):
+            board.main(Args(names, logs=tmp_path))
     with pytest.raises(RunError, match=r"name an experiment: .*fig3"):
         board.main(Args((), logs=tmp_path))
+
+
+def test_the_experiments_curve_is_drawn_whatever_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "load", lambda name: dataclasses.replace(EXPERIMENT, curve="charts/SPS"))
+    finish(all_jobs(tmp_path)[0])
+    folder = board.write(Args(("toy",), logs=tmp_path), "toy")
+    scalars, layout = read(folder / "high--a, n = 1")
+    assert scalars["charts/SPS"] == [(step, 5.0) for step in STEPS]
+    assert [chart.title for chart in layout.category[0].chart][-1] == "charts/SPS"  # TensorBoard shows the last first
 
 
 def test_every_documented_tag_has_one_place_or_none_for_a_reason():
@@ -126,15 +155,52 @@ def test_every_documented_tag_has_one_place_or_none_for_a_reason():
     assert sorted(placed + none) == sorted(concrete)
 
 
-def test_at_a_glance_is_the_last_hidden_layer():
-    tags = ["test/accuracy", "charts/learning_rate"]
-    for layer in ("conv", "fc1"):
-        tags += [f"plasticity/{name}/{layer}" for name in ("dead_fraction", "delta_a", "srank")]
-    tags += [f"{kind}/{layer}" for layer in ("conv", "fc1", "head") for kind in ("elr", "norms/parameter")]
-    assert glance(tags, "test/accuracy") == [
-        "test/accuracy", "charts/learning_rate", "elr/fc1", "plasticity/delta_a/fc1", "plasticity/dead_fraction/fc1",
-        "norms/parameter/fc1",
+def test_charts_stand_in_reverse_as_tensorboard_turns_them_round():
+    tags = ["eval/episodic_return", "losses/td_loss", "losses/q_values", "plasticity/srank/a", "plasticity/srank/b"]
+    page = charts(tags, "eval/episodic_return")
+    assert list(page) == [FIRST, "return", "plasticity", "losses"]
+    assert list(page["plasticity"]) == ["plasticity/srank/b", "plasticity/srank/a"]
+    assert list(page["losses"]) == ["losses/q_values", "losses/td_loss"]
+
+
+def weights_and_features(name):
+    """What a script meters and probes, by its own network."""
+    cpu = torch.device("cpu")
+    if name == "grokking":
+        network = grokking.Transformer(grokking.Args())
+        return scalable_weights(network, embeddings=True, heads=()), ["blocks.0.attention_out", "blocks.0.relu"]
+    if name.startswith("warm_start"):
+        model = "resnet18" if name.endswith("resnet") else "cnn"
+        network = warm_start.make_network(warm_start.Args(model=model), (3, 32, 32), 10, 1, cpu)
+        return scalable_weights(network, heads=["head"]), network.probed
+    script = {"dqn_minatar": dqn_minatar, "ppo_minatar": ppo_minatar, "dqn_atari": dqn_atari, "ppo_atari": ppo_atari}
+    script = script.get(name, rainbow_atari)
+    shape = (3,) if name in ("dqn_atari", "rainbow_atari") else (4, 3)
+    network = script.make_network(*shape, script.Args(), 1, cpu)
+    weights = scalable_weights(network, heads=getattr(script, "HEADS", None))
+    partner = {f"{weight}.sigma" for weight in weights} if script is rainbow_atari else ()
+    return [*weights, *partner], script.PROBED
+
+
+@pytest.mark.parametrize(
+    ("script", "weight", "feature"),
+    [
+        *((name, "hidden", "hidden_relu") for name in ("dqn_minatar", "ppo_minatar", "dqn_atari", "ppo_atari")),
+        ("rainbow_atari", "advantage_hidden", "advantage_relu"),
+        ("warm_start", "hidden", "hidden_relu"),
+        ("warm_start_resnet", "stages.3.1.conv2", "stages.3.1.relu2"),
+        ("grokking", "blocks.0.down", "blocks.0.relu"),
+    ],
+)
+def test_at_a_glance_is_the_last_hidden_layer(script, weight, feature):
+    weights, features = weights_and_features(script)
+    tags = [f"plasticity/{name}/{layer}" for layer in features for name in ("dead_fraction", "delta_a", "srank")]
+    tags += [f"{kind}/{layer}" for layer in weights for kind in ("elr", "norms/parameter", "norms/update")]
+    assert glance(["charts/learning_rate", *tags], "charts/learning_rate") == [
+        "charts/learning_rate", f"elr/{weight}", f"plasticity/delta_a/{feature}", f"plasticity/dead_fraction/{feature}",
+        f"norms/parameter/{weight}",
     ]  # fmt: skip
-    features = [tag.replace("plasticity/dead_fraction/fc1", "plasticity/dead_fraction/relu") for tag in tags]
-    assert "elr/fc1" in glance(features, "test/accuracy")  # no weight is called relu: the last before the output's
+
+
+def test_at_a_glance_is_what_there_is():
     assert glance(["eval/episodic_return"], "eval/episodic_return") == ["eval/episodic_return"]

@@ -175,11 +175,21 @@ def test_names_come_first_on_the_command_line_and_what_is_missing_is_one_line(tm
         main([*words, "--scale", "huge"])
 
 
-def test_seeds_with_the_same_steps_are_taken_as_they_are_and_others_by_windows():
+def test_seeds_with_the_same_steps_are_taken_as_they_are():
     short, long = np.array([0, 5, 7]), np.array([0, 5, 7, 20])
-    x, values = report.together([(short, np.array([1.0, 2.0, 3.0])), (long, np.array([4.0, 5.0, 6.0, 7.0]))])
+    runs = [(short, np.array([1.0, 2.0, 3.0])), (long, np.array([4.0, 5.0, 6.0, 7.0]))]
+    x, values = report.together("test/accuracy", runs)
     assert x.tolist() == [0, 5, 7] and values.tolist() == [[1, 2, 3], [4, 5, 6]]
-    episodes = [(np.arange(shift, 1000 + shift, 10), np.full(100, 2.0 + shift)) for shift in (1, 4)]
-    x, values = report.together(episodes)
-    assert 1 < len(x) <= 25 and values.shape == (2, len(x))
-    assert (values[0] == 3).all() and (values[1] == 6).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_episodes_are_means_over_windows(seeds):
+    episodes = [(np.arange(1, 1001), np.full(1000, 2.0 + seed)) for seed in range(seeds)]  # even at the same steps
+    x, values = report.together("charts/episodic_return", episodes)
+    assert 1 < len(x) <= 250 and values.tolist() == [[2.0 + seed] * len(x) for seed in range(seeds)]
+
+
+def test_a_step_recorded_twice_is_not_lost():
+    steps, values = np.array([10, 10, *range(20, 120, 10)]), np.arange(12.0)
+    _, found = report.together("losses/td_loss", [(steps, values)])
+    assert np.average(found[0]) == pytest.approx(values.mean(), rel=0.1) and len(found[0]) == 3
