@@ -11,6 +11,7 @@ unless --partial asks for a page without a verdict. Scales that are too small to
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from runs import style
 from runs.comparison import common_points, markdown, student_band
 from runs.curves import Curve
 from runs.executing import inspect
-from runs.experiment import REPOSITORY, Experiment, Job, Result, Verdict, load, names, plan
+from runs.experiment import REPOSITORY, Experiment, Job, Result, Verdict, as_words, load, names, plan
 from runs.recording import RunError, read_json, read_scalars, read_status, refusals
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -118,6 +119,8 @@ def page(
         if any("±" in cell for row in verdict.rows for cell in row):
             lines += ["± is Student's 95 % interval.", ""]
     lines += [
+        work(experiment, scale, done),
+        "",
         f"{len(done)} runs: {arms} arms{' and worlds' if any(job.world for job in done) else ''}, seeds {seeds}. "
         f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
         f"--scale {scale}`.",
@@ -133,6 +136,17 @@ def page(
 def shortest(curves: Sequence[Curve]) -> int:
     """The last step that all of them reach."""
     return min(int(steps[-1]) for steps, _ in curves)
+
+
+def work(experiment: Experiment, scale: str, done: Sequence[Job]) -> str:
+    """What each run was, in a sentence: scripts, and the flags that this scale gives to all, and to each world."""
+    size = experiment.scales[scale]
+    scripts = " and ".join(f"`agents/{name}.py`" for name in sorted({job.script for job in done}))
+    given = f" with `{shlex.join(as_words(size.flags))}`" if size.flags else ""
+    named = {world: shlex.join(as_words(flags)) for world, flags in size.worlds.items() if world}
+    worlds = "; " + ", ".join(f"{world} is `{flags}`" for world, flags in named.items()) if named else ""
+    shows = f"`python -m runs run {experiment.name} --scale {scale} --dry-run`"
+    return f"Each run is {scripts}{given}, and the flags of its arm ({shows}){worlds}."
 
 
 def together(tag: str, curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -193,3 +193,14 @@ def test_a_step_recorded_twice_is_not_lost():
     steps, values = np.array([10, 10, *range(20, 120, 10)]), np.arange(12.0)
     _, found = report.together("losses/td_loss", [(steps, values)])
     assert np.average(found[0]) == pytest.approx(values.mean(), rel=0.1) and len(found[0]) == 3
+
+
+def test_the_page_says_what_each_run_was():
+    worlds = {"easy": {"env_id": "MinAtar/Breakout-v1"}, "hard": {"env_id": "MinAtar/Freeway-v1"}}
+    scale = Scale(seeds=(1,), estimate="1 s", flags={"total_updates": 30, "nap.enabled": False}, worlds=worlds)
+    experiment = dataclasses.replace(EXPERIMENT, scales={"laptop": scale})
+    assert report.work(experiment, "laptop", plan(experiment, "laptop", Path("logs"))) == (
+        "Each run is `agents/grokking.py` with `--total-updates 30 --nap.no-enabled`, and the flags of its arm "
+        "(`python -m runs run toy --scale laptop --dry-run`); easy is `--env-id MinAtar/Breakout-v1`, hard is "
+        "`--env-id MinAtar/Freeway-v1`."
+    )
