@@ -29,8 +29,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from runs.experiment import Job
 
-_OTHERS = {"board": "runs.board", "compare": "runs.comparison", "report": "runs.report"}
-"""Subcommands that are modules with `Args` and `main(args)`."""
+_OTHERS = {
+    "board": ("runs.board", "its arms in TensorBoard, a line and a band over the seeds for each"),
+    "compare": ("runs.comparison", "means, intervals and curves of any runs, also of other programs"),
+    "report": ("runs.report", "the verdict by its rule, as a page with a figure"),
+}
+"""Subcommands that are modules with `Args` and `main(args)`, and what they are for."""
 _RAW = argparse.RawDescriptionHelpFormatter
 
 _RUN = """Bring every run of an experiment to its end.
@@ -77,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, status):
         command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
         command.add_argument(
-            "--scale", required=True, metavar="SCALE", help="smoke (does everything work?), laptop or paper"
+            "--scale",
+            required=True,
+            metavar="SCALE",
+            help="smoke (does everything work?), laptop, paper, or another that list shows",
         )
         command.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
         command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the scale's seeds")
@@ -110,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         help="auto or host:port of the cluster that this machine belongs to (ray start --head, ray start --address), "
         "or local to start one here (default auto); --logs must be on a file system that all nodes see",
     )  # fmt: skip
-    for name, module in _OTHERS.items():
+    for name, (module, what) in _OTHERS.items():
         if importlib.util.find_spec(module):
-            commands.add_parser(name, add_help=False, help=f"see python -m runs {name} --help")
+            commands.add_parser(name, add_help=False, help=f"{what} (python -m runs {name} --help)")
     return parser
 
 
@@ -134,17 +141,10 @@ def planned(args: Any) -> list[Job]:
     Raises:
         RunError: there is no such experiment, scale, arm or seed.
     """
-    from runs.experiment import load, names, plan
+    from runs.experiment import chosen, plan
     from runs.recording import RunError
 
-    logs = args.logs.absolute()
-    if args.experiments == ["all"]:
-        every = [load(name) for name in names()]
-        jobs = [job for found in every if args.scale in found.scales for job in plan(found, args.scale, logs)]
-        if not jobs:
-            raise RunError(f"no experiment has a scale {args.scale}")
-    else:
-        jobs = [job for name in dict.fromkeys(args.experiments) for job in plan(load(name), args.scale, logs)]
+    jobs = [job for one in chosen(args.experiments, args.scale) for job in plan(one, args.scale, args.logs.absolute())]
     for what, asked, there in (
         ("arm", args.arms, {job.arm for job in jobs}),
         ("seed", args.seeds, {job.seed for job in jobs}),
@@ -188,6 +188,14 @@ def show(name: str) -> None:
     for label, scale in experiment.scales.items():
         seeds = f"seeds {', '.join(map(str, scale.seeds))}"
         print(f"    {label}: {scale.estimate}; {' '.join([seeds, *as_words(scale.flags)])}")
+        for arm in (scale.instead.get(arm.name, arm) for arm in experiment.arms):
+            words = as_words(scale.by_arm.get(arm.name, {}))
+            if scale.arms is not None and arm.name not in scale.arms:
+                words = ["(not run)"]
+            elif arm.name in scale.instead:
+                words = [f"{arm.script}.py", *([arm.preset] if arm.preset else []), *as_words(arm.flags), *words]
+            if words:
+                print(f"        {arm.name}: {' '.join(words)}")
     print(f"\nNext: python -m runs run {name} --scale {next(iter(experiment.scales))}")
 
 
@@ -263,7 +271,7 @@ def _other(name: str, words: Sequence[str]) -> None:
     """A subcommand that is a module of its own."""
     import tyro
 
-    module = importlib.import_module(_OTHERS[name])
+    module = importlib.import_module(_OTHERS[name][0])
     module.main(
         tyro.cli(
             module.Args, args=words, prog=f"python -m runs {name}", description=module.__doc__,
@@ -274,7 +282,7 @@ def _other(name: str, words: Sequence[str]) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Do what the command line says; the exit code."""
-    if words and words[0] in _OTHERS and importlib.util.find_spec(_OTHERS[words[0]]):
+    if words and words[0] in _OTHERS and importlib.util.find_spec(_OTHERS[words[0]][0]):
         _other(words[0], words[1:])
         return 0
     args = _parser().parse_args(words)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runs.recording import RunError, read_json, read_scalars, read_status, require_length
+from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
 
 Scalars = Mapping[str, Sequence[tuple[int, float]]]
 """The table of a run: (step, value) pairs by tag."""
@@ -46,9 +46,7 @@ def read_arms(directories: Sequence[Path]) -> list[Runs]:
         config = read_json(directory / "config.json")
         if (status := read_status(directory))["status"] != "finished":
             raise RunError(f"{directory} is {status['status']}, not finished: finish it with --resume, or leave it out")
-        require_length(
-            directory, status.get("table_bytes", 0)
-        )  # runs of before this was recorded are taken as they are
+        require_whole(directory, status)
         name = str(config["exp_name"])
         for other, known, _ in arms.setdefault(name, []):
             differ = {key for key in config if config[key] != known.get(key)} - {"directory"}

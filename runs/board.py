@@ -3,11 +3,12 @@
     python -m runs board fig3 --scale laptop
     tensorboard --logdir runs/logs/fig3/laptop-arms
 
-reads the finished runs of an experiment and writes one TensorBoard run per arm (and world) beside them. *Custom
-Scalars* then shows the experiment's curve, the rate, and ELR and plasticity of the last hidden layer first; below them
-what else is a quantity (no speeds, no events) of every layer. A line is the mean of the seeds, its band goes from the
-lowest of them to the highest, and the arm's name carries n. Episodes are means over windows of steps. A tag that one
-seed lacks has no line. Given again, it makes the page anew from what is finished by then.
+reads the finished runs of an experiment and writes one TensorBoard run per arm beside them; of each world (game) in a
+folder of its own, as returns of two games should not share an axis. *Custom Scalars* then shows the experiment's curve,
+the rate, and ELR and plasticity of the last hidden layer first; below them what else is a quantity (no speeds, no
+events) of every layer. A line is the mean of the seeds, its band goes from the lowest of them to the highest, and the
+arm's name carries n. Episodes are means over windows of steps. A tag that one seed lacks has no line. Given again, it
+makes the page anew from what is finished by then.
 
 *Time Series* shows the seeds themselves, in the colour of their arm: open `tensorboard --logdir runs/logs/fig3/laptop`,
 and in the palette above the runs group them by the regular expression `(.*)-s`.
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs.curves import Curve, as_curve
-from runs.experiment import Job, Result, load, names, plan
+from runs.experiment import LOGS, Experiment, Job, NoRuns, Result, chosen, plan
 from runs.recording import RunError, refusals
 from runs.recording.layout import Layout
 from runs.recording.screen import EventFile
@@ -61,8 +62,10 @@ class Args:
     """names, as `python -m runs list` shows them, or all: those that have finished runs"""
     scale: str = "laptop"
     """which of its scales"""
-    logs: Path = Path("runs/logs")
-    """where the run directories are; the page goes to LOGS/EXPERIMENT/SCALE-arms"""
+    logs: Path = LOGS
+    """where the run directories are"""
+    out: Path | None = None
+    """where the page goes, as OUT/EXPERIMENT/SCALE-arms; default LOGS"""
 
 
 def group_of(tag: str) -> str | None:
@@ -115,24 +118,27 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
     }
 
 
-def gathered(jobs: Sequence[Job], results: Mapping[str, Result], curve: str) -> dict[str, dict[str, Points]]:
-    """Curves of the finished runs, {arm[--world], n = seeds: {tag: points}}, of the tags that all its seeds have."""
-    arms: dict[str, list[dict[str, Curve]]] = {}
+def gathered(jobs: Sequence[Job], results: Mapping[str, Result], curve: str) -> dict[str, dict[str, dict[str, Points]]]:
+    """Curves of the finished runs, {world: {arm, n: {tag: points}}}, of the tags that all seeds of an arm have."""
+    runs: dict[str, dict[str, list[dict[str, Curve]]]] = {}
     for job in jobs:
         scalars = results[job.id].scalars
         curves = {tag: as_curve(pts, job.directory) for tag, pts in scalars.items() if group_of(tag) or tag == curve}
-        arms.setdefault(f"{job.arm}{f'--{job.world}' if job.world else ''}", []).append(curves)
+        runs.setdefault(job.world, {}).setdefault(job.arm, []).append(curves)
     return {
-        f"{arm}, n = {len(runs)}": {
-            tag: together(tag, [run[tag] for run in runs]) for tag in runs[0] if all(tag in run for run in runs)
+        world: {
+            f"{arm}, n = {len(seeds)}": {
+                tag: together(tag, [run[tag] for run in seeds]) for tag in seeds[0] if all(tag in run for run in seeds)
+            }
+            for arm, seeds in arms.items()
         }
-        for arm, runs in arms.items()
+        for world, arms in runs.items()
     }
 
 
 def write_arm(directory: Path, curves: Mapping[str, Points], layout: Layout) -> None:
     """One TensorBoard run: mean, lowest and highest seed of each tag at the steps where every seed has a value."""
-    directory.mkdir()
+    directory.mkdir(parents=True)
     events = EventFile(directory)
     events.add_layout(layout)
     for tag, (x, values) in curves.items():
@@ -152,58 +158,61 @@ def require_ours(folder: Path) -> None:
     """
     if not (folder / _MARK).exists():
         raise RunError(f"{folder} exists and is no page of this command: move it away")
-    ours = {folder / _MARK, *(folder / arm for arm in (folder / _MARK).read_text().split("\n"))}
+    arms = {folder / path for path in (folder / _MARK).read_text().split("\n")}
+    ours = {folder / _MARK, *arms, *(arm.parent for arm in arms)}
     for path in folder.rglob("*"):
-        if path not in ours and not (path.parent in ours and path.name.startswith("events.out.")):
+        if path not in ours and not (path.parent in arms and path.name.startswith("events.out.")):
             raise RunError(f"{path} was not written by this command, which would remove it: move it away")
 
 
-def write(args: Args, name: str) -> Path | None:
-    """The page of one experiment; returns its folder, or None if no run is finished.
+def write(args: Args, experiment: Experiment) -> list[Path]:
+    """The page of one experiment; returns its folders, one for each world.
 
     Raises:
-        RunError: the folder holds something else, or cannot be written.
+        RunError: no run is finished (NoRuns), the folder holds something else, or cannot be written.
     """
-    experiment = load(name)
     jobs = plan(experiment, args.scale, args.logs)
     results = results_of(jobs)
     if not results:
-        return None
-    arms = gathered([job for job in jobs if job.id in results], results, experiment.curve)
-    layout = charts(list(dict.fromkeys(tag for curves in arms.values() for tag in curves)), experiment.curve)
-    folder = args.logs / experiment.name / f"{args.scale}-arms"
+        raise NoRuns(experiment.name, args.scale, args.logs)
+    worlds = gathered([job for job in jobs if job.id in results], results, experiment.curve)
+    folder = (args.out or args.logs) / experiment.name / f"{args.scale}-arms"
     with refusals(f"cannot write {folder}", also=(OSError,)):
         if folder.exists():
             require_ours(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             made, old = Path(temporary) / "new", Path(temporary) / "old"
             made.mkdir()
-            (made / _MARK).write_text("\n".join(arms))
-            for arm, curves in arms.items():
-                write_arm(made / arm, curves, layout)
+            written = [Path(world) / arm for world, arms in worlds.items() for arm in arms]
+            (made / _MARK).write_text("\n".join(map(str, written)))
+            for world, arms in worlds.items():
+                layout = charts(
+                    list(dict.fromkeys(tag for curves in arms.values() for tag in curves)), experiment.curve
+                )
+                for arm, curves in arms.items():
+                    write_arm(made / world / arm, curves, layout)
             if folder.exists():
                 folder.rename(old)  # removed with the temporary folder
             made.rename(folder)
-    return folder
+    return [folder / world for world in worlds]
 
 
 def main(args: Args) -> None:
     """Write the pages, and say how to look at them.
 
     Raises:
-        RunError: no experiment is named, or none of its runs is finished; or as `write`.
+        RunError: as `chosen` and `write`; with `all`, if no experiment has a finished run.
     """
-    if not args.experiments:
-        raise RunError(f"name an experiment: {', '.join(names())}")
-    every = args.experiments == ("all",)
-    chosen = [name for name in names() if args.scale in load(name).scales] if every else args.experiments
-    found = {name: write(args, name) for name in chosen}
-    if missing := [name for name, folder in found.items() if folder is None and not every]:
-        raise RunError(
-            f"no run of {missing[0]} at {args.scale} is finished: run them with python -m runs run {missing[0]} "
-            f"--scale {args.scale}"
-        )
-    if not any(found.values()):
-        raise RunError(f"no run of any experiment at {args.scale} is finished")
-    for folder in filter(None, found.values()):
-        print(f"tensorboard --logdir {shlex.quote(str(folder))}")
+    written = 0
+    for experiment in chosen(args.experiments, args.scale):
+        try:
+            for folder in write(args, experiment):
+                print(f"tensorboard --logdir {shlex.quote(str(folder))}", flush=True)
+                written += 1
+        except NoRuns:
+            if args.experiments != ("all",):
+                raise
+    if not written:
+        raise RunError(f"no run of any experiment at {args.scale} is finished in {args.logs}")
+    print("and open Custom Scalars")

@@ -128,6 +128,10 @@ class Row:
 UNKNOWN = Estimate(math.nan)
 
 
+_FEW = 10
+"""runs below which a reader is told how little a bootstrap interval of them says"""
+
+
 def shown(number: float) -> str:
     """Three digits, whole numbers from a thousand on; a dash for what is not known."""
     if math.isnan(number):
@@ -324,7 +328,7 @@ def common_points(curves: Sequence[Curve], end: int) -> tuple[NDArray[np.float64
     if len(first) <= _WINDOWS and all(np.array_equal(steps, first) for steps, _ in cut) and (np.diff(first) > 0).all():
         return first.astype(np.float64), np.stack([values for _, values in cut])
     count = max(1, min(_WINDOWS, min(len(steps) for steps, _ in cut) // 4))
-    edges = np.linspace(0.0, end, count + 1)
+    edges = np.round(np.linspace(0.0, end, count + 1))  # steps are whole
     middle = (edges[1:] + edges[:-1]) / 2
     edges[0] = -1.0  # what was recorded at step 0 belongs to the first window
     return middle, np.stack([windowed(curve, edges) for curve in cut])
@@ -401,6 +405,18 @@ def heading(tag: str, args: Args, until: Mapping[str, int], groups: Groups) -> s
     return "\n".join(lines) + "\n"
 
 
+def caveat(groups: Groups) -> str:
+    """How far the intervals of few runs can be trusted."""
+    counts = [len(found) for by_task in groups.arms.values() for found in by_task.values()]
+    fewest = min((count for count in counts if count > 1), default=_FEW)  # of one run there is no interval
+    if fewest >= _FEW:
+        return ""
+    return (
+        f"\nOf {fewest} runs an interval by resampling is too narrow (of three on one task it "
+        "covers some 75 %), and a P of 0 or 1 is no certainty.\n"
+    )
+
+
 def main(args: Args) -> None:
     """Read the runs, print the tables, write the files."""
     runs = [read_run(directory) for directory in args.directories]
@@ -430,6 +446,7 @@ def main(args: Args) -> None:
         text += tables(rows, whole, args.against, comparable) + (f"\n{why_not}\n" if why_not else "")
     else:
         text += tables(rows, [], args.against, comparable)
+    text += caveat(groups)
     print(text, end="")
     if args.out:
         write(args.out, text, as_csv([*rows, *whole], tag, args.against, comparable))

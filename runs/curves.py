@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs.events import PATTERN, hyperparameters, read_events
-from runs.recording import RunError, read_json, read_scalars, read_status, require_length
+from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
 
 Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 """steps and values, in the order of writing"""
 
 _CONFIG, _TABLE = "config.json", "scalars.csv"
+_OURS = ("status.json", "provenance.json")  # by which a run that has lost its table is known
 _WHOLE = 0.95  # an event file tells no end; CleanRL's last scalar comes within an iteration of its total_timesteps
 
 
@@ -46,13 +47,15 @@ def read_run(directory: Path) -> Recorded:
     Raises:
         RunError: it is neither, has no configuration, or its files are damaged or have lost lines.
     """
-    if (directory / _TABLE).exists():
+    if any((directory / name).exists() for name in (_TABLE, *_OURS)):
         config = read_json(directory / _CONFIG)
         status = read_status(directory)
         if finished := status["status"] == "finished":
-            require_length(directory, status.get("table_bytes", 0))
+            require_whole(directory, status)
         unfinished = "" if finished else f"is {status['status']}, not finished"
         return Recorded(directory, flat(config), read_table(directory), int(status["step"]), unfinished)
+    if directory.is_file() and not directory.match(PATTERN):
+        raise RunError(f"{directory} is a file and, by its name, no event file ({PATTERN}): give run directories")
     if directory.is_dir() and not any(directory.glob(PATTERN)):
         raise RunError(f"{directory} is no run: it holds neither {_TABLE} nor event files ({PATTERN})")
     return _from_events(directory)

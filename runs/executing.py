@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from runs.experiment import REPOSITORY, Job
-from runs.recording import RunError, read_json, read_status, require_length
+from runs.recording import RunError, read_json, read_status, require_whole
 from runs.recording.directory import CHECKPOINT, CONFIG, LOCK, PROVENANCE, STATUS
 from runs.recording.files import failures_named
 from runs.recording.lock import Locked, RunLock
@@ -77,7 +77,7 @@ def inspect(job: Job) -> Found:
     _refuse_other_run(job)
     status: dict[str, Any] = read_status(job.directory) if files[STATUS] else {"status": "", "step": 0}
     if status["status"] == "finished":
-        require_length(job.directory, status.get("table_bytes", 0))
+        require_whole(job.directory, status)
         return Found("finished", "finished", status["step"])
     resumable = files[CONFIG] and files[CHECKPOINT]
     return Found("resumable" if resumable else "stillborn", status["status"], status["step"])

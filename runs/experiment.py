@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Any, Literal
 from runs.arms import Scalars
 from runs.recording import RunError
 
+LOGS = Path("runs/logs")
+"""where run directories are made unless told otherwise"""
 REPOSITORY = Path(__file__).resolve().parent.parent
 Flags = Mapping[str, Any]
 """Values by dotted name, as in config.json; tuples for flags that take several words."""
@@ -204,6 +207,37 @@ def load(name: str) -> Experiment:
         raise RunError(f"there is no experiment {name}; there are {', '.join(names())}, or give the path of a .py file")
     experiment: Experiment = importlib.import_module(f"runs.experiments.{name.replace('-', '_')}").EXPERIMENT
     return experiment
+
+
+def chosen(words: Sequence[str], scale: str) -> list[Experiment]:
+    """The experiments that a command line names; `all` is every one that has this scale.
+
+    Raises:
+        RunError: none is named, or there is no such experiment or scale.
+    """
+    if not words:
+        raise RunError(f"name an experiment: {', '.join(names())}, or all")
+    if tuple(words) != ("all",):
+        return [load(name) for name in dict.fromkeys(words)]
+    found = [experiment for experiment in map(load, names()) if scale in experiment.scales]
+    if not found:
+        raise RunError(f"no experiment has a scale {scale}")
+    return found
+
+
+def run_command(name: str, scale: str, logs: Path) -> str:
+    """What to type to have its runs made there."""
+    where = "" if logs == LOGS else f" --logs {shlex.quote(str(logs))}"
+    return f"python -m runs run {name} --scale {scale}{where}"
+
+
+class NoRuns(RunError):
+    """No run of an experiment is finished."""
+
+    def __init__(self, name: str, scale: str, logs: Path):
+        super().__init__(
+            f"no run of {name} at {scale} is finished in {logs / name / scale}: {run_command(name, scale, logs)}"
+        )
 
 
 def _load_file(path: Path) -> Experiment:

@@ -25,7 +25,19 @@ from runs import style
 from runs.comparison import common_points, markdown, student_band
 from runs.curves import Curve
 from runs.executing import inspect
-from runs.experiment import REPOSITORY, Experiment, Job, Result, Verdict, as_words, load, names, plan
+from runs.experiment import (
+    LOGS,
+    REPOSITORY,
+    Experiment,
+    Job,
+    NoRuns,
+    Result,
+    Verdict,
+    as_words,
+    chosen,
+    plan,
+    run_command,
+)  # fmt: skip
 from runs.recording import RunError, read_json, read_scalars, read_status, refusals
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -37,15 +49,16 @@ class Args:
     """Write the page of an experiment, and README's table of claims."""
 
     experiments: tuple[str, ...]
-    """names, as `python -m runs list` shows them; none only writes the table of README.md"""
+    """names, as `python -m runs list` shows them, or all: those that have finished runs; none only writes the table of
+    README.md"""
     scale: str = "laptop"
     """which of its scales"""
-    logs: Path = Path("runs/logs")
+    logs: Path = LOGS
     """where the run directories are"""
     out: Path = RESULTS
     """folder of the pages"""
     partial: bool = False
-    """write a page without a verdict from the runs that are finished"""
+    """write a page without a verdict from the runs that are finished, NAME-SCALE-partial, beside any other"""
 
 
 def results_of(jobs: Sequence[Job]) -> dict[str, Result]:
@@ -90,6 +103,11 @@ def circumstances(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
+def page_name(experiment: Experiment, scale: str, partial: bool) -> str:
+    """Of a page's files, without the ending; part of a plan never takes the place of a whole one."""
+    return f"{experiment.name}-{scale}{'-partial' if partial else ''}"
+
+
 def page(
     experiment: Experiment,
     scale: str,
@@ -98,7 +116,7 @@ def page(
     verdict: Verdict | None,
     where: dict[str, Any],
 ) -> str:
-    """The page in markdown; its figure is `<experiment>-<scale>.png` beside it."""
+    """The page in markdown; its figure lies beside it."""
     if verdict:
         said = f"**Verdict: {verdict.outcome}.** {verdict.reason[0].upper()}{verdict.reason[1:]}."
     elif scale not in experiment.judged:
@@ -111,7 +129,7 @@ def page(
         f"# {experiment.name}, {scale}", "",
         f"**Claim** ({experiment.source}). {experiment.claim}", "",
         f"**Rule, written before the runs.** {experiment.rule}", "", said, "",
-        f"![{experiment.curve} over steps]({experiment.name}-{scale}.png)", "",
+        f"![{experiment.curve} over steps]({page_name(experiment, scale, len(done) < planned)}.png)", "",
         "Seeds thin, their mean thick, its 95 % interval (Student's) shaded as far as the axis goes.", "",
     ]  # fmt: skip
     if verdict and verdict.rows:
@@ -219,25 +237,28 @@ def write_claims(readme: Path = REPOSITORY / "README.md", folder: Path = RESULTS
         readme.write_text(f"{before}{BEGIN}\n{claims(folder)}\n{END}{after}")
 
 
-def write(args: Args, name: str) -> Path:
+def write(args: Args, experiment: Experiment) -> Path:
     """The page of one experiment, its figure and its verdict; returns the page's path.
 
     Raises:
-        RunError: no run, or not every run, of the plan is finished; or as `results_of` and `judged`.
+        RunError: no run (NoRuns), or not every run, of the plan is finished; or as `results_of` and `judged`.
     """
-    experiment = load(name)
+    name = experiment.name
     jobs = plan(experiment, args.scale, args.logs)
     results = results_of(jobs)
     done = [job for job in jobs if job.id in results]
-    if not done or (len(done) < len(jobs) and not args.partial):
+    if not done:
+        raise NoRuns(name, args.scale, args.logs)
+    if partial := len(done) < len(jobs):
         missing = next(job.id for job in jobs if job.id not in results)
-        raise RunError(
-            f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them with "
-            f"python -m runs run {name} --scale {args.scale}{', or see --partial' if done else ''}"
-        )
+        if not args.partial:
+            raise RunError(
+                f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them "
+                f"with {run_command(name, args.scale, args.logs)}, or see --partial"
+            )
     verdict = judged(experiment, args.scale, list(results.values()), len(done) == len(jobs))
     where = circumstances(done)
-    stem = args.out / f"{name}-{args.scale}"
+    stem = args.out / page_name(experiment, args.scale, partial)
     with refusals(f"cannot write {stem}.md", also=(OSError,)):
         args.out.mkdir(parents=True, exist_ok=True)
         draw(experiment, done, results, stem)
@@ -253,9 +274,23 @@ def write(args: Args, name: str) -> Path:
 
 
 def main(args: Args) -> None:
-    """Write the pages, then the table."""
-    for name in names() if args.experiments == ("all",) else args.experiments:
-        print(f"wrote {write(args, name)}")
+    """Write the pages, then the table.
+
+    Raises:
+        RunError: as `chosen` and `write`; with `all`, if no experiment has a finished run.
+    """
+    written = 0
+    for experiment in chosen(args.experiments, args.scale) if args.experiments else ():
+        try:
+            print(f"wrote {write(args, experiment)}", flush=True)
+            written += 1
+        except NoRuns:
+            if args.experiments != ("all",):
+                raise
+    if args.experiments and not written:
+        raise RunError(f"no run of any experiment at {args.scale} is finished in {args.logs}")
     if args.out.resolve() == RESULTS:
         write_claims()
         print("wrote the table of claims in README.md")
+    elif not written:
+        raise RunError(f"name an experiment: the table of README.md is written from {RESULTS}, not {args.out}")

@@ -43,9 +43,8 @@ def measured(results: Sequence[Result], measure: Measure) -> dict[str, dict[tupl
     found: dict[str, dict[tuple[str, int], float]] = {}
     for result in results:
         value = measure(result)
-        if math.isnan(value):
-            where = f" in {result.world}" if result.world else ""
-            raise ValueError(f"what it measures is not defined for {result.arm}, seed {result.seed}{where}")
+        if math.isnan(value):  # inf is a value: what never came
+            defined(value, "what it measures", result)
         found.setdefault(result.arm, {})[result.world, result.seed] = value
     return found
 
@@ -75,9 +74,25 @@ def all_above(differences: Sequence[Difference]) -> Outcome:
 
 
 def last(result: Result, tag: str) -> float:
-    """The last value of a tag, nan if it was never recorded."""
+    """The last value of a tag.
+
+    Raises:
+        ValueError: it was never recorded, or is not finite.
+    """
     curve = result.scalars.get(tag)
-    return curve[-1][1] if curve else math.nan
+    return defined(curve[-1][1] if curve else math.nan, f"the last {tag}", result)
+
+
+def defined(value: float, what: str, result: Result) -> float:
+    """The value.
+
+    Raises:
+        ValueError: it is nan or infinite.
+    """
+    if not math.isfinite(value):
+        where = f" in {result.world}" if result.world else ""
+        raise ValueError(f"{what} is not defined for {result.arm}, seed {result.seed}{where}")
+    return value
 
 
 def first_reaching(result: Result, tag: str, level: float) -> float:

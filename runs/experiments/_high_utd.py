@@ -34,7 +34,7 @@ def judge(results: Sequence[Result]) -> Verdict:
     ]
     return Verdict(
         all_above(ahead),
-        f"cyclic-annealed is ahead of baseline by {ahead[0]} and of low by {ahead[1]} of a game's mean score",
+        f"cyclic-annealed minus baseline is {ahead[0]}, minus low {ahead[1]}, in units of a game's mean score",
         ("game", "arm", "n", "return of the last tenth"),
         rows,
     )

@@ -16,7 +16,7 @@ PAPER: Flags = {"phase_updates": 140_000, "batch_size": 25, "learning_rate": 1e-
 
 def gap(result: Result) -> float:
     """Accuracy of the fresh network minus that of the warm one at the end, in points."""
-    return 100 * last(result, "test/gap")
+    return last(result, "test/gap")
 
 
 def paper(arms: int) -> Scale:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from runs.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
-from runs.rules import decide, last
+from runs.rules import decide, defined, last
 
 OFFSETS = (5_000, 8_000)
 DECAY = 4_000
@@ -18,7 +20,8 @@ def flipped(result: Result) -> tuple[float, float]:
     tags = [tag for tag in result.scalars if tag.startswith("plasticity/flipped_fraction/")]
     before = [v for tag in tags for step, v in result.scalars[tag] if offset - 500 < step <= offset]
     after = [v for tag in tags for step, v in result.scalars[tag] if step > offset]
-    return sum(before) / len(before), max(after)
+    sizes = sum(before) / len(before), float(np.max(after))  # of NumPy's a nan survives
+    return defined(sizes[0], "the share flipped before", result), defined(sizes[1], "the largest share after", result)
 
 
 def judge(results: Sequence[Result]) -> Verdict:
@@ -47,8 +50,10 @@ def judge(results: Sequence[Result]) -> Verdict:
 EXPERIMENT = Experiment(
     name="fig3",
     source="Fig. 3 of Lyle et al. 2025",
+    # The claim's end was "after one to 1e-3 there is neither" until the runs at laptop scale: the share of flipped
+    # activations rises there, too, though a fifth as much. The rule is as it was before them.
     claim="A network that memorised at a low rate groks after a re-warming to 1e-2, at any offset, with a rise in the "
-    "share of flipped activations; after one to 1e-3 there is neither.",
+    "share of flipped activations; after one to 1e-3 it does not, and the share rises less.",
     rule="Reproduced if every run with peak 1e-2 ends at a test accuracy of 99 % or more, every run with peak 1e-3 "
     "below 50 %, and the smallest rise of the flipped share at 1e-2 (largest after over mean before) exceeds the "
     "largest at 1e-3. Not reproduced if at most half of the runs of either peak do so. Undecided otherwise.",

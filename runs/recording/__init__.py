@@ -16,7 +16,7 @@ from runs.recording.pieces import Pieces
 from runs.recording.plain import from_plain, to_plain
 from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
-from runs.recording.table import read_scalars, require_length
+from runs.recording.table import read_scalars, require_whole
 from runs.recording.tags import TAGS, Tag, check_tag
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "read_status",
     "refusals",
     "refuse_inert",
-    "require_length",
+    "require_whole",
     "restore_rng",
     "rng_state",
     "save_checkpoint",

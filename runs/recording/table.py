@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from runs.recording.errors import RunError
 from runs.recording.files import AppendFile, failures_named
@@ -50,6 +52,26 @@ def require_length(directory: Path, length: int) -> None:
         size = path.stat().st_size
     if size < length:
         raise RunError(f"{path} holds {size} bytes and once held {length}: lines are missing")
+
+
+def require_whole(directory: Path, status: Mapping[str, Any]) -> None:
+    """Refuse the table of a finished run that is not as long as it was at the run's end; `status` is its status.json.
+
+    Runs of before the length was recorded are taken as they are.
+
+    Raises:
+        RunError: it is shorter or longer, or cannot be read.
+    """
+    if "table_bytes" not in status:
+        return
+    path, length = directory / TABLE, status["table_bytes"]
+    with failures_named(f"read {path.name}", path):
+        size = path.stat().st_size
+    if size != length:
+        what = "lines are missing" if size < length else "something was added to it"
+        raise RunError(
+            f"{path} holds {size} bytes and held {length} at the run's end: {what}; make the run again elsewhere"
+        )
 
 
 def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

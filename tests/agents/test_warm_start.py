@@ -17,6 +17,8 @@ from agents import warm_start as script
 from agents.warm_start import Args, Minibatches, NapArgs, Pixels, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
 from elr.projection import check_scale_invariance, scalable_weights
 from envs.images import Images, load_images
+from runs.experiment import Result
+from runs.experiments._warm_start import gap
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
 from tests.agents.scripts import assert_same, finish, kill_beyond
@@ -245,6 +247,8 @@ def test_the_control_changes_nothing(tmp_path):
     assert one["test/gap"][-1][1] == pytest.approx(
         100 * (one["test/accuracy_fresh"][-1][1] - one["test/accuracy"][-1][1])
     )
+    # and the rules of experiments take it as it is, in points
+    assert gap(Result("arm", "", 1, {}, one)) == one["test/gap"][-1][1]
 
 
 def test_measuring_changes_nothing(tmp_path):

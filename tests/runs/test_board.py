@@ -9,6 +9,7 @@ import torch
 from agents import dqn_atari, dqn_minatar, grokking, ppo_atari, ppo_minatar, rainbow_atari, warm_start
 from elr.projection import scalable_weights
 from runs import board
+from runs import experiment as experiment_module
 from runs.__main__ import main
 from runs.board import FIRST, Args, charts, glance, group_of, margin
 from runs.experiment import Arm, Experiment, Scale, plan
@@ -29,7 +30,7 @@ STEPS = (0, 10, 20)
 
 @pytest.fixture(autouse=True)
 def experiment(monkeypatch):
-    monkeypatch.setattr(board, "load", lambda name: EXPERIMENT)
+    monkeypatch.setattr(experiment_module, "load", lambda name: EXPERIMENT)
 
 
 def finish(job, **more):
@@ -65,10 +66,11 @@ def test_mean_and_band_of_the_seeds(tmp_path, capsys):
         finish(job)
     assert main(["board", "toy", "--logs", str(tmp_path)]) == 0
     folder = tmp_path / "toy" / "laptop-arms"
-    assert capsys.readouterr().out == f"tensorboard --logdir {folder}\n"
-    arms = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert arms == ["high--a, n = 3", "high--b, n = 3", "low--a, n = 3", "low--b, n = 3"]
-    scalars, layout = read(folder / arms[0])
+    commands = [f"tensorboard --logdir {folder / world}" for world in "ab"]
+    assert capsys.readouterr().out.splitlines() == [*commands, "and open Custom Scalars"]
+    arms = {str(path.relative_to(folder)) for path in folder.glob("*/*")}
+    assert arms == {"a/high, n = 3", "a/low, n = 3", "b/high, n = 3", "b/low, n = 3"}
+    scalars, layout = read(folder / "a" / "high, n = 3")
     assert set(scalars) == {*margin("test/accuracy"), *margin("plasticity/delta_a/fc1")}
     for name, seeds in zip(margin("test/accuracy"), ((1, 2, 3), (1,), (3,)), strict=True):
         expected = [(step, pytest.approx(step * np.mean(seeds) / 100)) for step in STEPS]
@@ -82,8 +84,8 @@ def test_mean_and_band_of_the_seeds(tmp_path, capsys):
 def test_a_tag_that_one_seed_lacks_has_no_line(tmp_path):
     for job in all_jobs(tmp_path):
         finish(job, **({"test__loss": 1.0} if job.seed > 1 else {}))
-    folder = board.write(Args(("toy",), logs=tmp_path), "toy")
-    assert "test/loss" not in read(folder / "high--a, n = 3")[0]
+    for folder in board.write(Args(("toy",), logs=tmp_path), EXPERIMENT):
+        assert "test/loss" not in read(folder / "high, n = 3")[0]
 
 
 def test_steps_that_a_seed_lacks_are_left_out(tmp_path):
@@ -96,13 +98,24 @@ def test_steps_that_a_seed_lacks_are_left_out(tmp_path):
 def test_again_with_more_runs_it_is_made_anew(tmp_path):
     jobs = all_jobs(tmp_path)
     finish(jobs[0])
-    folder = board.write(Args(("toy",), logs=tmp_path), "toy")
-    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["high--a, n = 1"]
+    (folder,) = board.write(Args(("toy",), logs=tmp_path), EXPERIMENT)
+    assert [path.name for path in folder.iterdir()] == ["high, n = 1"]
     for job in jobs[1:]:
         finish(job)
-    board.write(Args(("toy",), logs=tmp_path), "toy")
-    assert not (folder / "high--a, n = 1").exists()
-    assert len(list((folder / "high--a, n = 3").glob("events*"))) == 1
+    assert board.write(Args(("toy",), logs=tmp_path), EXPERIMENT)[0] == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["high, n = 3", "low, n = 3"]
+    assert len(list((folder / "high, n = 3").glob("events*"))) == 1
+
+
+def test_it_can_be_written_elsewhere_and_without_worlds_it_is_one_folder(tmp_path, monkeypatch):
+    plain = dataclasses.replace(EXPERIMENT, scales={"laptop": Scale(seeds=(1,), estimate="2 s")})
+    for job in plan(plain, "laptop", tmp_path / "logs"):
+        finish(job)
+    out = tmp_path / "there"
+    assert board.write(Args(("toy",), logs=tmp_path / "logs", out=out), plain) == [out / "toy" / "laptop-arms"]
+    arms = {path.name for path in (out / "toy" / "laptop-arms").iterdir() if path.is_dir()}
+    assert arms == {"high, n = 1", "low, n = 1"} and not (tmp_path / "logs" / "toy" / "laptop-arms").exists()
+    board.write(Args(("toy",), logs=tmp_path / "logs", out=out), plain)
 
 
 def test_what_others_put_there_is_never_removed(tmp_path):
@@ -117,7 +130,12 @@ def test_what_others_put_there_is_never_removed(tmp_path):
     mine.unlink()
     folder.rmdir()
     board.main(Args(("toy",), logs=tmp_path))
-    for place in (mine, folder / "high--a, n = 1" / "notes.txt", folder / "other" / "notes.txt"):
+    for place in (
+        mine,
+        folder / "a" / "high, n = 1" / "notes.txt",
+        folder / "a" / "notes.txt",
+        folder / "other" / "notes.txt",
+    ):
         place.parent.mkdir(exist_ok=True)
         place.write_text("all of it")
         with pytest.raises(RunError, match=r"(thesis|notes).txt was not written by this|other was not written by this"):
@@ -126,22 +144,22 @@ def test_what_others_put_there_is_never_removed(tmp_path):
         place.unlink()
     (folder / "other").rmdir()
     board.main(Args(("toy",), logs=tmp_path))
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["high--a-s1", "laptop", "laptop-arms"][1:]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["laptop", "laptop-arms"]  # no temporary folder
 
 
 def test_without_runs_or_names_it_refuses(tmp_path):
     for names in (("toy",), ("all",)):
-        with pytest.raises(RunError, match=r"no run of (toy|any experiment) at laptop is finished"):
+        with pytest.raises(RunError, match=r"no run of (toy|any experiment) at laptop is finished in .*test_without"):
             board.main(Args(names, logs=tmp_path))
     with pytest.raises(RunError, match=r"name an experiment: .*fig3"):
         board.main(Args((), logs=tmp_path))
 
 
-def test_the_experiments_curve_is_drawn_whatever_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "load", lambda name: dataclasses.replace(EXPERIMENT, curve="charts/SPS"))
+def test_the_experiments_curve_is_drawn_whatever_it_is(tmp_path):
+    experiment = dataclasses.replace(EXPERIMENT, curve="charts/SPS")
     finish(all_jobs(tmp_path)[0])
-    folder = board.write(Args(("toy",), logs=tmp_path), "toy")
-    scalars, layout = read(folder / "high--a, n = 1")
+    (folder,) = board.write(Args(("toy",), logs=tmp_path), experiment)
+    scalars, layout = read(folder / "high, n = 1")
     assert scalars["charts/SPS"] == [(step, 5.0) for step in STEPS]
     assert [chart.title for chart in layout.category[0].chart][-1] == "charts/SPS"  # TensorBoard shows the last first
 

@@ -69,7 +69,8 @@ def test_the_table_of_one_task_by_hand(tmp_path, capsys):
     low, high = statistics.bootstrap(statistics.probability_of_improvement, [[3.0, 6.0, 9.0]], [[1.0, 3.0, 5.0]])
     assert nap[5] == f"{wins:.3g} [{low:.3g}, {high:.3g}]"
     assert one == ["one", "Pong", "1", "4", "4", f"{2 / 3:.3g}"] and plain[5] == "–"
-    assert len(lines) == 8  # nothing to aggregate
+    assert len(lines) == 10 and lines[8] == ""  # nothing to aggregate
+    assert lines[9].startswith("Of 3 runs an interval by resampling is too narrow")
 
 
 def test_scores_are_means_of_the_last_share_or_the_last_value(tmp_path):
@@ -114,11 +115,11 @@ def test_the_aggregate_over_tasks_by_hand(tmp_path, capsys):
 def test_raw_scores_of_several_tasks_are_not_averaged(tmp_path, capsys):
     levels = {("plain", "Asterix"): [0.0, 2.0], ("plain", "Pong"): [10.0, 30.0], ("nap", "Pong"): [1.0, 2.0]}
     runs = grid(tmp_path, levels)
-    assert printed(capsys, *runs, against="plain")[-1] == "Not aggregated over tasks: nap has no run of Asterix."
+    assert printed(capsys, *runs, against="plain")[-3] == "Not aggregated over tasks: nap has no run of Asterix."
     runs += grid(tmp_path / "more", {("nap", "Asterix"): [3.0, 1.0]})
-    assert "different scales (--reference)" in printed(capsys, *runs)[-1]
+    assert "different scales (--reference)" in printed(capsys, *runs)[-3]
     lines = printed(capsys, *runs, against="plain")
-    assert lines[-4] == "| arm, all tasks | n | P(above plain) |" and lines[-2].startswith("| nap | 4 | 0.375 [")
+    assert lines[-6] == "| arm, all tasks | n | P(above plain) |" and lines[-4].startswith("| nap | 4 | 0.375 [")
 
 
 def test_files_hold_everything_and_n(tmp_path, capsys):

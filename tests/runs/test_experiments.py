@@ -152,7 +152,7 @@ def test_fig3(high, low, rise, outcome):
 
 def warm(arm, gaps, accuracies=(0.7, 0.7, 0.7)):
     return [
-        run(arm, seed, test__gap=[(1, 5.0), (2, gap / 100)], test__accuracy=[(2, accuracy)])
+        run(arm, seed, test__gap=[(1, 5.0), (2, gap)], test__accuracy=[(2, accuracy)])
         for seed, (gap, accuracy) in enumerate(zip(gaps, accuracies, strict=True))
     ]
 

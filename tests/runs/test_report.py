@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runs import experiment as experiment_module
 from runs import report
 from runs.__main__ import main
 from runs.experiment import Arm, Experiment, Scale, Verdict, plan
@@ -39,7 +40,7 @@ EXPERIMENT = Experiment(
 
 @pytest.fixture(autouse=True)
 def experiment(monkeypatch):
-    monkeypatch.setattr(report, "load", lambda name: EXPERIMENT)
+    monkeypatch.setattr(experiment_module, "load", lambda name: EXPERIMENT)
 
 
 def finish(job, accuracies):
@@ -62,7 +63,7 @@ def finish_all(logs, scale, high=(0.1, 0.9), low=(0.1, 0.2)):
 @pytest.mark.parametrize(("high", "outcome"), [((0.1, 0.9), "reproduced"), ((0.1, 0.15), "not reproduced")])
 def test_a_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high, outcome):
     jobs = finish_all(tmp_path / "logs", "laptop", high)
-    page = report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+    page = report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
     text = page.read_text()
     assert f"**Verdict: {outcome}.** High ends above low." in text
     assert EXPERIMENT.claim in text and EXPERIMENT.rule in text
@@ -79,21 +80,42 @@ def test_a_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high,
 def test_a_rule_is_not_applied_to_part_of_a_plan(tmp_path):
     jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
     args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
-    with pytest.raises(RunError, match=r"0 of 4 runs of toy at laptop are finished \(not toy/laptop/high-s1\)"):
-        report.write(args, "toy")
+    with pytest.raises(
+        RunError, match=r"no run of toy at laptop is finished in .*: python -m runs run toy --scale laptop --logs /"
+    ):
+        report.write(args, EXPERIMENT)
     for job in jobs[:3]:
         finish(job, (0.1, 0.9))
     with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/low-s2\).*--partial"):
-        report.write(args, "toy")
+        report.write(args, EXPERIMENT)
     assert not (tmp_path / "out").exists()
-    text = report.write(dataclasses.replace(args, partial=True), "toy").read_text()
-    assert "**No verdict**: 3 of 4 runs are finished." in text
-    assert json.loads((tmp_path / "out" / "toy-laptop.json").read_text())["outcome"] is None
+    (tmp_path / "out").mkdir()
+    whole = tmp_path / "out" / "toy-laptop.json"  # a verdict of before
+    whole.write_text("reproduced")
+    page = report.write(dataclasses.replace(args, partial=True), EXPERIMENT)
+    assert page.name == "toy-laptop-partial.md" and "(toy-laptop-partial.png)" in page.read_text()
+    assert "**No verdict**: 3 of 4 runs are finished." in page.read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["outcome"] is None and whole.read_text() == "reproduced"
+
+
+def test_all_is_what_has_runs(tmp_path, monkeypatch, capsys):
+    others = [dataclasses.replace(EXPERIMENT, name=name) for name in ("one", "two")]
+    monkeypatch.setattr(report, "chosen", lambda names, scale: [*others, EXPERIMENT])
+    args = Args(("all",), "smoke", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(RunError, match=r"no run of any experiment at smoke is finished in .*logs"):
+        report.main(args)
+    finish_all(tmp_path / "logs", "smoke")
+    report.main(args)
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out' / 'toy-smoke.md'}\n"
+    with pytest.raises(RunError, match="no run of one at smoke"):
+        report.main(dataclasses.replace(args, experiments=("one", "toy")))
+    with pytest.raises(RunError, match="name an experiment"):
+        report.main(dataclasses.replace(args, experiments=()))
 
 
 def test_smoke_is_never_judged(tmp_path):
     finish_all(tmp_path / "logs", "smoke")
-    text = report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), "toy").read_text()
+    text = report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), EXPERIMENT).read_text()
     assert "**No verdict**: the scale smoke shows that everything runs" in text
 
 
@@ -107,7 +129,7 @@ def test_a_run_that_was_killed_is_none_and_one_that_was_resumed_names_both_revis
     killed.interrupt(0)
     args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
     with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/high-s1\)"):
-        report.write(args, "toy")
+        report.write(args, EXPERIMENT)
     again = Run.resume(jobs[0].directory, argv=["agents/grokking.py", "--resume"])
     again.take_state()
     again.scalar("test/accuracy", 0.9, 10)
@@ -116,18 +138,19 @@ def test_a_run_that_was_killed_is_none_and_one_that_was_resumed_names_both_revis
     recorded = json.loads(provenance.read_text())
     recorded["resumed"][0]["git"] = {"revision": "abcdef0123", "dirty": True}
     provenance.write_text(json.dumps(recorded))
-    assert "abcdef0 with changes" in report.write(args, "toy").read_text()
+    assert "abcdef0 with changes" in report.write(args, EXPERIMENT).read_text()
 
 
-def test_a_rule_that_cannot_be_applied_is_refused(tmp_path, monkeypatch):
+def test_a_rule_that_cannot_be_applied_is_refused(tmp_path):
     finish_all(tmp_path / "logs", "laptop")
 
     def broken(results):
         raise ValueError("high and low share no world and seed")
 
-    monkeypatch.setattr(report, "load", lambda name: dataclasses.replace(EXPERIMENT, judge=broken))
     with pytest.raises(RunError, match="the rule of toy cannot be applied at laptop: high and low share no world"):
-        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+        report.write(
+            Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), dataclasses.replace(EXPERIMENT, judge=broken)
+        )
 
 
 def test_a_run_of_other_flags_is_refused(tmp_path):
@@ -135,12 +158,12 @@ def test_a_run_of_other_flags_is_refused(tmp_path):
     config = json.loads((jobs[0].directory / "config.json").read_text())
     (jobs[0].directory / "config.json").write_text(json.dumps({**config, "total_updates": 31}))
     with pytest.raises(RunError, match="holds another run: total_updates is 31 there and 30"):
-        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
 
 
 def test_the_table_of_claims_stands_between_its_marks_and_is_written_anew(tmp_path):
     finish_all(tmp_path / "logs", "laptop")
-    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), "toy")
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):
@@ -149,7 +172,7 @@ def test_the_table_of_claims_stands_between_its_marks_and_is_written_anew(tmp_pa
         table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
         assert readme.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
     finish_all(tmp_path / "logs", "smoke")
-    report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), "toy")
+    report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
     assert report.claims(tmp_path / "out") == table  # a page without a verdict is no claim
     readme.write_text("nothing")
     with pytest.raises(RunError, match="no place for the table of claims"):

@@ -55,7 +55,10 @@ def test_first_reaching_and_last():
     run = result(acc=[(10, 0.2), (20, 0.9), (30, 0.5)])
     assert rules.first_reaching(run, "acc", 0.9) == 20 and rules.first_reaching(run, "acc", 0.91) == math.inf
     assert rules.first_reaching(run, "none", 0.0) == math.inf
-    assert rules.last(run, "acc") == 0.5 and math.isnan(rules.last(run, "none"))
+    assert rules.last(run, "acc") == 0.5
+    for tag, curve in (("none", []), ("nan", [(1, math.nan)]), ("inf", [(1, math.inf)])):
+        with pytest.raises(ValueError, match=f"the last {tag} is not defined for"):
+            rules.last(result(**{tag: curve}), tag)
 
 
 def test_end_return_is_the_mean_of_episodes_that_ended_in_the_last_tenth():
