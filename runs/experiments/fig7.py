@@ -19,13 +19,13 @@ EXPERIMENT = Experiment(
             seeds=(1,),
             estimate="3 min on two cores",
             flags={
-                "total_timesteps": 400,
-                "learning_starts": 200,
+                "total_timesteps": 1_500,  # more than an episode, which is of some 900 steps at the beginning
+                "learning_starts": 1_300,
                 "buffer_size": 2_000,
                 "target_network_frequency": 100,
                 "eval_every": 0,
                 "probe.every": 100,
-                "checkpoint_every": 400,
+                "checkpoint_every": 1_500,
             },
             by_arm={"cyclic": {"schedule.period_steps": 100}, "cyclic-annealed": {"schedule.period_steps": 30}},
             worlds={"Pong": PAPER_GAMES["Pong"]},
