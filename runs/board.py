@@ -21,8 +21,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from runs.curves import Curve, as_curve
@@ -58,7 +60,7 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 class Args:
     """Compare the arms of an experiment in TensorBoard."""
 
-    experiments: tuple[str, ...]
+    experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPERIMENT ...")]
     """names, as `python -m runs list` shows them, or all: those that have finished runs"""
     scale: str = "laptop"
     """which of its scales"""

@@ -16,9 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from runs import style
@@ -48,7 +49,7 @@ BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of
 class Args:
     """Write the page of an experiment, and README's table of claims."""
 
-    experiments: tuple[str, ...]
+    experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPERIMENT ...")]
     """names, as `python -m runs list` shows them, or all: those that have finished runs; none only writes the table of
     README.md"""
     scale: str = "laptop"
