@@ -176,7 +176,7 @@ def write(args: Args, experiment: Experiment) -> list[Path]:
     jobs = plan(experiment, args.scale, args.logs)
     results = results_of(jobs)
     if not results:
-        raise NoRuns(experiment.name, args.scale, args.logs)
+        raise NoRuns(experiment, args.scale, args.logs)
     worlds = gathered([job for job in jobs if job.id in results], results, experiment.curve)
     folder = (args.out or args.logs) / experiment.name / f"{args.scale}-arms"
     with refusals(f"cannot write {folder}", also=(OSError,)):

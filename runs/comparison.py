@@ -405,16 +405,15 @@ def heading(tag: str, args: Args, until: Mapping[str, int], groups: Groups) -> s
     return "\n".join(lines) + "\n"
 
 
-def caveat(groups: Groups) -> str:
+def caveat(groups: Groups, against: str) -> str:
     """How far the intervals of few runs can be trusted."""
     counts = [len(found) for by_task in groups.arms.values() for found in by_task.values()]
     fewest = min((count for count in counts if count > 1), default=_FEW)  # of one run there is no interval
     if fewest >= _FEW:
         return ""
-    return (
-        f"\nOf {fewest} runs an interval by resampling is too narrow (of three on one task it "
-        "covers some 75 %), and a P of 0 or 1 is no certainty.\n"
-    )
+    certain = ", and a P of 0 or 1 is no certainty" if against else ""
+    told = "an interval by resampling is too narrow (of three it covers some 75 %)"
+    return f"\nOf {fewest} runs on one task {told}{certain}.\n"
 
 
 def main(args: Args) -> None:
@@ -446,7 +445,7 @@ def main(args: Args) -> None:
         text += tables(rows, whole, args.against, comparable) + (f"\n{why_not}\n" if why_not else "")
     else:
         text += tables(rows, [], args.against, comparable)
-    text += caveat(groups)
+    text += caveat(groups, args.against)
     print(text, end="")
     if args.out:
         write(args.out, text, as_csv([*rows, *whole], tag, args.against, comparable))

@@ -14,7 +14,7 @@ import pkgutil
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +114,10 @@ class Experiment:
     """scales of which the rule speaks; at others the runs only show that everything works"""
     log_steps: bool = False
     """whether the figure's axis of steps is logarithmic"""
+    note: str = ""
+    """what a reader of the page must know of the claim, a change after the runs for one"""
+    file: str = ""
+    """the path by which it was loaded, if it is none of runs/experiments/"""
 
     def __post_init__(self) -> None:
         """Refuse names that are no arms, arms named twice, seeds given twice."""
@@ -213,7 +217,7 @@ def chosen(words: Sequence[str], scale: str) -> list[Experiment]:
     """The experiments that a command line names; `all` is every one that has this scale.
 
     Raises:
-        RunError: none is named, or there is no such experiment or scale.
+        RunError: none is named, there is no such experiment, or with `all` none that has the scale.
     """
     if not words:
         raise RunError(f"name an experiment: {', '.join(names())}, or all")
@@ -225,18 +229,23 @@ def chosen(words: Sequence[str], scale: str) -> list[Experiment]:
     return found
 
 
-def run_command(name: str, scale: str, logs: Path) -> str:
+def run_command(experiment: Experiment, scale: str, logs: Path) -> str:
     """What to type to have its runs made there."""
     where = "" if logs == LOGS else f" --logs {shlex.quote(str(logs))}"
-    return f"python -m runs run {name} --scale {scale}{where}"
+    return f"python -m runs run {shlex.quote(experiment.file or experiment.name)} --scale {scale}{where}"
 
 
-class NoRuns(RunError):
+class Unfinished(RunError):
+    """Runs of an experiment are missing."""
+
+
+class NoRuns(Unfinished):
     """No run of an experiment is finished."""
 
-    def __init__(self, name: str, scale: str, logs: Path):
+    def __init__(self, experiment: Experiment, scale: str, logs: Path):
+        there = logs / experiment.name / scale
         super().__init__(
-            f"no run of {name} at {scale} is finished in {logs / name / scale}: {run_command(name, scale, logs)}"
+            f"no run of {experiment.name} at {scale} is finished in {there}: {run_command(experiment, scale, logs)}"
         )
 
 
@@ -249,7 +258,7 @@ def _load_file(path: Path) -> Experiment:
     spec.loader.exec_module(module)
     if not isinstance(experiment := getattr(module, "EXPERIMENT", None), Experiment):
         raise RunError(f"{path} defines no EXPERIMENT")
-    return experiment
+    return replace(experiment, file=str(path))
 
 
 def plan(experiment: Experiment, scale: str, logs: Path) -> list[Job]:

@@ -33,6 +33,7 @@ from runs.experiment import (
     Job,
     NoRuns,
     Result,
+    Unfinished,
     Verdict,
     as_words,
     chosen,
@@ -50,7 +51,7 @@ class Args:
     """Write the page of an experiment, and README's table of claims."""
 
     experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPERIMENT ...")]
-    """names, as `python -m runs list` shows them, or all: those that have finished runs; none only writes the table of
+    """names, as `python -m runs list` shows them, or all: those whose runs are finished; none only writes the table of
     README.md"""
     scale: str = "laptop"
     """which of its scales"""
@@ -126,9 +127,10 @@ def page(
         said = f"**No verdict**: {len(done)} of {planned} runs are finished."
     seeds = ", ".join(str(seed) for seed in sorted({job.seed for job in done}))
     arms = len({(job.arm, job.world) for job in done})
+    noted = [f"*{experiment.note}*", ""] if experiment.note else []
     lines = [
         f"# {experiment.name}, {scale}", "",
-        f"**Claim** ({experiment.source}). {experiment.claim}", "",
+        f"**Claim** ({experiment.source}). {experiment.claim}", "", *noted,
         f"**Rule, written before the runs.** {experiment.rule}", "", said, "",
         f"![{experiment.curve} over steps]({page_name(experiment, scale, len(done) < planned)}.png)", "",
         "Seeds thin, their mean thick, its 95 % interval (Student's) shaded as far as the axis goes.", "",
@@ -141,8 +143,8 @@ def page(
         work(experiment, scale, done),
         "",
         f"{len(done)} runs: {arms} arms{' and worlds' if any(job.world for job in done) else ''}, seeds {seeds}. "
-        f"`python -m runs run {experiment.name} --scale {scale}`, then `python -m runs report {experiment.name} "
-        f"--scale {scale}`.",
+        f"`{run_command(experiment, scale, LOGS)}`, then `python -m runs report {shlex.quote(experiment.file or experiment.name)} "
+        f"--scale {scale}{' --partial' if len(done) < planned else ''}`.",
         "",
         f"{' to '.join(sorted({where['first'], where['last']}))}, revision {', '.join(where['revisions'])}, torch "
         f"{', '.join(where['torch'])}, {'; '.join(where['hardware'])}, {done[0].threads} "
@@ -159,12 +161,12 @@ def shortest(curves: Sequence[Curve]) -> int:
 
 def work(experiment: Experiment, scale: str, done: Sequence[Job]) -> str:
     """What each run was, in a sentence: scripts, and the flags that this scale gives to all, and to each world."""
-    size = experiment.scales[scale]
+    size, there = experiment.scales[scale], {job.world for job in done} - {""}
     scripts = " and ".join(f"`agents/{name}.py`" for name in sorted({job.script for job in done}))
     given = f" with `{shlex.join(as_words(size.flags))}`" if size.flags else ""
-    named = {world: shlex.join(as_words(flags)) for world, flags in size.worlds.items() if world}
+    named = {world: shlex.join(as_words(flags)) for world, flags in size.worlds.items() if world in there}
     worlds = "; " + ", ".join(f"{world} is `{flags}`" for world, flags in named.items()) if named else ""
-    shows = f"`python -m runs run {experiment.name} --scale {scale} --dry-run`"
+    shows = f"`{run_command(experiment, scale, LOGS)} --dry-run`"
     return f"Each run is {scripts}{given}, and the flags of its arm ({shows}){worlds}."
 
 
@@ -249,13 +251,13 @@ def write(args: Args, experiment: Experiment) -> Path:
     results = results_of(jobs)
     done = [job for job in jobs if job.id in results]
     if not done:
-        raise NoRuns(name, args.scale, args.logs)
+        raise NoRuns(experiment, args.scale, args.logs)
     if partial := len(done) < len(jobs):
         missing = next(job.id for job in jobs if job.id not in results)
         if not args.partial:
-            raise RunError(
+            raise Unfinished(
                 f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them "
-                f"with {run_command(name, args.scale, args.logs)}, or see --partial"
+                f"with {run_command(experiment, args.scale, args.logs)}, or see --partial"
             )
     verdict = judged(experiment, args.scale, list(results.values()), len(done) == len(jobs))
     where = circumstances(done)
@@ -285,9 +287,11 @@ def main(args: Args) -> None:
         try:
             print(f"wrote {write(args, experiment)}", flush=True)
             written += 1
-        except NoRuns:
+        except Unfinished as error:
             if args.experiments != ("all",):
                 raise
+            if not isinstance(error, NoRuns):
+                print(f"left out: {error}")
     if args.experiments and not written:
         raise RunError(f"no run of any experiment at {args.scale} is finished in {args.logs}")
     if args.out.resolve() == RESULTS:

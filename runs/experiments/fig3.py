@@ -50,8 +50,6 @@ def judge(results: Sequence[Result]) -> Verdict:
 EXPERIMENT = Experiment(
     name="fig3",
     source="Fig. 3 of Lyle et al. 2025",
-    # The claim's end was "after one to 1e-3 there is neither" until the runs at laptop scale: the share of flipped
-    # activations rises there, too, though a fifth as much. The rule is as it was before them.
     claim="A network that memorised at a low rate groks after a re-warming to 1e-2, at any offset, with a rise in the "
     "share of flipped activations; after one to 1e-3 it does not, and the share rises less.",
     rule="Reproduced if every run with peak 1e-2 ends at a test accuracy of 99 % or more, every run with peak 1e-3 "
@@ -93,5 +91,7 @@ EXPERIMENT = Experiment(
         ),
     },
     judge=judge,
+    note="Until the runs at laptop scale the claim ended: after one to 1e-3 there is neither. There the share rises, "
+    "too, though a fifth as much. The rule is as it was before them.",
     curve="test/accuracy",
 )

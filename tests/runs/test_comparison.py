@@ -70,7 +70,7 @@ def test_the_table_of_one_task_by_hand(tmp_path, capsys):
     assert nap[5] == f"{wins:.3g} [{low:.3g}, {high:.3g}]"
     assert one == ["one", "Pong", "1", "4", "4", f"{2 / 3:.3g}"] and plain[5] == "–"
     assert len(lines) == 10 and lines[8] == ""  # nothing to aggregate
-    assert lines[9].startswith("Of 3 runs an interval by resampling is too narrow")
+    assert lines[9].startswith("Of 3 runs on one task an interval by resampling is too narrow")
 
 
 def test_scores_are_means_of_the_last_share_or_the_last_value(tmp_path):

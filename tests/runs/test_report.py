@@ -227,3 +227,25 @@ def test_the_page_says_what_each_run_was():
         "(`python -m runs run toy --scale laptop --dry-run`); easy is `--env-id MinAtar/Breakout-v1`, hard is "
         "`--env-id MinAtar/Freeway-v1`."
     )
+
+
+def test_with_all_an_experiment_that_is_under_way_is_left_out(tmp_path, monkeypatch, capsys):
+    early = dataclasses.replace(EXPERIMENT, name="early")
+    monkeypatch.setattr(report, "chosen", lambda names, scale: [early, EXPERIMENT])
+    finish(plan(early, "laptop", tmp_path / "logs")[0], (0.1, 0.9))
+    finish_all(tmp_path / "logs", "laptop")
+    report.main(Args(("all",), "laptop", tmp_path / "logs", tmp_path / "out"))
+    left, wrote = capsys.readouterr().out.splitlines()
+    assert left.startswith("left out: 1 of 4 runs of early at laptop") and wrote.endswith("toy-laptop.md")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.md")) == ["toy-laptop.md"]
+
+
+def test_an_experiment_of_ones_own_is_named_by_its_path_and_its_note_is_on_the_page(tmp_path):
+    own = dataclasses.replace(EXPERIMENT, file="my experiments/own.py", note="Worded after the runs.")
+    args = Args(("my experiments/own.py",), "laptop", tmp_path / "logs", tmp_path / "out", partial=True)
+    with pytest.raises(RunError, match=r"python -m runs run 'my experiments/own.py' --scale laptop --logs "):
+        report.write(args, own)
+    finish(plan(own, "laptop", tmp_path / "logs")[0], (0.1, 0.9))
+    text = report.write(args, own).read_text()
+    assert "*Worded after the runs.*" in text and "--scale laptop --partial`" in text
+    assert "`python -m runs run 'my experiments/own.py' --scale laptop`" in text
