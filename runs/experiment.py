@@ -119,6 +119,11 @@ class Experiment:
     file: str = ""
     """the path by which it was loaded, if it is none of runs/experiments/"""
 
+    @property
+    def word(self) -> str:
+        """What names it on a command line."""
+        return shlex.quote(self.file or self.name)
+
     def __post_init__(self) -> None:
         """Refuse names that are no arms, arms named twice, seeds given twice."""
         names = [arm.name for arm in self.arms]
@@ -232,7 +237,7 @@ def chosen(words: Sequence[str], scale: str) -> list[Experiment]:
 def run_command(experiment: Experiment, scale: str, logs: Path) -> str:
     """What to type to have its runs made there."""
     where = "" if logs == LOGS else f" --logs {shlex.quote(str(logs))}"
-    return f"python -m runs run {shlex.quote(experiment.file or experiment.name)} --scale {scale}{where}"
+    return f"python -m runs run {experiment.word} --scale {scale}{where}"
 
 
 class Unfinished(RunError):

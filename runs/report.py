@@ -143,7 +143,7 @@ def page(
         work(experiment, scale, done),
         "",
         f"{len(done)} runs: {arms} arms{' and worlds' if any(job.world for job in done) else ''}, seeds {seeds}. "
-        f"`{run_command(experiment, scale, LOGS)}`, then `python -m runs report {shlex.quote(experiment.file or experiment.name)} "
+        f"`{run_command(experiment, scale, LOGS)}`, then `python -m runs report {experiment.word} "
         f"--scale {scale}{' --partial' if len(done) < planned else ''}`.",
         "",
         f"{' to '.join(sorted({where['first'], where['last']}))}, revision {', '.join(where['revisions'])}, torch "
