@@ -1033,7 +1033,7 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
 
 
 @contextlib.contextmanager
-def in_float32(network: QNetwork) -> Iterator[None]:
+def in_float32(network: nn.Module) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
     try:

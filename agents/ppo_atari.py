@@ -823,8 +823,9 @@ def make_network(channels: int, actions: int, args: Args, seed: int, device: tor
         return ActorCritic(channels, actions, args.network == "normalised", args.bf16).to(device)
 
 
+# same as agents/dqn_atari.py::in_float32
 @contextlib.contextmanager
-def in_float32(network: ActorCritic) -> Iterator[None]:
+def in_float32(network: nn.Module) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
     try:

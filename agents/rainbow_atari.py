@@ -1395,8 +1395,9 @@ def make_network(actions: int, args: Args, seed: int, device: torch.device) -> Q
         return QNetwork(actions, support, args.noisy_sigma, args.network == "normalised", args.bf16).to(device)
 
 
+# same as agents/dqn_atari.py::in_float32
 @contextlib.contextmanager
-def in_float32(network: QNetwork) -> Iterator[None]:
+def in_float32(network: nn.Module) -> Iterator[None]:
     """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
     bf16, network.bf16 = network.bf16, False
     try:

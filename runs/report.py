@@ -293,7 +293,7 @@ def main(args: Args) -> None:
             if not isinstance(error, NoRuns):
                 print(f"left out: {error}")
     if args.experiments and not written:
-        raise RunError(f"no run of any experiment at {args.scale} is finished in {args.logs}")
+        raise RunError(f"of no experiment all runs at {args.scale} are finished in {args.logs}")
     if args.out.resolve() == RESULTS:
         write_claims()
         print("wrote the table of claims in README.md")

@@ -15,7 +15,7 @@ EXPERIMENT = Experiment(
         "smoke": smoke(),
         "laptop": Scale(
             seeds=(4, 5, 6),
-            estimate="60 min on two cores",
+            estimate="50 min on two cores",
             flags=budget(100_000, exploration_steps=25_000, buffer_size=50_000),
             by_arm=decays(100_000, block=50),
         ),

@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
             },
             arms=("fig3-0.01-offset5000", "fig3-0.001-offset5000"),
         ),
-        "laptop": Scale(seeds=(4, 5, 6), estimate="50 min on two cores"),
+        "laptop": Scale(seeds=(4, 5, 6), estimate="20 min on two cores"),
         "paper": Scale(
             seeds=(1, 2, 3),
             estimate=guessed_gpu_hours(12, 264_000, 250),

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
         ),
         "laptop": Scale(
             seeds=(11, 12, 13),
-            estimate="55 min on two cores",
+            estimate="40 min on two cores",
             flags={"total_timesteps": 120_000},
             by_arm={
                 "cyclic": {"schedule.period_steps": 12_000},

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+from runs.recording import load_checkpoint, read_scalars
 
 
 def start(script: Path, *flags: object) -> subprocess.Popen[str]:
@@ -86,3 +89,17 @@ def unread_flags(script: ModuleType, groups: dict[str, type], short_for: dict[st
         return flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read
 
     return [flag for flag in flags if not is_read(flag)]
+
+
+def assert_projected_in_bf16(fine: Path, coarse: Path, network: str) -> None:
+    """Of two runs that differ in --bf16: both measured alike, all finite, not the same, and the norms are held."""
+    scalars = [{tag: rows for tag, rows in read_scalars(run).items() if tag != "charts/SPS"} for run in (fine, coarse)]
+    assert scalars[0].keys() == scalars[1].keys() and scalars[0] != scalars[1]
+    assert np.isfinite([value for rows in scalars[1].values() for _, value in rows]).all()
+    state = load_checkpoint(coarse / "checkpoint.pt")["state"]
+    weights, norms = state[network], state["projection"]["norms"]
+    assert len(norms) >= 4
+    for name, norm in norms.items():
+        parts = [weights[f"{name}.{part}"] for part in ("weight", "weight_sigma") if f"{name}.{part}" in weights]
+        assert all(part.dtype == torch.float32 for part in parts)
+        assert abs(math.hypot(*(float(part.double().norm()) for part in parts)) / norm - 1) < 1e-6

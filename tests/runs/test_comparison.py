@@ -187,6 +187,13 @@ def test_points_as_recorded_or_in_windows():
     assert runs.tolist() == [[2.0, 6.0], [3.0, 11.0]]
 
 
+def test_windows_end_at_whole_steps():
+    """Of 119,936 in 100, the 25th ends at 29,984, though floating point says a little less."""
+    steps = np.arange(1, 119_937, 64) // 64 * 64 + 64
+    _, (values,) = comparison.common_points([(steps, steps * 1.0)], 119_936)
+    assert len(values) == 100 and values[24] == np.mean(steps[(steps > 28_785) & (steps <= 29_984)])
+
+
 def test_runs_of_cleanrl_beside_ours(tmp_path, capsys):
     runs = [cleanrl(tmp_path / f"c{seed}", 0.5 * seed, seed, total_timesteps=100) for seed in (1, 2)]
     runs += [recorded(tmp_path / f"r{seed}", 2.0, seed=seed, total_timesteps=100, nap={"on": True}) for seed in (1, 2)]

@@ -112,3 +112,36 @@ def test_windows_by_hand():
     curve = np.array([0, 5, 10, 11, 31, 40]), np.array([9.0, 1.0, 3.0, 7.0, 2.0, 8.0])
     found = curves.windowed(curve, np.array([0.0, 10.0, 20.0, 30.0, 39.0]))
     assert found.tolist() == pytest.approx([2.0, 7.0, np.nan, 2.0], nan_ok=True)  # (0, 10], (10, 20], ...
+
+
+@pytest.mark.parametrize("status", ["finished", "running"])
+def test_a_run_of_ours_without_its_table_is_not_read_from_its_event_files(tmp_path, status):
+    run = Run.create(tmp_path / "r", {"seed": 1, "exp_name": "a"}, argv=["agents/x.py"], device="cpu")
+    run.scalar("test/accuracy", 0.5, 10)
+    run.finish(10) if status == "finished" else run.interrupt(10)
+    (tmp_path / "r" / "scalars.csv").unlink()
+    with pytest.raises(RunError, match=r"cannot read scalars\.csv"):
+        curves.read_run(tmp_path / "r")
+
+
+def test_a_finished_table_that_has_grown_is_refused(tmp_path):
+    run = Run.create(tmp_path / "r", {"seed": 1, "exp_name": "a"}, argv=["agents/x.py"], device="cpu")
+    run.scalar("test/accuracy", 0.5, 10)
+    run.finish(10)
+    table = tmp_path / "r" / "scalars.csv"
+    whole = table.read_bytes()
+    for content, what in (
+        (whole + b"10,test/accuracy,0.9\n", "something was added"),
+        (whole[:-5], "lines are missing"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(RunError, match=f"{what}.*make the run again elsewhere"):
+            curves.read_run(tmp_path / "r")
+    table.write_bytes(whole)
+    assert curves.read_run(tmp_path / "r").unfinished == ""
+
+
+def test_a_file_that_is_no_event_file_is_named_as_such(tmp_path):
+    (tmp_path / "a-s1.log").write_text("step 1")
+    with pytest.raises(RunError, match=r"a-s1.log is a file and, by its name, no event file .*give run directories"):
+        curves.read_run(tmp_path / "a-s1.log")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import math
 import re
 from pathlib import Path
 
@@ -148,6 +149,12 @@ def test_fig3(high, low, rise, outcome):
     ]
     verdict = load("fig3").judge(results)
     assert verdict.outcome == outcome and f"at least {rise / 0.01:.1f}-fold" in verdict.reason
+    for accuracy, after, what in (
+        (math.nan, 0.2, "the last test/accuracy"),
+        (1.0, math.nan, "the largest share after"),
+    ):
+        with pytest.raises(ValueError, match=f"{what} is not defined for fig3-0.01-offset5000, seed 9"):
+            load("fig3").judge([*results, one("0.01", 9, accuracy, after)])
 
 
 def warm(arm, gaps, accuracies=(0.7, 0.7, 0.7)):

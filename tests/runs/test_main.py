@@ -102,6 +102,17 @@ def test_list_and_show(capsys):
     assert "Rule:\n    Reproduced if" in shown and "grokking.py fig3-0.01 --rewarm.at-update 5000" in shown
 
 
+def test_show_tells_what_a_scale_changes(capsys):
+    assert main(["show", "fig6-high-utd"]) == 0
+    scales = capsys.readouterr().out.split("Scales:\n")[1]
+    laptop, quick = scales.split("    laptop: ")[1].split("    quick: ")
+    assert "        cyclic: --schedule.period-steps 12000\n" in laptop and "baseline" not in laptop
+    assert "        low: dqn_atari.py quick-high-utd-low\n" in quick.split("    paper: ")[0]
+    assert main(["show", "fig2-left"]) == 0
+    smoke = capsys.readouterr().out.split("    smoke: ")[1].split("    laptop: ")[0].split("    paper: ")[0]
+    assert smoke.count("(not run)") == 10
+
+
 def test_a_dry_run_prints_commands_and_makes_nothing(mine, tmp_path, capsys):
     assert main(["run", *mine, "--arms", "b", "--seeds", "2", "--dry-run"]) == 0
     where, command = capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runs import experiment as experiment_module
-from runs import report
+from runs import report, style
 from runs.__main__ import main
 from runs.experiment import Arm, Experiment, Scale, Verdict, plan
 from runs.recording import Run, RunError
@@ -102,7 +102,7 @@ def test_all_is_what_has_runs(tmp_path, monkeypatch, capsys):
     others = [dataclasses.replace(EXPERIMENT, name=name) for name in ("one", "two")]
     monkeypatch.setattr(report, "chosen", lambda names, scale: [*others, EXPERIMENT])
     args = Args(("all",), "smoke", tmp_path / "logs", tmp_path / "out")
-    with pytest.raises(RunError, match=r"no run of any experiment at smoke is finished in .*logs"):
+    with pytest.raises(RunError, match=r"of no experiment all runs at smoke are finished in .*logs"):
         report.main(args)
     finish_all(tmp_path / "logs", "smoke")
     report.main(args)
@@ -249,3 +249,15 @@ def test_an_experiment_of_ones_own_is_named_by_its_path_and_its_note_is_on_the_p
     text = report.write(args, own).read_text()
     assert "*Worded after the runs.*" in text and "--scale laptop --partial`" in text
     assert "`python -m runs run 'my experiments/own.py' --scale laptop`" in text
+
+
+def test_a_wide_interval_does_not_press_the_curves_flat_where_it_may_be_cut():
+    pytest.importorskip("matplotlib")
+    x, values = np.arange(3.0), np.array([[0.4, 0.5, 0.6], [0.5, 0.6, 0.5]])
+    band = np.full(3, -9.0), np.full(3, 9.0)
+    heights = []
+    for cut in (True, False):
+        _, (panel,) = style.begin(1)
+        style.draw_arm(panel, x, values, style.looks(["a"])["a"], "a", band, cut=cut)
+        heights.append(np.ptp(panel.get_ylim()))
+    assert heights[0] < 0.3 and heights[1] > 18
