@@ -89,8 +89,8 @@ def test_a_tag_that_one_seed_lacks_has_no_line(tmp_path):
 
 
 def test_steps_that_a_seed_lacks_are_left_out(tmp_path):
-    values = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 5.0]])
-    points = np.array([1.0, 2.0, 3.0]), values
+    values = np.array([[1.0, 2.0, np.nan, 5.0], [3.0, 4.0, 5.0, np.nan]])
+    points = np.array([1.0, 2.0, 3.0, 4.0]), values
     board.write_arm(tmp_path / "arm", {"test/loss": points}, charts(["test/loss"], "test/loss"))
     assert read(tmp_path / "arm")[0]["test/loss"] == [(1, 2.0), (2, 3.0)]
 

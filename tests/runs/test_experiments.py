@@ -138,7 +138,7 @@ def test_fig2_right(decayed, plain, outcome):
 )
 def test_fig3(high, low, rise, outcome):
     def one(peak, seed, accuracy, after):
-        flips = [(4400, 9.0), (4600, 0.01), (5000, 0.01), (5100, after), (5200, 0.0)]
+        flips = [(4400, 9.0), (4600, 0.01), (5000, 0.01), (5100, 0.0), (5200, after)]
         return run(
             f"fig3-{peak}-offset5000", seed, config={"rewarm": {"at_update": 5000}},
             test__accuracy=[(9000, accuracy)], plasticity__flipped_fraction__mlp=flips,

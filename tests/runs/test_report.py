@@ -227,6 +227,8 @@ def test_the_page_says_what_each_run_was():
         "(`python -m runs run toy --scale laptop --dry-run`); easy is `--env-id MinAtar/Breakout-v1`, hard is "
         "`--env-id MinAtar/Freeway-v1`."
     )
+    easy = [job for job in plan(experiment, "laptop", Path("logs")) if job.world == "easy"]
+    assert "Freeway" not in report.work(experiment, "laptop", easy)  # of a page of part of the runs
 
 
 def test_with_all_an_experiment_that_is_under_way_is_left_out(tmp_path, monkeypatch, capsys):
