@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "numpy", "gymnasium", "minatar", "ale-py", "tyro", "tensorboard", "rewarm")
+LOCATION = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
 
 
 def provenance(argv: Sequence[str], device: str | torch.device | None = None) -> dict[str, Any]:
@@ -35,7 +36,11 @@ def provenance(argv: Sequence[str], device: str | torch.device | None = None) ->
         "command": list(argv),
         "executable": sys.executable,
         "git": git_state(script.parent),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            "torch": str(torch.__version__),  # with its local part, +cu130 or +cpu, which pip's metadata may lack
+        },
         "platform": platform.platform(),
         "host": platform.node(),
         "cpu": _cpu_model(),
@@ -54,12 +59,15 @@ def git_state(directory: Path) -> dict[str, Any]:
 
 
 def _git(directory: Path, *command: str) -> str | None:
-    # without optional locks `git status` leaves the index alone: several runs may start at once
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    # Without optional locks `git status` leaves the index alone: several runs may start at once. GIT_DIR and its kin
+    # are set inside a git hook and would name the repository of the hook. File names need not be UTF-8.
+    environment = {name: value for name, value in os.environ.items() if name not in LOCATION}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:
         result = subprocess.run(
-            ["git", "-C", str(directory), *command], capture_output=True, text=True, timeout=10, env=environment
-        )
+            ["git", "-C", str(directory), *command],
+            capture_output=True, text=True, errors="replace", timeout=10, env=environment,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -102,4 +102,5 @@ def assert_projected_in_bf16(fine: Path, coarse: Path, network: str) -> None:
     for name, norm in norms.items():
         parts = [weights[f"{name}.{part}"] for part in ("weight", "weight_sigma") if f"{name}.{part}" in weights]
         assert all(part.dtype == torch.float32 for part in parts)
-        assert abs(math.hypot(*(float(part.double().norm()) for part in parts)) / norm - 1) < 1e-6
+        # 3e-5: what elr/projection.py documents for sums in float32, whose order differs between CPUs
+        assert abs(math.hypot(*(float(part.double().norm()) for part in parts)) / norm - 1) < 3e-5

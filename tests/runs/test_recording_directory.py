@@ -16,6 +16,7 @@ import torch
 from runs.recording import Run, RunError, read_scalars, read_status
 from runs.recording import directory as directory_module
 from runs.recording import provenance as provenance_module
+from runs.recording.provenance import git_state, provenance
 
 CONFIG = {"seed": 3, "rewarm": {"trigger": "cusum"}}
 ARGV = [__file__, "--seed", "3"]
@@ -316,3 +317,27 @@ def test_importing_brings_in_neither_tensorboard_nor_tyro():
     code = "import sys, runs.recording; print([m for m in sys.modules if 'tensorboard' in m or m == 'tyro'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_provenance_keeps_the_local_version_of_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")  # pip's metadata may say 2.14.1 only
+    assert provenance(ARGV)["versions"]["torch"] == "2.14.1+cu130"
+
+
+def test_git_state_ignores_git_dir_and_reads_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    for name in ("ours", "other"):
+        subprocess.run(["git", "init", "-q", tmp_path / name], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.quotePath=false"]
+    commit = ["git", "-C", tmp_path / "ours", *identity, "commit", "-q", "--allow-empty", "-m", "first"]
+    subprocess.run(commit, check=True)
+    expected = git_state(tmp_path / "ours")
+    assert len(expected["revision"]) == 40 and expected["dirty"] is False
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert git_state(tmp_path / "ours") == expected
+    (tmp_path / "ours" / os.fsdecode(b"caf\xe9")).touch()
+    subprocess.run(["git", "-C", tmp_path / "ours", "config", "core.quotePath", "false"], check=True, env=without_git())
+    assert git_state(tmp_path / "ours")["dirty"] is True
+
+
+def without_git() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
