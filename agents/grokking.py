@@ -63,12 +63,12 @@ from runs.recording import (
     config_to_dict,
     describe_nonfinite,
     exit_with_one_line,
+    one_line_errors,
     parse,
     read_json,
     read_scalars,
     read_status,
-    refusals,
-    refuse_inert,
+    reject_unused,
     restore_rng,
     rng_state,
     weights_and_gradients,
@@ -247,7 +247,7 @@ class Args:
 
     def _refuse_inert_flags(self) -> None:
         if not self.nap.enabled:
-            refuse_inert("nap", self.nap, ["every", "embeddings", "decoder"], "without --nap.enabled")
+            reject_unused("nap", self.nap, ["every", "embeddings", "decoder"], "without --nap.enabled")
         elif self.nap.every < 1:
             raise ValueError(f"--nap.every {self.nap.every} is no number of updates: give at least 1")
         elif self.nap.every > self.total_updates:
@@ -262,7 +262,7 @@ class Args:
                 "leave them at constant and never"
             )
         if self.schedule.kind == "constant":
-            refuse_inert("schedule", self.schedule, ["low", "warmup_updates", "decay_updates"], "with a constant rate")
+            reject_unused("schedule", self.schedule, ["low", "warmup_updates", "decay_updates"], "with a constant rate")
         elif self.schedule.low >= self.learning_rate:
             raise ValueError(f"--schedule.low {self.schedule.low} is not below --learning-rate {self.learning_rate}")
         rewarm, stagnation = self.rewarm, ["signal", "ratio", "window", "burn_in"]
@@ -271,7 +271,7 @@ class Args:
             "at": stagnation,
             "stagnation": ["at_update"],
         }
-        refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         if rewarm.trigger != "never" and not 0 < rewarm.initial_rate <= self.learning_rate:
             raise ValueError(
                 f"--rewarm.initial-rate {rewarm.initial_rate} must be positive and at most --learning-rate "
@@ -291,7 +291,7 @@ class Args:
                 raise ValueError(
                     "--rewarm.trigger stagnation is asked once per probe interval: --probe.every 0 is none"
                 )
-            refuse_inert("probe", self.probe, ["size", "tau"], "with --probe.every 0")
+            reject_unused("probe", self.probe, ["size", "tau"], "with --probe.every 0")
         if self.scale_decay and not any((self.norm.before_attention, self.norm.before_mlp, self.norm.after_mlp)):
             raise ValueError(f"--scale-decay {self.scale_decay} has no gain to decay: turn a --norm on")
 
@@ -650,13 +650,13 @@ def main(args: Args) -> None:
     threadpool_limits(args.threads)
 
     # Every random draw below comes from one of these streams.
-    with refusals("--seed"):
+    with one_line_errors("--seed"):
         streams = np.random.SeedSequence(args.seed).spawn(4)
     split_rng, probe_rng, minibatch_rng = (np.random.default_rng(s) for s in streams[:3])
-    with refusals("--device", also=(RuntimeError,)):
+    with one_line_errors("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
         torch.empty(1, device=device)
-    with refusals():
+    with one_line_errors():
         train, test = (
             Pairs(*(t.to(device) for t in (part.xy, part.answer, part.mirrored)))
             for part in make_data(args.p, args.operation, args.train_fraction, split_rng)
@@ -677,13 +677,13 @@ def main(args: Args) -> None:
     # elr attaches to the network and the optimiser.
     layers = scalable_weights(network, embeddings=True, heads=())
     probed = [f"blocks.{args.blocks - 1}.{name}" for name in ("attention_out", "relu")]
-    with refusals("--schedule, --rewarm"):
+    with one_line_errors("--schedule, --rewarm"):
         initial = Constant(args.rewarm.initial_rate) if args.rewarm.trigger != "never" else None
         trigger = make_trigger(args)
         rewarming = Rewarming(optimizer, make_schedule(args), trigger, args.rewarm.moments, initial)
     projection = matching = meter = probe = None
     if args.nap.enabled:
-        with refusals("--nap"):
+        with one_line_errors("--nap"):
             projection = Projection(
                 network,
                 every=args.nap.every,
@@ -693,14 +693,14 @@ def main(args: Args) -> None:
                 allow_scale_dependent=True,  # meant: in a residual stream no single matrix leaves the output invariant
             )
     if args.match_elr:
-        with refusals("--match-elr"):
+        with one_line_errors("--match-elr"):
             # A resumed run finds its targets in its checkpoint; the run that they came from may be gone.
             unset = {layer: [(1, 1.0)] for layer in layers}
             matching = ElrMatch(layers, unset if args.resume else recorded_elr(args.match_elr, args, layers))
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
-        with refusals("--probe"):
+        with one_line_errors("--probe"):
             probe = Probe(network, probe_xy, probed, every=args.probe.every, tau=args.probe.tau)
 
     stateful: dict[str, Any] = {
@@ -751,7 +751,7 @@ def main(args: Args) -> None:
         if args.resume:
             state = run.take_state()
             misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
-            with refusals(misfit, also=(KeyError, RuntimeError)):
+            with one_line_errors(misfit, also=(KeyError, RuntimeError)):
                 for name, part in stateful.items():
                     part.load_state_dict(state[name])
                 restore_rng(minibatch_rng, state["minibatch_rng"])

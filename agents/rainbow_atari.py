@@ -89,9 +89,9 @@ from runs.recording import (
     config_to_dict,
     describe_nonfinite,
     exit_with_one_line,
+    one_line_errors,
     parse,
-    refusals,
-    refuse_inert,
+    reject_unused,
     restore_rng,
     rng_state,
     weights_and_gradients,
@@ -372,14 +372,14 @@ class Args:
         nap, schedule, rewarm, probe, reset = self.nap, self.schedule, self.rewarm, self.probe, self.reset
         if not nap.enabled:
             unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
-            refuse_inert("nap", nap, unused, "without --nap.enabled")
+            reject_unused("nap", nap, unused, "without --nap.enabled")
         elif self.network == "plain" and not nap.allow_scale_dependent:
             raise ValueError(
                 "--nap.enabled needs --network normalised: without LayerNorm the scale of a weight matters, unless "
                 "--nap.allow-scale-dependent says that this is meant"
             )
         unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(SCHEDULE_FLAGS[schedule.kind])
-        refuse_inert("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
+        reject_unused("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
         if schedule.kind != "constant" and schedule.low >= self.learning_rate:
             raise ValueError(
                 f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
@@ -391,7 +391,7 @@ class Args:
             "cusum": ["every_steps"],
             "switch": ["every_steps", *cusum_flags],
         }
-        refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         if rewarm.trigger == "cusum" and self.learning_starts < 2 * self.num_envs:
             raise ValueError(
                 f"--learning-starts {self.learning_starts} leaves --rewarm.trigger cusum without a TD error at the "
@@ -415,7 +415,7 @@ class Args:
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
         if not reset.at_steps:
-            refuse_inert("reset", reset, ["layers"], "without --reset.at-steps")
+            reject_unused("reset", reset, ["layers"], "without --reset.at-steps")
         elif any(after <= before for before, after in pairwise((0, *reset.at_steps))):
             raise ValueError(f"--reset.at-steps {reset.at_steps} must be above 0 and rise")
         elif reset.at_steps[-1] >= self.total_timesteps:
@@ -433,17 +433,17 @@ class Args:
         uniform = ["prioritized_replay_beta"]
         if self.prioritized_replay_alpha == 0:
             inert = [*uniform, "prioritized_replay_uniform"]
-            refuse_inert("", self, inert, "with --prioritized-replay-alpha 0: all draws are uniform")
+            reject_unused("", self, inert, "with --prioritized-replay-alpha 0: all draws are uniform")
         if self.prioritized_replay_uniform == 1:
             inert = [*uniform, "prioritized_replay_alpha"]
-            refuse_inert("", self, inert, "with --prioritized-replay-uniform 1: all draws are uniform")
+            reject_unused("", self, inert, "with --prioritized-replay-uniform 1: all draws are uniform")
         if probe.size < 2:
             raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
         if probe.every == 0:
             inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
-            refuse_inert("probe", probe, inert, "with --probe.every 0")
+            reject_unused("probe", probe, inert, "with --probe.every 0")
         if self.eval_every == 0:
-            refuse_inert("", self, ["eval_episodes", "eval_epsilon", "record_video"], "with --eval-every 0")
+            reject_unused("", self, ["eval_episodes", "eval_epsilon", "record_video"], "with --eval-every 0")
 
     def _refuse_switches_without_learning(self) -> None:
         shift, switch = self.shift, self.switch
@@ -475,8 +475,8 @@ def refuse_inert_shifts(args: Args) -> None:
     others = [f.name for f in fields(SwitchArgs) if f.name not in ("fresh_agent", "shrink", "perturb")]
     if shift.kind == "none":
         why = "with --shift.kind none: the world does not change"
-        refuse_inert("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
-        refuse_inert("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
+        reject_unused("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
+        reject_unused("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
         if args.rewarm.trigger == "switch":
             raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
         return
@@ -487,7 +487,7 @@ def refuse_inert_shifts(args: Args) -> None:
     permuted = ("actions", "pixels")
     valued = ("rewards", "sticky", "noise", "modes", "difficulties")
     unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
-    refuse_inert("shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}")
+    reject_unused("shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}")
     if shift.kind == "games" and not shift.games:
         raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
     if shift.kind in valued and len(shift.values) < 2:
@@ -500,7 +500,7 @@ def refuse_inert_shifts(args: Args) -> None:
     if last >= args.total_timesteps:
         raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {args.total_timesteps}")
     if switch.fresh_agent:
-        refuse_inert("switch", switch, others, "with --switch.fresh-agent, which does all of it")
+        reject_unused("switch", switch, others, "with --switch.fresh-agent, which does all of it")
         if args.rewarm.trigger == "switch":
             raise ValueError(
                 "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
@@ -509,7 +509,7 @@ def refuse_inert_shifts(args: Args) -> None:
         raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
     if switch.intervention != "shrink-and-perturb":
         why = f"with --switch.intervention {switch.intervention}"
-        refuse_inert("switch", switch, ["shrink", "perturb"], why)
+        reject_unused("switch", switch, ["shrink", "perturb"], why)
     elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
         0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
     ):
@@ -1469,15 +1469,15 @@ def main(args: Args) -> None:
     threadpool_limits(args.threads)  # NumPy's BLAS: two threads that wait for each other are slower than one
 
     # Every random draw below comes from one of these streams.
-    with refusals("--seed"):
+    with one_line_errors("--seed"):
         streams = np.random.SeedSequence(args.seed).spawn(6)
     init_seed, env_seed, probe_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
     minibatch_rng, noise_rng = (np.random.default_rng(s) for s in streams[3:5])
 
-    with refusals("--env-id, --shift" if args.shift.kind != "none" else ""):
+    with one_line_errors("--env-id, --shift" if args.shift.kind != "none" else ""):
         env = make_world(args, make_timetable(args.shift), args.num_envs)
     actions = int(env.single_action_space.n)
-    with refusals("--device", also=(RuntimeError,)):
+    with one_line_errors("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
         torch.empty(1, device=device)
     q_network, target_network = (make_network(actions, args, init_seed, device) for _ in range(2))
@@ -1499,7 +1499,7 @@ def main(args: Args) -> None:
 
     def make_rewarming() -> Rewarming:
         """Schedule and trigger, from their start."""
-        with refusals("--schedule, --rewarm"):
+        with one_line_errors("--schedule, --rewarm"):
             return Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
 
     rewarming = make_rewarming()
@@ -1510,7 +1510,7 @@ def main(args: Args) -> None:
         """What holds the norms where they are now."""
         if not args.nap.enabled:
             return None
-        with refusals("--nap"), in_float32(q_network):
+        with one_line_errors("--nap"), in_float32(q_network):
             return Projection(
                 q_network,
                 every=args.nap.every,
@@ -1525,7 +1525,7 @@ def main(args: Args) -> None:
     if args.probe.meter_every:
         meter = Meter(metered, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
     if args.probe.every:
-        with refusals("--probe"):
+        with one_line_errors("--probe"):
             probe = Probe(q_network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau)
 
     stateful: dict[str, Any] = {
@@ -1627,7 +1627,7 @@ def main(args: Args) -> None:
         if args.resume:
             state = run.take_state()
             misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
-            with refusals(misfit, also=(KeyError, RuntimeError)):
+            with one_line_errors(misfit, also=(KeyError, RuntimeError)):
                 for name, part in stateful.items():
                     part.load_state_dict(state[name])
                 replay.load(state["replay"], run.pieces)

@@ -63,10 +63,10 @@ from runs.recording import (
     config_to_dict,
     describe_nonfinite,
     exit_with_one_line,
+    one_line_errors,
     parse,
     read_scalars,
-    refusals,
-    refuse_inert,
+    reject_unused,
     restore_rng,
     rng_state,
     weights_and_gradients,
@@ -263,20 +263,20 @@ class Args:
     def _refuse_inert_flags(self) -> None:
         rewarm, switch = self.rewarm, self.switch
         if self.dataset == "digits":
-            refuse_inert("", self, ["data_folder", "cache"], "with --dataset digits, which is part of the package")
+            reject_unused("", self, ["data_folder", "cache"], "with --dataset digits, which is part of the package")
         if self.dataset != "cifar10":
-            refuse_inert("", self, ["batches"], f"with --dataset {self.dataset}")
+            reject_unused("", self, ["batches"], f"with --dataset {self.dataset}")
         if self.data_folder:
-            refuse_inert("", self, ["cache"], "with --data-folder, from which all is read")
+            reject_unused("", self, ["cache"], "with --data-folder, from which all is read")
         if self.phase_epochs:
-            refuse_inert("", self, ["phase_updates"], "with --phase-epochs")
+            reject_unused("", self, ["phase_updates"], "with --phase-epochs")
         if self.model == "resnet18":
-            refuse_inert("", self, ["width", "strides", "hidden", "hidden_norm"], "with --model resnet18")
+            reject_unused("", self, ["width", "strides", "hidden", "hidden_norm"], "with --model resnet18")
         if not self.nap.enabled:
             unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
-            refuse_inert("nap", self.nap, unused, "without --nap.enabled")
+            reject_unused("nap", self.nap, unused, "without --nap.enabled")
         if self.schedule.kind == "constant":
-            refuse_inert("schedule", self.schedule, ["low", "warmup_frac"], "with a constant rate")
+            reject_unused("schedule", self.schedule, ["low", "warmup_frac"], "with a constant rate")
         elif not (0 <= self.schedule.low < self.learning_rate and 0 <= self.schedule.warmup_frac < 1):
             raise ValueError(
                 f"--schedule.low {self.schedule.low} must lie below --learning-rate {self.learning_rate}, and "
@@ -289,7 +289,7 @@ class Args:
             "cusum": ["cycles"],
             "cycle": detector,
         }
-        refuse_inert("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
+        reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         if not 0 < rewarm.peak_factor < math.inf or rewarm.cycles < 2:
             raise ValueError("--rewarm.peak-factor must be positive, --rewarm.cycles at least 2")
         changes_rate = self.schedule.kind != "constant" or rewarm.peak_factor != 1
@@ -299,13 +299,13 @@ class Args:
                 "schedule, --rewarm.peak-factor, or --rewarm.trigger never"
             )
         if len(self.fractions) == 1:
-            refuse_inert("", self, ["control"], "with a single phase: the network is the fresh one")
-            refuse_inert("switch", switch, ["optimizer", "intervention"], "with a single phase: there is no switch")
+            reject_unused("", self, ["control"], "with a single phase: the network is the fresh one")
+            reject_unused("switch", switch, ["optimizer", "intervention"], "with a single phase: there is no switch")
             if rewarm.trigger == "switch":
                 raise ValueError("--rewarm.trigger switch never comes with the single phase of --fractions: use never")
         if switch.intervention != "shrink-and-perturb":
             why = f"with --switch.intervention {switch.intervention}"
-            refuse_inert("switch", switch, ["shrink", "perturb"], why)
+            reject_unused("switch", switch, ["shrink", "perturb"], why)
         if not (0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf):
             raise ValueError(f"--switch.shrink {switch.shrink} must lie in [0, 1], --switch.perturb at 0 or above")
         mixes = (switch.shrink, switch.perturb)
@@ -317,7 +317,7 @@ class Args:
         if self.probe.every == 0:
             checked = self.nap.enabled and not self.nap.allow_scale_dependent
             inert = ["tau"] if checked else ["size", "tau"]  # projection is checked on the probe's images
-            refuse_inert("probe", self.probe, inert, "with --probe.every 0")
+            reject_unused("probe", self.probe, inert, "with --probe.every 0")
 
 
 _FREE = NapArgs(enabled=False)
@@ -631,7 +631,7 @@ def make_projection(args: Args, network: nn.Module, check: Tensor) -> Projection
     """What holds this network's norms where they are now."""
     if not args.nap.enabled:
         return None
-    with refusals("--nap"):
+    with one_line_errors("--nap"):
         return Projection(
             network,
             every=args.nap.every,
@@ -655,7 +655,7 @@ def make_learner(
     args: Args, network: nn.Module, check: Tensor, schedule: Schedule, trigger: Trigger, initial: Schedule | None = None
 ) -> Learner:
     """Everything but the network itself; `check` is a batch on which its scale invariance is verified."""
-    with refusals("--assignment"):
+    with one_line_errors("--assignment"):
         modules = layerwise_groups(network, args.learning_rate, args.assignment, head="head")
     merged: dict[tuple[float, float], list[nn.Parameter]] = {}  # by rate and decay; fewer groups are fewer kernels
     for group in modules:
@@ -663,7 +663,7 @@ def make_learner(
             merged.setdefault((group["lr"], args.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
-    with refusals("--schedule, --rewarm"):
+    with one_line_errors("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, schedule, trigger, args.rewarm.moments, initial)
     return Learner(network, optimizer, rewarming, make_projection(args, network, check), make_l2_init(args, network))
 
@@ -724,14 +724,14 @@ def main(args: Args) -> None:
     threadpool_limits(args.threads)
 
     # Every random draw below comes from one of these streams.
-    with refusals("--seed"):
+    with one_line_errors("--seed"):
         streams = np.random.SeedSequence(args.seed).spawn(6)
     split_rng, minibatch_rng, augment_rng, probe_rng = (np.random.default_rng(s) for s in streams[:4])
     init_seed, fresh_stream = int(streams[4].generate_state(1)[0]), streams[5]
-    with refusals("--device", also=(RuntimeError,)):
+    with one_line_errors("--device", also=(RuntimeError,)):
         device = torch.device(args.device)
         torch.empty(1, device=device)
-    with refusals("--dataset", also=(OSError,)):
+    with one_line_errors("--dataset", also=(OSError,)):
         images = load_images(args.dataset, folder=args.data_folder, cache=args.cache, batches=args.batches or None)
         if args.train_images > len(images.train_y):
             raise ValueError(f"--train-images {args.train_images}: there are {len(images.train_y)} in {images.source}")
@@ -740,7 +740,7 @@ def main(args: Args) -> None:
     pixels = Pixels(images, device)
     shape, count = pixels.train_x.shape[1:], len(images.train_y)
     sizes = [round(fraction * count) for fraction in args.fractions]
-    with refusals():
+    with one_line_errors():
         if min(sizes) < 1:
             raise ValueError(f"--fractions {args.fractions} of {count} images leaves a phase without any")
         lengths = phase_lengths(args, sizes)
@@ -764,7 +764,7 @@ def main(args: Args) -> None:
             first = later = total // args.rewarm.cycles
         case _:
             first, later = lengths[0], lengths[-1]
-    with refusals("--schedule, --rewarm"):
+    with one_line_errors("--schedule, --rewarm"):
         schedules = make_schedule(args, later, again), make_trigger(args, total), make_schedule(args, first, peak)
     warm = make_learner(args, network, probe_x, *schedules)
     control: Learner | None = None
@@ -773,7 +773,7 @@ def main(args: Args) -> None:
     if args.probe.meter_every:
         meter = Meter(layers, every=args.probe.meter_every, optimizer=warm.optimizer, nominal_power=1)
     if args.probe.every:
-        with refusals("--probe"):
+        with one_line_errors("--probe"):
             probe = Probe(network, probe_x, network.probed, every=args.probe.every, tau=args.probe.tau)
     minibatches = Minibatches(sizes[0], args.batch_size, minibatch_rng)
     updates, result = 0, {}
@@ -856,7 +856,7 @@ def main(args: Args) -> None:
         if args.resume:
             state = run.take_state()
             misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
-            with refusals(misfit, also=(KeyError, RuntimeError)):
+            with one_line_errors(misfit, also=(KeyError, RuntimeError)):
                 updates = state["updates"]
                 fit_schedule()  # before the state, from which the next update's rate follows
                 control = make_control() if "control" in state else None

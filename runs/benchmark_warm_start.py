@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from runs.pairs import compare
-from runs.recording import exit_with_one_line, refusals
+from runs.recording import exit_with_one_line, one_line_errors
 
 SCRIPT = Path(__file__).resolve().parents[1] / "agents" / "warm_start.py"
 
@@ -72,7 +72,7 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     """One update of the plain loop, and one of the script."""
     script: dict[str, Any] = runpy.run_path(str(SCRIPT))
     flags = script["Args"](batch_size=args.batch_size)
-    with refusals("--data-folder"):
+    with one_line_errors("--data-folder"):
         if args.data_folder:
             images = script["load_images"]("cifar10", folder=args.data_folder, batches=args.batches or None)
         else:

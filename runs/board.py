@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from runs.curves import Curve, as_curve
 from runs.experiment import LOGS, Experiment, Job, NoRuns, Result, chosen, plan
-from runs.recording import RunError, refusals
+from runs.recording import RunError, one_line_errors
 from runs.recording.layout import Layout
 from runs.recording.screen import EventFile
 from runs.report import results_of, together
@@ -179,7 +179,7 @@ def write(args: Args, experiment: Experiment) -> list[Path]:
         raise NoRuns(experiment, args.scale, args.logs)
     worlds = gathered([job for job in jobs if job.id in results], results, experiment.curve)
     folder = (args.out or args.logs) / experiment.name / f"{args.scale}-arms"
-    with refusals(f"cannot write {folder}", also=(OSError,)):
+    with one_line_errors(f"cannot write {folder}", also=(OSError,)):
         if folder.exists():
             require_ours(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

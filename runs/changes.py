@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 
 from runs.arms import Runs, Scalars, estimate, interval, read_arms, shown, table
-from runs.recording import RunError, exit_with_one_line, read_status, refusals
+from runs.recording import RunError, exit_with_one_line, one_line_errors, read_status
 from runs.style import COLOURS, canvas, steps_axis
 
 TENTH, RECENT = 0.1, 20
@@ -250,7 +250,7 @@ def draw(arms: Mapping[str, tuple[Runs, Mapping[int, Sequence[Visit]]]], out: Pa
         axes.set_ylabel("training return")
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=7)
-    with refusals(f"cannot write {out}", also=(OSError,)):
+    with one_line_errors(f"cannot write {out}", also=(OSError,)):
         figure.savefig(out, dpi=110)
 
 

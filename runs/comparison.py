@@ -40,7 +40,7 @@ from runs import statistics, style
 from runs.arms import interval
 from runs.curves import Curve, Recorded, read_run, windowed
 from runs.grouping import Groups, group
-from runs.recording import RunError, exit_with_one_line, refusals
+from runs.recording import RunError, exit_with_one_line, one_line_errors
 
 MAIN_TAGS = ("charts/episodic_return", "eval/episodic_return", "test/accuracy", "rollout/ep_rew_mean")
 """what is compared by default: the first that every run has; training returns come first, as in the literature and as
@@ -197,7 +197,7 @@ def read_reference(path: Path, tasks: Sequence[str]) -> dict[str, tuple[float, f
     Raises:
         RunError: the file cannot be read, has other columns, lacks a task, or high is not above low.
     """
-    with refusals(f"cannot read {path}", also=(OSError, KeyError, TypeError)):
+    with one_line_errors(f"cannot read {path}", also=(OSError, KeyError, TypeError)):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
         found = {row["task"]: (float(row["low"]), float(row["high"])) for row in csv.DictReader(lines)}
     for task in tasks:
@@ -462,7 +462,7 @@ def beside(prefix: Path, ending: str) -> Path:
 
 def write(prefix: Path, text: str, cells: str) -> None:
     """The tables as files."""
-    with refusals(f"cannot write {prefix}", also=(OSError,)):
+    with one_line_errors(f"cannot write {prefix}", also=(OSError,)):
         beside(prefix, ".md").write_text(text, encoding="utf-8")
         beside(prefix, ".csv").write_text(cells, encoding="utf-8")
 

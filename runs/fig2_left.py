@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
+from runs.recording import RunError, exit_with_one_line, one_line_errors, read_json, read_scalars
 from runs.style import canvas
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def main(args: Args) -> None:
     figure = canvas(13, 4.6)
     for axes, projected in zip(figure.subplots(1, 2), (False, True), strict=True):
         draw(axes, projected, runs, reference)
-    with refusals(f"cannot write {args.out}", also=(OSError,)):
+    with one_line_errors(f"cannot write {args.out}", also=(OSError,)):
         figure.savefig(args.out, dpi=110)
     print(f"\nwrote {args.out}")
 

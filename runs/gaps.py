@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from runs.arms import Scalars, estimate, interval, read_arms, shown, table
-from runs.recording import RunError, exit_with_one_line, refusals
+from runs.recording import RunError, exit_with_one_line, one_line_errors
 from runs.style import canvas
 
 _CURVES = {"test/accuracy": ("warm", "#D55E00"), "test/accuracy_fresh": ("fresh", "#0072B2")}
@@ -171,7 +171,7 @@ def draw(arms: Sequence[Arm], out: Path) -> None:
         axes.legend(fontsize=8)
     for axes in panels[count:]:
         axes.set_visible(False)
-    with refusals(f"cannot write {out}", also=(OSError,)):
+    with one_line_errors(f"cannot write {out}", also=(OSError,)):
         figure.savefig(out, dpi=110)
 
 

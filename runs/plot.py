@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runs.recording import RunError, exit_with_one_line, read_json, read_scalars, refusals
+from runs.recording import RunError, exit_with_one_line, one_line_errors, read_json, read_scalars
 from runs.style import canvas
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def main(args: Args) -> None:
         raise RunError("there is nothing to draw: give run directories")
     if not args.tags:
         raise RunError("--tags is empty: name at least one tag to draw")
-    with refusals("--window"):
+    with one_line_errors("--window"):
         found = [curves(d, args.tags, args.window, args.until) for d in args.directories]
     drawn = list(zip(labels(args.directories), found, strict=True))
     columns = min(2, len(args.tags))
@@ -114,7 +114,7 @@ def main(args: Args) -> None:
     panels[0].legend(fontsize=8)
     for panel in list(panels)[len(args.tags) :]:
         panel.set_visible(False)
-    with refusals(f"cannot write {args.out}", also=(OSError,)):
+    with one_line_errors(f"cannot write {args.out}", also=(OSError,)):
         figure.savefig(args.out, dpi=110)
     empty = [tag for i, tag in enumerate(args.tags) if not any(run[i] for run in found)]
     print(f"wrote {args.out}" + (f"; no run has {', '.join(empty)} there" if empty else ""))

@@ -40,7 +40,7 @@ from runs.experiment import (
     plan,
     run_command,
 )  # fmt: skip
-from runs.recording import RunError, read_json, read_scalars, read_status, refusals
+from runs.recording import RunError, one_line_errors, read_json, read_scalars, read_status
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
@@ -236,7 +236,7 @@ def write_claims(readme: Path = REPOSITORY / "README.md", folder: Path = RESULTS
         raise RunError(f"{readme} has no place for the table of claims: put {BEGIN} and {END} where it shall stand")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    with refusals(f"cannot write {readme}", also=(OSError,)):
+    with one_line_errors(f"cannot write {readme}", also=(OSError,)):
         readme.write_text(f"{before}{BEGIN}\n{claims(folder)}\n{END}{after}")
 
 
@@ -262,7 +262,7 @@ def write(args: Args, experiment: Experiment) -> Path:
     verdict = judged(experiment, args.scale, list(results.values()), len(done) == len(jobs))
     where = circumstances(done)
     stem = args.out / page_name(experiment, args.scale, partial)
-    with refusals(f"cannot write {stem}.md", also=(OSError,)):
+    with one_line_errors(f"cannot write {stem}.md", also=(OSError,)):
         args.out.mkdir(parents=True, exist_ok=True)
         draw(experiment, done, results, stem)
         stem.with_name(stem.name + ".md").write_text(page(experiment, args.scale, done, len(jobs), verdict, where))

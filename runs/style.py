@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runs.recording import RunError, refusals
+from runs.recording import RunError, one_line_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes  # for callers, so that matplotlib is named in this file alone
@@ -143,7 +143,7 @@ def save(figure: Figure, paths: Sequence[Path]) -> None:
     for path in paths:
         undated = {"Date": None} if path.suffix == ".svg" else {}
         with (
-            refusals(f"cannot write {path}", also=(OSError,)),
+            one_line_errors(f"cannot write {path}", also=(OSError,)),
             rc_context({"svg.hashsalt": "rewarm", "svg.fonttype": "none"}),
         ):
             figure.savefig(path, dpi=120, metadata=undated)

@@ -10,11 +10,11 @@ from runs.recording.config import config_from_dict, config_to_dict
 from runs.recording.directory import Run, read_json, read_status
 from runs.recording.errors import RunError
 from runs.recording.finite import NonFiniteError, describe_nonfinite, weights_and_gradients
+from runs.recording.flag_errors import one_line_errors, reject_unused
 from runs.recording.interrupt import StopOnSignal, exit_with_one_line
 from runs.recording.layout import layout
 from runs.recording.pieces import Pieces
 from runs.recording.plain import from_plain, to_plain
-from runs.recording.refusing import refusals, refuse_inert
 from runs.recording.rng import restore_rng, rng_state
 from runs.recording.table import read_scalars, require_whole
 from runs.recording.tags import TAGS, Tag, check_tag
@@ -36,12 +36,12 @@ __all__ = [
     "from_plain",
     "layout",
     "load_checkpoint",
+    "one_line_errors",
     "parse",
     "read_json",
     "read_scalars",
     "read_status",
-    "refusals",
-    "refuse_inert",
+    "reject_unused",
     "require_whole",
     "restore_rng",
     "rng_state",

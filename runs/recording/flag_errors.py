@@ -10,7 +10,7 @@ from typing import Any
 from runs.recording.errors import RunError
 
 
-def refuse_inert(group: str, args: Any, names: Iterable[str], why: str) -> None:
+def reject_unused(group: str, args: Any, names: Iterable[str], why: str) -> None:
     """Refuse flags that were changed from their default although nothing reads them.
 
     Args:
@@ -30,7 +30,7 @@ def refuse_inert(group: str, args: Any, names: Iterable[str], why: str) -> None:
 
 
 @contextlib.contextmanager
-def refusals(prefix: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def one_line_errors(prefix: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn the error by which a library refuses its arguments or a state into a RunError: one line to the user.
 
     Only for setting up and loading: later in a run the same errors are defects and keep their traceback.
