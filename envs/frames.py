@@ -23,6 +23,9 @@ from envs.minatar import game_seed
 SIZE = 84
 """Height and width of a frame."""
 
+STACK = 4
+"""Frames that an agent sees at once."""
+
 Step = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 

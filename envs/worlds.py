@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from gymnasium.vector import VectorEnv
 
 from envs import catch
 from envs.atari import atari_env
 from envs.catch import CatchVectorEnv
-from envs.frames import FrameVectorEnv, StackFrames
+from envs.frames import STACK, FrameVectorEnv, StackFrames
 from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
 from envs.shifts import (
@@ -28,8 +28,11 @@ from envs.timetables import NoChange, Timetable
 Kind = Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"]
 ScreenKind = Literal["none", "games", "modes", "difficulties", "actions", "pixels", "rewards", "sticky", "noise"]
 
-STACK = 4
-"""Frames that an agent sees of a game on a screen."""
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "machado": {"sticky_action_prob": 0.25, "noop_max": 0},
+    "classic": {"sticky_action_prob": 0.0, "noop_max": 30},
+}
+"""How Atari games are played: sticky actions (Machado et al. 2018), or none and no-op starts (Mnih et al. 2015)."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,14 @@ class World:
     values: Sequence[float] = ()
     """factors or probabilities (rewards, sticky, noise), the first from the start"""
 
+    PERMUTED: ClassVar[tuple[str, ...]] = ("actions", "channels", "pixels")
+    """kinds that use `tasks`"""
+    VALUED: ClassVar[tuple[str, ...]] = ("rewards", "sticky", "noise")
+    """kinds that use `values`"""
+
     def make(self) -> VectorEnv[Any, Any, Any]:
         """Build it, unseeded. Kind "none" is the bare environment of `minatar_env`."""
-        permuted, valued = ("actions", "channels", "pixels"), ("rewards", "sticky", "noise")
-        _refuse_unused(self, permuted, valued)
+        _refuse_unused(self)
         # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
         own = 0.0 if self.kind == "sticky" else 0.1
         envs = [minatar_env(game, self.num_envs, sticky_action_prob=own) for game in self.games]
@@ -92,15 +99,19 @@ class ScreenWorld:
     threads: int = 0
     """of ale-py's vector environment; 0: emulators in Python, which can be saved"""
 
+    PERMUTED: ClassVar[tuple[str, ...]] = ("actions", "pixels")
+    """kinds that use `tasks`"""
+    VALUED: ClassVar[tuple[str, ...]] = ("rewards", "sticky", "noise", "modes", "difficulties")
+    """kinds that use `values`"""
+
     def make(self) -> VectorEnv[Any, Any, Any]:
         """Build it, unseeded."""
-        listed = ("modes", "difficulties")
-        _refuse_unused(self, ("actions", "pixels"), ("rewards", "sticky", "noise", *listed))
+        _refuse_unused(self)
         own = 0.0 if self.kind == "sticky" else self.sticky_action_prob
         rules: dict[str, Any] = {"sticky_action_prob": own, "noop_max": self.noop_max, "threads": self.threads}
         if self.kind == "games":
             rules["full_action_space"] = True
-        if self.kind in listed:
+        if self.kind in ("modes", "difficulties"):
             if any(value != int(value) for value in self.values):
                 raise ValueError(f"{self.kind} are whole numbers, got {tuple(self.values)}")
             name = "mode" if self.kind == "modes" else "difficulty"
@@ -113,9 +124,10 @@ class ScreenWorld:
         return StackFrames(_shifted(envs, self.kind, self.timetable, self.tasks, self.values), STACK)
 
 
-def _refuse_unused(world: World | ScreenWorld, permuted: tuple[str, ...], valued: tuple[str, ...]) -> None:
+def _refuse_unused(world: World | ScreenWorld) -> None:
     given = {"timetable": world.timetable != NoChange(), "tasks": world.tasks != 2, "values": bool(world.values)}
-    used = {"timetable": world.kind != "none", "tasks": world.kind in permuted, "values": world.kind in valued}
+    used = {"timetable": world.kind != "none", "tasks": world.kind in world.PERMUTED}
+    used["values"] = world.kind in world.VALUED
     if unused := [name for name, is_given in given.items() if is_given and not used[name]]:
         raise ValueError(f"{unused} would change nothing with kind {world.kind!r}: leave them out")
 

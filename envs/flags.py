@@ -1,0 +1,253 @@
+"""--shift: how the task changes during training, as flags that check themselves and build the environments.
+
+    @dataclass(frozen=True)
+    class Args:
+        shift: MinAtarShiftArgs = field(default_factory=MinAtarShiftArgs)
+        ...
+    args.shift.check(args.env_id, args.total_timesteps)
+    env = args.shift.world(args.env_id, num_envs=1)
+
+A script that wants other defaults subclasses a group and overrides them. Nothing here parses a command line: the names
+in messages are those that tyro gives to nested dataclasses (`--shift.every-steps`). `check` and `world` raise
+ValueError with one line that names the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from gymnasium.vector import VectorEnv
+
+from envs.catch import ENV_ID as CATCH
+from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
+from envs.worlds import PROTOCOLS, Kind, ScreenKind, ScreenWorld, World
+
+
+def reject_unused(group: str, args: Any, names: Sequence[str], why: str) -> None:
+    """Refuse fields that differ from their class's default although nothing reads them.
+
+    Args:
+        group: the flags' group: `--<group>.<name>`.
+        args: a dataclass holding them; a subclass with other defaults is compared with its own.
+        names: fields of `args` that have no effect.
+        why: completes "--group.name 3 has no effect ...".
+    Raises:
+        ValueError: a field differs from its default; the message names it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(type(args))}
+    for name in names:
+        if (value := getattr(args, name)) != defaults[name]:
+            raise ValueError(f"--{group}.{name.replace('_', '-')} {value} has no effect {why}; drop it")
+
+
+@dataclass(frozen=True)
+class ShiftArgs:
+    """Changes of the task; what MinAtar's and Atari's flags share. Subclasses list the kinds."""
+
+    kind: str = "none"
+    """what changes"""
+    every_steps: int = 0
+    """agent steps between changes"""
+    at_steps: tuple[int, ...] = ()
+    """agent steps after which the task changes"""
+    rate: float = 0.0
+    """probability of a change after each agent step"""
+    games: tuple[str, ...] = ()
+    """the games after --env-id, visited in turn (kind games)"""
+    tasks: int = 2
+    """number of permutations, the identity first, visited in turn"""
+    values: tuple[float, ...] = ()
+    """values visited in turn; the first holds from the start"""
+
+    PERMUTED: ClassVar[tuple[str, ...]] = ()
+    """kinds that use `tasks`"""
+    VALUED: ClassVar[tuple[str, ...]] = ()
+    """kinds that use `values`"""
+
+    @property
+    def on(self) -> bool:
+        """The task changes at all."""
+        return self.kind != "none"
+
+    def gaps(self) -> list[int]:
+        """Agent steps until the first change and then between changes, as far as they are certain.
+
+        [every_steps] if they are all alike; empty without changes and for random ones.
+        """
+        if self.every_steps:
+            return [self.every_steps]
+        return [later - earlier for earlier, later in pairwise((0, *self.at_steps))]
+
+    @property
+    def first_change(self) -> int | None:
+        """Agent steps until the first change; for random changes the mean, 1 / rate; None without changes."""
+        gaps = self.gaps()
+        return gaps[0] if gaps else self._mean_gap()
+
+    @property
+    def shortest_gap(self) -> int | None:
+        """Fewest agent steps between two changes; for random ones the mean, 1 / rate; None without a second change."""
+        gaps = self.gaps() if self.every_steps else self.gaps()[1:]
+        return min(gaps, default=self._mean_gap())
+
+    def _mean_gap(self) -> int | None:
+        return max(1, round(1 / self.rate)) if self.rate else None
+
+    def timetable(self) -> Timetable:
+        """When the task changes."""
+        if not self.on:
+            return NoChange()
+        if self.rate:
+            return AtRandom(self.rate)
+        return AtSteps(self.at_steps) if self.at_steps else EverySteps(self.every_steps)
+
+    def _check(self, env_id: str, total_steps: int) -> None:
+        kind, used = self.kind, f"with --shift.kind {self.kind}"
+        if not self.on:
+            reject_unused("shift", self, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], used)
+            return
+        when = [name for name in ("every_steps", "at_steps", "rate") if getattr(self, name)]
+        if len(when) != 1:
+            raise ValueError(
+                f"--shift.kind {kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
+            )
+        try:
+            self.timetable()
+        except ValueError as error:
+            raise ValueError(f"--shift.{when[0].replace('_', '-')}: {error}") from error
+        unused = {"games": kind != "games", "tasks": kind not in self.PERMUTED, "values": kind not in self.VALUED}
+        reject_unused("shift", self, [name for name in unused if unused[name]], used)
+        if kind == "games" and not self.games:
+            raise ValueError("--shift.kind games needs --shift.games, the games that follow --env-id")
+        if kind == "games" and set(self.games) == {env_id}:
+            raise ValueError(f"--shift.games {self.games} only repeats --env-id {env_id}, so nothing changes")
+        if kind in self.VALUED and len(self.values) < 2:
+            raise ValueError(f"--shift.kind {kind} needs at least two --shift.values, got {self.values}")
+        if kind in self.VALUED and len(set(self.values)) == 1:
+            raise ValueError(f"--shift.values {self.values} are all alike, so nothing changes")
+        last = self.every_steps or max(self.at_steps, default=0)
+        if last >= total_steps:
+            flag = "--shift.every-steps" if self.every_steps else "--shift.at-steps"
+            raise ValueError(f"{flag}: the change at step {last} never comes in --total-timesteps {total_steps}")
+
+    def _build(self, world: World | ScreenWorld) -> VectorEnv[Any, Any, Any]:
+        try:
+            return world.make()
+        except ValueError as error:
+            raise ValueError(f"--env-id, --shift: {error}" if self.on else str(error)) from error
+
+
+@dataclass(frozen=True)
+class MinAtarShiftArgs(ShiftArgs):
+    """Changes of the task. A change truncates the running episodes; exactly one flag says when changes come."""
+
+    kind: Kind = "none"
+    """what changes: the game, the meaning of actions (best with -v1 ids, in which every action does something), the
+    order of channels or pixels, the factor of rewards, the probability of sticky actions (in place of the game's 0.1)
+    or of noise"""
+    games: tuple[str, ...] = ()
+    """the games after --env-id, visited in turn (kind games; -v0 ids)"""
+    tasks: int = 2
+    """number of permutations, the identity first, visited in turn (kinds actions, channels, pixels)"""
+    values: tuple[float, ...] = ()
+    """factors or probabilities, visited in turn; the first holds from the start (kinds rewards, sticky, noise)"""
+
+    PERMUTED = World.PERMUTED
+    VALUED = World.VALUED
+
+    def check(self, env_id: str, total_steps: int) -> None:
+        """Refuse flags that contradict each other or change nothing.
+
+        Args:
+            env_id: the first game, --env-id.
+            total_steps: agent steps of the run, --total-timesteps.
+        Raises:
+            ValueError: one line that names the flags.
+        """
+        self._check(env_id, total_steps)
+
+    def world(self, env_id: str, num_envs: int, *, changing: bool = True) -> VectorEnv[Any, Any, Any]:
+        """Build the environments that the flags describe, unseeded.
+
+        Args:
+            env_id: the first game.
+            num_envs: N.
+            changing: False: they stay in the first task.
+        Raises:
+            ValueError: as `envs.worlds.World`; the message names the flags.
+        """
+        when = self.timetable() if changing else NoChange()
+        return self._build(World((env_id, *self.games), num_envs, self.kind, when, self.tasks, self.values))
+
+
+@dataclass(frozen=True)
+class ScreenShiftArgs(ShiftArgs):
+    """Changes of the task. A change truncates the running episodes; exactly one flag says when changes come."""
+
+    kind: ScreenKind = "none"
+    """what changes: the game (with all 18 actions), its mode or difficulty, the meaning of actions, the positions of
+    pixels, the factor of rewards, the probability of sticky actions (then drawn per step) or of noise"""
+    tasks: int = 2
+    """number of permutations, the identity first, visited in turn (kinds actions, pixels)"""
+    values: tuple[float, ...] = ()
+    """factors, probabilities, modes or difficulties, visited in turn; the first holds from the start"""
+
+    PERMUTED = ScreenWorld.PERMUTED
+    VALUED = ScreenWorld.VALUED
+
+    def check(self, env_id: str, total_steps: int, *, clip_rewards: bool, threads: int) -> None:
+        """Refuse flags that contradict each other or change nothing.
+
+        Args:
+            env_id: the first game, --env-id.
+            total_steps: agent steps of the run, --total-timesteps.
+            clip_rewards: the learner sees rewards clipped to [-1, 1], --clip-rewards.
+            threads: of ale-py's vector environment, --env-threads.
+        Raises:
+            ValueError: one line that names the flags.
+        """
+        self._check(env_id, total_steps)
+        if CATCH in (env_id, *self.games):
+            which = "--env-id" if env_id == CATCH else "--shift.games"
+            if threads:
+                raise ValueError(f"{which} {CATCH} does not support --env-threads, got {threads}; use 0")
+            if self.kind in ("games", "modes", "difficulties"):
+                raise ValueError(f"{which} {CATCH} does not support --shift.kind {self.kind}, which is for Atari games")
+        if threads and self.kind in ("modes", "difficulties"):
+            raise ValueError(
+                f"--env-threads {threads} does not support --shift.kind {self.kind}, which ale-py's vector environment "
+                "does not have; use 0"
+            )
+        # Rewards are whole numbers in these games, so a clipped factor is all that the learner sees.
+        if clip_rewards and self.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in self.values}) == 1:
+            raise ValueError(
+                f"--shift.values {self.values} are all alike after --clip-rewards, so the learner sees no change; use "
+                "--no-clip-rewards or other factors"
+            )
+
+    def world(
+        self, env_id: str, num_envs: int, *, protocol: str, threads: int, changing: bool = True
+    ) -> VectorEnv[Any, Any, Any]:
+        """Build the environments that the flags describe, unseeded.
+
+        Args:
+            env_id: the first game.
+            num_envs: N.
+            protocol: one of `envs.worlds.PROTOCOLS`.
+            threads: of ale-py's vector environment; 0: emulators in Python, which can be saved.
+            changing: False: they stay in the first task.
+        Raises:
+            ValueError: as `envs.worlds.ScreenWorld`; the message names the flags.
+        """
+        when = self.timetable() if changing else NoChange()
+        rules = dict(PROTOCOLS[protocol])
+        if env_id == CATCH:  # it starts at once
+            rules["noop_max"] = 0
+        games = (env_id, *self.games)
+        return self._build(
+            ScreenWorld(games, num_envs, self.kind, when, self.tasks, self.values, threads=threads, **rules)
+        )
