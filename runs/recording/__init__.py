@@ -5,7 +5,7 @@ Tools that only read runs import this too. So torch, which takes seconds, is imp
 """
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
-from runs.recording.commandline import Preset, parse
+from runs.recording.commandline import Preset, parse, presets
 from runs.recording.config import config_from_dict, config_to_dict
 from runs.recording.directory import Run, read_json, read_status
 from runs.recording.errors import RunError
@@ -14,9 +14,9 @@ from runs.recording.flag_errors import one_line_errors, reject_unused
 from runs.recording.interrupt import StopOnSignal, exit_with_one_line
 from runs.recording.layout import layout
 from runs.recording.pieces import Pieces
-from runs.recording.plain import from_plain, to_plain
+from runs.recording.serialise import from_plain, to_plain
 from runs.recording.rng import restore_rng, rng_state
-from runs.recording.table import read_scalars, require_whole
+from runs.recording.scalars_file import read_scalars, require_whole
 from runs.recording.tags import TAGS, Tag, check_tag
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "one_line_errors",
     "parse",
+    "presets",
     "read_json",
     "read_scalars",
     "read_status",

@@ -27,6 +27,14 @@ class Preset(Generic[T]):
     args: T
 
 
+def presets(cls: type[T], table: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, Preset[T]]:
+    """A script's presets: by name, a line for the help text and the flags that differ from the defaults.
+
+    The name becomes --exp-name, the first part of the run's name.
+    """
+    return {name: Preset(text, cls(**{"exp_name": name, **flags})) for name, (text, flags) in table.items()}
+
+
 def parse(
     cls: type[T], presets: Mapping[str, Preset[T]], argv: Sequence[str] | None = None, prog_description: str = ""
 ) -> T:

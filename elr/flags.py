@@ -1,0 +1,482 @@
+"""The method as flags: dataclasses that check themselves and build the objects of this package.
+
+    @dataclass(frozen=True)
+    class Args:
+        nap: NapArgs = field(default_factory=NapArgs)
+        ...
+    projection = args.nap.build(network, inputs=batch)
+
+A script that wants other defaults subclasses a group and overrides them. Nothing here parses a command line: the names
+in messages are those that tyro gives to nested dataclasses (`--nap.every`). Every `check` and `build` raises ValueError
+with one line that names the flags. `updates` converts the script's steps into optimiser updates: it is the script's own
+`Args.updates`, and the only thing here that depends on the script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from elr.changepoint import Cusum
+from elr.interventions import reset_, shrink_and_perturb_
+from elr.measure import Meter, NoMeter
+from elr.probe import NoProbe, Probe
+from elr.projection import NoProjection, Projection
+from elr.rewarming import Rewarming
+from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
+from elr.triggers import Every, Never, OnCusum, Trigger
+
+ToUpdates = Callable[[int], int]
+"""Agent steps -> optimiser updates."""
+
+
+class Changes(Protocol):
+    """When the task changes, as far as this package must know; `envs.flags` gives it."""
+
+    @property
+    def on(self) -> bool:
+        """The task changes at all."""
+
+    @property
+    def first_change(self) -> int | None:
+        """Agent steps until the first change; None without one."""
+
+    @property
+    def shortest_gap(self) -> int | None:
+        """Fewest agent steps between two changes, of random ones the mean; None with fewer than two changes."""
+
+
+def reject_unused(group: str, args: object, names: Sequence[str], why: str) -> None:
+    """Refuse fields that differ from their class's default although nothing reads them.
+
+    Args:
+        group: name of the group of flags.
+        args: a dataclass.
+        names: fields of it that have no effect.
+        why: completes "--group.name 3 has no effect ...".
+    Raises:
+        ValueError: one differs.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}  # type: ignore[arg-type]
+    for name in names:
+        if (value := getattr(args, name)) != defaults[name]:
+            raise ValueError(f"--{group}.{name.replace('_', '-')} {value} has no effect {why}; drop it")
+
+
+@contextlib.contextmanager
+def _named(flags: str) -> Iterator[None]:
+    """Put the flags before what a constructor refuses."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flags}: {error}") from error
+
+
+@dataclass(frozen=True)
+class NapArgs:
+    """Normalize-and-project: hold every hidden weight tensor at its initial norm."""
+
+    enabled: bool = False
+    """project the weights"""
+    every: int = 1
+    """updates between projections"""
+    gains: Literal["joint", "regularise", "decay", "free"] = "joint"
+    """LayerNorm gains g and offsets b: hold their joint norm, pull them to 1 and 0, decay g to 0, or leave them"""
+    gain_strength: float = 0.0
+    """strength of regularise or decay, multiplied by the learning rate as in decoupled weight decay"""
+    allow_scale_dependent: bool = False
+    """project even a network whose output changes when a weight tensor is scaled"""
+
+    def check(self) -> None:
+        """Refuse flags without effect."""
+        if not self.enabled:
+            unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
+            reject_unused("nap", self, unused, "without --nap.enabled")
+
+    def build(
+        self, network: nn.Module, *, inputs: Tensor, heads: Sequence[str] | None = None
+    ) -> Projection | NoProjection:
+        """What holds the norms that the network has now.
+
+        Args:
+            inputs: a batch on which scale invariance is checked.
+            heads: modules that are left out; None: the last layer.
+        """
+        if not self.enabled:
+            return NoProjection()
+        with _named("--nap"):
+            return Projection(
+                network,
+                every=self.every,
+                gains=self.gains,
+                gain_strength=self.gain_strength,
+                heads=heads,
+                check_inputs=inputs,
+                allow_scale_dependent=self.allow_scale_dependent,
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleArgs:
+    """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
+
+    kind: Literal[
+        "constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"
+    ] = "constant"  # fmt: skip
+    """shape of the schedule"""
+    low: float = 0.0
+    """rate at the bottom of a cycle or at the end of a decay"""
+    period_steps: int = 0
+    """agent steps of one cycle or decay, warm-up included"""
+    warmup_frac: float = 0.1
+    """share of the period spent rising"""
+    cycles: int = 3
+    """cycles before the rate stays low (cyclic-then-constant)"""
+
+    READS: ClassVar[Mapping[str, Sequence[str]]] = {
+        "constant": [],
+        "linear-decay": ["low", "period_steps"],
+        "warmup-cosine": ["low", "period_steps", "warmup_frac"],
+        "cyclic": ["low", "period_steps", "warmup_frac"],
+        "cyclic-then-constant": ["low", "period_steps", "warmup_frac", "cycles"],
+        "one-cycle": ["low", "period_steps", "warmup_frac"],
+    }
+    """flags that each kind reads"""
+
+    def check(self, peak: float, least: float = 0.0) -> None:
+        """Refuse flags without effect and schedules that do not fit.
+
+        Args:
+            peak: --learning-rate.
+            least: agent steps of one update, which a period must have; 0 where a period of 0 is the whole run.
+        """
+        unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(self.READS[self.kind])
+        reject_unused("schedule", self, sorted(unused), f"with --schedule.kind {self.kind}")
+        if self.kind == "constant":
+            return
+        if self.period_steps < max(least, 0):
+            raise ValueError(
+                f"--schedule.period-steps must be at least {max(least, 0):g}"
+                f"{', the steps of one update' * (least > 0)}, got {self.period_steps}"
+            )
+        if self.low >= peak:
+            raise ValueError(f"--schedule.low {self.low} must be below --learning-rate {peak}, the schedule's peak")
+
+    def build(self, peak: float, updates: ToUpdates) -> Schedule:
+        """Updates since the last trigger -> learning rate."""
+        period = updates(self.period_steps)
+        warmup = round(self.warmup_frac * period)
+        with _named("--schedule"):
+            match self.kind:
+                case "constant":
+                    return Constant(peak)
+                case "linear-decay":
+                    return LinearDecay(peak, self.low, period)
+                case "warmup-cosine":
+                    return WarmupCosine(peak, warmup, period - warmup, self.low, initial=self.low)
+                case "cyclic":
+                    return Cyclic(self.low, peak, period, self.warmup_frac)
+                case "cyclic-then-constant":
+                    return CyclicThenConstant(self.low, peak, period, self.cycles, self.warmup_frac)
+                case "one-cycle":
+                    return OneCycle(self.low, peak, period, final=self.low, warmup_frac=self.warmup_frac)
+
+
+@dataclass(frozen=True)
+class SwitchArgs:
+    """What else happens when the task changes."""
+
+    fresh_agent: bool = False
+    """train a new agent on each task (the oracle): everything below, schedule and trigger included, is reset"""
+    optimizer: Literal["keep", "reset"] = "keep"
+    """Adam's moments and step counts: kept, or set to zero as in a newly built optimiser"""
+    intervention: Literal["none", "shrink-and-perturb", "reset", "reset-head"] = "none"
+    """what is done to the weights"""
+    shrink: float = 0.4
+    """W <- shrink * W + perturb * W_fresh (shrink-and-perturb; Ash and Adams' code uses 0.4 and 0.1)"""
+    perturb: float = 0.1
+    """see shrink"""
+
+    def does(self, what: str) -> bool:
+        """Whether this is renewed at a change: by its own flag, or because the whole agent is new.
+
+        Args:
+            what: name of a flag of this group.
+        """
+        return self.fresh_agent or getattr(self, what) not in ("keep", "none")
+
+    def check(self, changes: bool) -> None:
+        """Refuse flags without effect.
+
+        Args:
+            changes: the task changes at all.
+        """
+        others = [f.name for f in dataclasses.fields(self) if f.name not in ("fresh_agent", "shrink", "perturb")]
+        if not changes:
+            why = "with --shift.kind none: the task does not change"
+            reject_unused("switch", self, ["fresh_agent", *others, "shrink", "perturb"], why)
+            return
+        if self.fresh_agent:
+            reject_unused("switch", self, others, "with --switch.fresh-agent, which does all of it")
+        self.check_intervention()
+
+    def check_intervention(self) -> None:
+        """Refuse --switch.shrink and --switch.perturb where they have no effect or no meaning."""
+        if self.intervention != "shrink-and-perturb":
+            why = f"with --switch.intervention {self.intervention}"
+            reject_unused("switch", self, ["shrink", "perturb"], why)
+        elif (self.shrink, self.perturb) in ((1, 0), (0, 0)) or not (
+            0 <= self.shrink <= 1 and 0 <= self.perturb < math.inf
+        ):
+            raise ValueError(
+                f"--switch.shrink must lie in [0, 1] and --switch.perturb be at least 0, got {self.shrink} and "
+                f"{self.perturb}; (1, 0) changes nothing and (0, 0) makes all weights zero"
+            )
+
+    def intervene_(
+        self, network: nn.Module, fresh: nn.Module, projection: Projection | NoProjection, *, heads: Sequence[str]
+    ) -> None:
+        """Do to the weights what --switch.intervention asks for, in place.
+
+        Args:
+            fresh: a newly initialised network of the same shape.
+            projection: holds the network's norms; after a reset, those of the new weights.
+            heads: modules that reset-head resets.
+        """
+        match "reset" if self.fresh_agent else self.intervention:
+            case "shrink-and-perturb":
+                shrink_and_perturb_(network, fresh, shrink=self.shrink, perturb=self.perturb)
+                projection.project_()  # only the new direction is kept
+            case "reset":
+                reset_(network, fresh)
+                with _named("--nap"):
+                    projection.remember_norms_()
+            case "reset-head":
+                reset_(network, fresh, modules=heads)
+
+
+@dataclass(frozen=True)
+class RewarmArgs:
+    """Restart the schedule (Algorithm 1)."""
+
+    trigger: Literal["never", "every", "cusum", "switch"] = "never"
+    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps, or a change of
+    the task (the agent is told)"""
+    every_steps: int = 50_000
+    """agent steps between restarts (trigger every)"""
+    moments: Literal["keep", "reset"] = "keep"
+    """Adam's moments at a restart"""
+    threshold: float = 8.0
+    """CUSUM alarm threshold h, in standard deviations of a block mean"""
+    slack: float = 1.5
+    """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
+    block: int = 100
+    """updates (not agent steps) whose errors are averaged into one CUSUM value"""
+    burn_in: int = 20
+    """blocks from which mean and deviation are estimated before CUSUM may fire"""
+    refractory: int = 40
+    """blocks after an alarm during which no alarm is raised"""
+    smoothing: float = 0.05
+    """weight of the newest block in the running mean and deviation, which follow slow growth so that it is no alarm"""
+
+    CUSUM: ClassVar[Sequence[str]] = ("threshold", "slack", "block", "burn_in", "refractory", "smoothing")
+    """flags that only the trigger cusum reads"""
+
+    @property
+    def on(self) -> bool:
+        """Something restarts the schedule."""
+        return self.trigger != "never"
+
+    def check(
+        self,
+        schedule: ScheduleArgs,
+        switch: SwitchArgs,
+        shift: Changes,
+        updates: ToUpdates,
+        *,
+        total: int,
+        starts: int = 0,
+        pauses: bool = False,
+        least: float = 0.0,
+    ) -> None:
+        """Refuse flags without effect, alone or next to another, and a detector that would miss the changes.
+
+        Args:
+            total: agent steps of the run.
+            starts: agent steps before the first update.
+            pauses: updates pause for `starts` steps again at each change.
+            least: fewest agent steps between two restarts.
+        """
+        unused: dict[str, Sequence[str]] = {
+            "never": ["every_steps", "moments", *self.CUSUM],
+            "every": self.CUSUM,
+            "cusum": ["every_steps"],
+            "switch": ["every_steps", *self.CUSUM],
+        }
+        reject_unused("rewarm", self, unused[self.trigger], f"with --rewarm.trigger {self.trigger}")
+        if self.on and schedule.kind == "constant" and self.moments == "keep":
+            raise ValueError(
+                f"--rewarm.trigger {self.trigger} restarts nothing with --schedule.kind constant and --rewarm.moments "
+                "keep; choose another schedule, or --rewarm.moments reset"
+            )
+        if self.trigger == "every":
+            self._check_period(schedule, updates, total - starts, least)
+        if self.trigger == "switch":
+            self._check_switch(switch, shift)
+        if self.trigger == "cusum":
+            self._check_detector(shift, updates, total, starts, starts if pauses else 0)
+
+    def _check_period(self, schedule: ScheduleArgs, updates: ToUpdates, learning: int, least: float) -> None:
+        if self.every_steps < max(least, 1):
+            raise ValueError(f"--rewarm.every-steps must be at least {max(least, 1):g}, got {self.every_steps}")
+        if self.every_steps >= learning:
+            raise ValueError(
+                f"--rewarm.every-steps {self.every_steps} never comes: --total-timesteps leaves {learning} steps of "
+                "learning"
+            )
+        if schedule.kind == "cyclic" and updates(self.every_steps) % updates(schedule.period_steps) == 0:
+            raise ValueError(
+                f"--rewarm.every-steps {self.every_steps} restarts --schedule.kind cyclic just where a cycle of "
+                f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
+            )
+
+    def _check_switch(self, switch: SwitchArgs, shift: Changes) -> None:
+        if not shift.on:
+            raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
+        if switch.fresh_agent:
+            raise ValueError(
+                "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
+            )
+        if switch.optimizer == "reset" and self.moments == "reset":
+            raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
+
+    def _check_detector(self, shift: Changes, updates: ToUpdates, total: int, starts: int, pause: int) -> None:
+        """A CUSUM that is in its burn-in or refractory period when the task changes misses the change."""
+        first = (shift.first_change or total) - starts
+        between = (shift.shortest_gap or total - starts) - (pause if shift.shortest_gap else 0)
+        for flag, blocks, steps in (("burn-in", self.burn_in, first), ("refractory", self.refractory, between)):
+            available = updates(steps) if steps > 0 else 0
+            if blocks * self.block >= available:
+                when = "before the first change" if flag == "burn-in" else "between two changes"
+                raise ValueError(
+                    f"--rewarm.trigger cusum would miss a change: --rewarm.{flag} is {blocks} blocks x {self.block} "
+                    f"updates = {blocks * self.block} updates, but there are {available} updates "
+                    f"{when if shift.on else 'in the run'}; use fewer than {available / self.block:g} blocks or a "
+                    "smaller --rewarm.block"
+                )
+
+    def build(self, optimizer: torch.optim.Optimizer, schedule: Schedule, updates: ToUpdates) -> Rewarming:
+        """Trigger and schedule on this optimiser."""
+        with _named("--schedule, --rewarm"):
+            return Rewarming(optimizer, schedule, self._trigger(updates), self.moments)
+
+    def _trigger(self, updates: ToUpdates) -> Trigger:
+        match self.trigger:
+            case "never" | "switch":  # at a change, which comes between updates, the script calls `restart()`
+                return Never()
+            case "every":
+                return Every(updates(self.every_steps))
+            case "cusum":
+                return OnCusum(
+                    Cusum(
+                        threshold=self.threshold,
+                        slack=self.slack,
+                        block=self.block,
+                        burn_in=self.burn_in,
+                        refractory=self.refractory,
+                        smoothing=self.smoothing,
+                        # On logarithms: errors grow slowly with the returns, so only a sudden factor counts, and 5 %
+                        # is none. The clip limits how far one block moves the estimates, so that the first block of a
+                        # jump does not mask the rest.
+                        log=True,
+                        min_relative_deviation=0.05,
+                        clip=3.0,
+                    )
+                )
+
+
+@dataclass(frozen=True)
+class ResetArgs:
+    """Layers reset at fixed steps, in place, with fresh moments; the replay memory is kept (Nikishin et al. 2022)."""
+
+    at_steps: tuple[int, ...] = ()
+    """agent steps after which layers are reset (the paper: 50, 100 and 150 million frames)"""
+    layers: Literal["head", "dense", "all"] = "all"
+    """the last layers, all dense layers, or the whole network (the paper does not say)"""
+
+    def check(self, total: int) -> None:
+        """Refuse flags without effect and steps that never come.
+
+        Args:
+            total: agent steps of the run.
+        """
+        if not self.at_steps:
+            reject_unused("reset", self, ["layers"], "without --reset.at-steps")
+        elif any(after <= before for before, after in pairwise((0, *self.at_steps))):
+            raise ValueError(f"--reset.at-steps must be above 0 and rise, got {self.at_steps}")
+        elif self.at_steps[-1] >= total:
+            raise ValueError(f"--reset.at-steps {self.at_steps[-1]} never comes in --total-timesteps {total}")
+
+    def due(self, step: int, num_envs: int) -> bool:
+        """Whether one of the steps has passed since `step` - `num_envs`."""
+        return any(at <= step < at + num_envs for at in self.at_steps)
+
+
+@dataclass(frozen=True)
+class ProbeArgs:
+    """Measurements that never change training."""
+
+    every: int = 10_000
+    """updates between feature-learning measurements on the probe (the interval T of Delta_C, Delta_A); 0 is off"""
+    size: int = 256
+    """inputs in the probe, drawn independently of training"""
+    tau: float = 0.1
+    """a unit is dormant when its share of the layer's mean activation is at most tau"""
+    meter_every: int = 1000
+    """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
+
+    def check(self, size_is_read: bool = False) -> None:
+        """Refuse flags without effect.
+
+        Args:
+            size_is_read: something else uses --probe.size too; projection is checked on the probe's inputs.
+        """
+        for name in ("every", "meter_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--probe.{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+        if self.size < 2:
+            raise ValueError(f"--probe.size must be at least 2, got {self.size}")
+        if self.every == 0:
+            reject_unused("probe", self, ["tau"] if size_is_read else ["size", "tau"], "with --probe.every 0")
+
+    def build(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        inputs: Tensor,
+        probed: Sequence[str],
+    ) -> tuple[Meter | NoMeter, Probe | NoProbe]:
+        """Meter of realised ELR and norms, and probe of features.
+
+        Args:
+            layers: the weights to measure, by name.
+            inputs: the probe's batch.
+            probed: modules whose outputs are features.
+        """
+        meter: Meter | NoMeter = NoMeter()
+        if self.meter_every:
+            meter = Meter(layers, every=self.meter_every, optimizer=optimizer, nominal_power=1)
+        probe: Probe | NoProbe = NoProbe()
+        if self.every:
+            with _named("--probe"):
+                probe = Probe(network, inputs, probed, every=self.every, tau=self.tau)
+        return meter, probe

@@ -1,0 +1,28 @@
+"""What a training script uses while it runs: its session, its latest returns, and checks of its own flags.
+
+The script owns the loop; nothing here calls it back. This package knows neither `elr` nor `envs`.
+"""
+
+from runs.training.checks import (
+    require,
+    require_device,
+    require_multiples,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
+from runs.training.freed_memory import keep_freed_memory
+from runs.training.returns import Returns
+from runs.training.session import Session
+
+__all__ = [
+    "Returns",
+    "Session",
+    "keep_freed_memory",
+    "require",
+    "require_device",
+    "require_multiples",
+    "require_not_negative",
+    "require_positive",
+    "require_share",
+]

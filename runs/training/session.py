@@ -1,0 +1,350 @@
+"""A training run in progress: its device and random streams, what a checkpoint holds, when it stops, what it prints.
+
+The script owns the loop; the session owns the disk, the terminal and the signals. It calls nothing of the script's:
+there is nothing to subclass, and nothing to register except the parts whose state a checkpoint holds.
+
+    run = Session(args, "breakout", total=args.total_timesteps, streams="init env minibatch action")
+    ... build everything, with run.seed(...), run.generator(...), run.device; nothing is written yet ...
+    run.keep(network=network, optimizer=optimizer, env=env)
+    run.watch(network, optimizer)
+    with run.open():                      # makes the run directory, or reopens it at its checkpoint (--resume)
+        run.restore() if run.resumed else run.checkpoint()
+        while run.running():              # until `total`, or SIGINT / SIGTERM
+            ...
+            run.step += 1
+            run.scalar("charts/episodic_return", value)
+            if run.due(args.checkpoint_every, last=False):
+                run.checkpoint()
+        run.end()                         # last checkpoint; finished, or interrupted with the command that resumes
+    run.farewell("...")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from runs.recording import (
+    NonFiniteError,
+    Run,
+    StopOnSignal,
+    config_to_dict,
+    describe_nonfinite,
+    one_line_errors,
+    restore_rng,
+    rng_state,
+    weights_and_gradients,
+)
+
+
+class Stateful(Protocol):
+    """A part of the run that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...  # noqa: D102
+
+
+@runtime_checkable
+class Piecewise(Protocol):
+    """A part so large that it is written in pieces next to the checkpoint (the Atari replay memory)."""
+
+    pieces: Sequence[tuple[Any, ...]]  # the first entry of each is the piece's name
+
+    def save(self, pieces: Any) -> dict[str, Any]: ...  # noqa: D102
+    def load(self, state: dict[str, Any], pieces: Any) -> None: ...  # noqa: D102
+
+
+class Session:
+    """See the module's text.
+
+    Args:
+        args: the script's flags, of which seed, threads, device, exp_name, directory and resume are read, and
+            log_every where there is one.
+        about: what the run is about; part of its name, runs/logs/<exp_name>__<about>__s<seed>__<time>.
+        total: steps of the run (updates, where `unit` is "update"); what `step` counts up to.
+        streams: names of the random streams, in order: stream i is SeedSequence(seed).spawn(n)[i].
+        unit: what `step` counts, for messages.
+    Attributes:
+        step: x axis of everything recorded; the script counts it up.
+        updates: optimiser updates; a script whose step is the update leaves it alone.
+        device: where the script computes.
+        directory: of the run; known once it is open.
+        pieces: see `runs.recording.Pieces`; known once it is open.
+        saved: names of the parts in the checkpoint, between `open` and `restore`.
+    Raises:
+        RunError: a negative seed, or a device that torch does not have.
+    """
+
+    def __init__(
+        self, args: Any, about: str, *, total: int, streams: str, unit: Literal["step", "update"] = "step"
+    ) -> None:
+        torch.set_num_threads(args.threads)
+        threadpool_limits(args.threads)  # NumPy's BLAS: two pools that wait for each other are slower than one thread
+        with one_line_errors("--seed"):
+            names = streams.split()
+            spawned = np.random.SeedSequence(args.seed).spawn(len(names))
+        with one_line_errors("--device", also=(RuntimeError,)):
+            self.device = torch.device(args.device)
+            torch.empty(1, device=self.device)
+        self.total, self.step, self.updates = total, 0, 0
+        self.saved: frozenset[str] = frozenset()
+        self._args, self._about, self._unit = args, about, unit
+        self._streams = dict(zip(names, spawned, strict=True))
+        self._generators: dict[str, np.random.Generator] = {}
+        self._parts: dict[str, Any] = {}
+        self._watched: list[tuple[str, nn.Module, torch.optim.Optimizer]] = []
+        self._counters = SimpleNamespace()
+        self._read_every = getattr(args, "log_every", 1)
+        self._greedy: np.ndarray | None = None
+        self._timed = (0, 0.0)  # step and time of the last measurement of speed
+        self._shown = 0.0
+
+    @property
+    def on_cpu(self) -> bool:
+        """Reading a number does not wait for a device."""
+        return self.device.type == "cpu"
+
+    @property
+    def resumed(self) -> bool:
+        """The run continues from a checkpoint."""
+        return self._args.resume is not None
+
+    # Randomness.
+
+    def seed(self, stream: str, *key: int) -> int:
+        """A seed from a stream. With a key: from that child of it, which needs no state (a new network at step k)."""
+        sequence = self._streams[stream]
+        if key:
+            sequence = np.random.SeedSequence(self._args.seed, spawn_key=(*sequence.spawn_key, *key))
+        return int(sequence.generate_state(1)[0])
+
+    def generator(self, stream: str) -> np.random.Generator:
+        """The stream as a generator. From now on checkpoints hold its state."""
+        return self._generators.setdefault(stream, np.random.default_rng(self._streams[stream]))
+
+    # What a checkpoint holds.
+
+    def keep(self, **parts: Stateful | Piecewise) -> None:
+        """Name parts whose state checkpoints hold; more may be added at any time before the next checkpoint."""
+        self._parts |= parts
+
+    def counters(self, **start: Any) -> SimpleNamespace:
+        """Numbers of the script's own that checkpoints hold: `at = run.counters(first=0)`, then `at.first += 1`."""
+        vars(self._counters).update(start)
+        return self._counters
+
+    def watch(self, network: nn.Module, optimizer: torch.optim.Optimizer, name: str = "") -> None:
+        """Weights, gradients and second moments must be finite at each checkpoint and bare `require_finite`.
+
+        Args:
+            name: put before the name of a layer in the message, where there are several networks: "the control's ".
+        """
+        self._watched.append((name, network, optimizer))
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Make the run directory, or reopen that of --resume; stop on signals; mark the run failed if an exception
+        passes.
+
+        Raises:
+            RunError: the directory cannot be made or reopened.
+        """
+        args = self._args
+        if self.resumed:
+            self._run = Run.resume(args.resume, device=self.device)
+        else:
+            self._run = Run.create(
+                args.directory or self._default_directory(), config_to_dict(args), argv=sys.argv, device=self.device
+            )
+        self.directory, self.pieces = self._run.directory, self._run.pieces
+        with self._run, StopOnSignal() as self._stop:
+            if self.resumed:
+                self._state = self._run.take_state()
+                self.step, self.saved = self._run.step, frozenset(self._state)
+            self._timed = self.step, time.perf_counter()
+            yield
+
+    def _default_directory(self) -> Path:
+        args = self._args
+        return Path("runs/logs", f"{args.exp_name}__{self._about}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}")
+
+    def restore(self) -> None:
+        """Put every part, generator and counter back.
+
+        Raises:
+            RunError: the state does not fit what the script built; one line.
+        """
+        state, self._state = self._state, {}  # let go of it: a replay memory should not stay in memory twice
+        misfit = f"{self._args.resume}: the checkpoint does not fit this version of the script"
+        with one_line_errors(misfit, also=(KeyError, RuntimeError)):
+            for name, part in self._parts.items():
+                if isinstance(part, Piecewise):
+                    part.load(state[name], self.pieces)
+                else:
+                    part.load_state_dict(state[name])
+            for name, generator in self._generators.items():
+                restore_rng(generator, state["generators"][name])
+            counters = dict(state["counters"])
+            self.updates = counters.pop("updates")
+            if counters.keys() != vars(self._counters).keys():
+                raise ValueError(f"it counts {sorted(counters)}, the script {sorted(vars(self._counters))}")
+            vars(self._counters).update(counters)
+
+    def checkpoint(self) -> None:
+        """Make the present state the one that --resume starts from. Call it last in a step.
+
+        Raises:
+            NonFiniteError: what is watched is not finite; the checkpoint on disk stays.
+            RunError: the disk is full.
+        """
+        self.require_finite()
+        state: dict[str, Any] = {
+            "counters": {"updates": self.updates, **vars(self._counters)},
+            "generators": {name: rng_state(generator) for name, generator in self._generators.items()},
+        }
+        in_pieces = {name: part for name, part in self._parts.items() if isinstance(part, Piecewise)}
+        for name, part in self._parts.items():
+            state[name] = part.save(self.pieces) if name in in_pieces else part.state_dict()
+        self._run.checkpoint(self.step, state)
+        if in_pieces:  # those that the checkpoint does not name are old
+            self.pieces.keep_only(name for part in in_pieces.values() for name, *_ in part.pieces)
+
+    # The loop.
+
+    def running(self) -> bool:
+        """There are steps left, and no signal has asked to stop."""
+        return self.step < self.total and not self._stop.requested
+
+    def due(self, every: int, *, last: bool | None = None) -> bool:
+        """`step` is a multiple of `every`; 0 is never due.
+
+        Args:
+            last: True: the last step of the run is due as well; False: it is not, whatever `every` is.
+        """
+        if every == 0:
+            return False
+        if self.step >= self.total and last is not None:
+            return last
+        return self.step % every == 0
+
+    def require_finite(self, **numbers: float | Tensor | None) -> None:
+        """Stop before a broken network is saved, measured or stepped; the checkpoint on disk predates it.
+
+        Args:
+            numbers: what must be finite, by name; None is left out. A number on a GPU is read every --log-every
+                updates only, because reading it waits for the device. Without numbers, everything watched must be
+                finite.
+        Raises:
+            NonFiniteError: with step, update, rate and the first layer that is not finite.
+        """
+        for name, number in numbers.items():
+            waits = isinstance(number, Tensor) and number.is_cuda and (self.updates + 1) % self._read_every != 0
+            if number is not None and not waits and not math.isfinite(number):
+                self._refuse(f"{name.replace('_', ' ')} is {float(number)}")
+        if not numbers and not all(bool(tensor.isfinite().all()) for _, tensor in self._tensors()):
+            self._refuse("the network is not finite")
+
+    def _refuse(self, what: str) -> None:
+        where = f"step {self.step}, update {self.updates}" if self._unit == "step" else f"update {self.step}"
+        rate = f", learning rate {float(self._watched[0][2].param_groups[0]['lr']):g}" if self._watched else ""
+        raise NonFiniteError(
+            f"{what} at {where}{rate}: {describe_nonfinite(self._tensors())}; the last checkpoint predates it"
+        )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights, gradients, second moments of everything watched, named."""
+        for owner, network, optimizer in self._watched:
+            for name, tensor in weights_and_gradients(network):
+                yield f"{owner}{name}", tensor
+            for name, parameter in network.named_parameters():
+                moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+                if moment is not None:
+                    yield f"{owner}Adam's second moment of {name}", moment
+
+    # Records.
+
+    def layout(self, layers: Sequence[str], probed: Sequence[str], *, shifts: bool = False, **options: Any) -> None:
+        """Give TensorBoard the grouping of charts.
+
+        Args:
+            shifts: the task changes during the run: a chart of it, which begins at task 0.
+            options: as in `runs.recording.layout`.
+        """
+        charts = {"task": ["shift/task"]} if shifts else {}
+        self._run.layout(list(layers), list(probed), **{"charts": charts, **options})
+        if shifts:
+            self.scalar("shift/task", 0)
+
+    def scalar(self, tag: str, value: float) -> None:
+        """Record one number at the present step; see `runs.recording.Run.scalar`."""
+        self._run.scalar(tag, value, self.step)
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """Record several."""
+        self._run.scalars(values, self.step)
+
+    def evaluated(self, returns: np.ndarray) -> None:
+        """Record mean and standard deviation of evaluation returns [N]; the last ones are printed at the end."""
+        self._greedy = returns
+        self.scalar("eval/episodic_return", returns.mean())
+        self.scalar("eval/episodic_return_std", returns.std())
+
+    def shifted(self, infos: Mapping[str, Any]) -> None:
+        """Record that the task has changed, by what the environment says of it."""
+        (told,) = infos["shift"].values()
+        self.scalar("shift/task", told["task"])
+        self.scalar("shift/boundary", 1)
+
+    # The terminal.
+
+    def show_speed(self, line: str) -> None:
+        """Record charts/SPS since the last call, and print one line with it, at most once in ten seconds (on a
+        terminal: once in a second, in place)."""
+        now = time.perf_counter()
+        (step, then), self._timed = self._timed, (self.step, now)
+        speed = (self.step - step) / (now - then)
+        self.scalar("charts/SPS", speed)
+        terminal = sys.stdout.isatty()
+        if now - self._shown < (1.0 if terminal else 10.0) and self.step < self.total:
+            return
+        self._shown = now
+        text = f"{self._unit} {self.step:,} of {self.total:,}   {speed:.0f} {self._unit}s/s   {line}"
+        print(f"\r{text:<100}" if terminal else text, end="" if terminal else "\n", flush=True)
+
+    def end(self) -> None:
+        """Write the last checkpoint; then finish, or, if steps are left, say how to resume.
+
+        Raises:
+            SystemExit: 130, the run was interrupted.
+        """
+        self.checkpoint()
+        if self.step < self.total:
+            self._run.interrupt(self.step)
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(self.directory)])
+            print(f"\nstopped at {self._unit} {self.step}; resume with: {command}")
+            raise SystemExit(130)
+        self._run.finish(self.step)
+
+    def farewell(self, *lines: str) -> None:
+        """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""
+        print(f"\nfinished {self.step:,} {self._unit}s in {self.directory}")
+        for line in lines:
+            print(line)
+        if self._greedy is not None:
+            print(f"evaluation return {self._greedy.mean():.2f}, mean of {len(self._greedy)} episodes")
+        viewer = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
+        print(f"look at it with: {viewer} --logdir {self.directory}")
