@@ -48,13 +48,15 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from elr.features import Probe
 from elr.matching import ElrMatch
 from elr.measure import Meter
-from elr.projection import Projection, gains_and_offsets, scalable_weights
-from elr.rewarming import AtKnownChange, Never, OnStagnation, Rewarming, Trigger
+from elr.probe import Probe
+from elr.projection import Projection
+from elr.rewarming import Rewarming
 from elr.schedules import Constant, Schedule, WarmupCosine
 from elr.stagnation import Stagnation
+from elr.triggers import AtKnownChange, Never, OnStagnation, Trigger
+from elr.weights import gains_and_offsets, scalable_weights
 from runs.recording import (
     NonFiniteError,
     Preset,

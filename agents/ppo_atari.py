@@ -61,14 +61,16 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
-from elr.features import Probe
-from elr.flat_adam import FlatAdam
+from elr.fast.flat_adam import FlatAdam
 from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter
 from elr.moments import reset_moments_
-from elr.projection import Projection, scalable_weights
-from elr.rewarming import Every, Never, OnCusum, Rewarming, Trigger
+from elr.probe import Probe
+from elr.projection import Projection
+from elr.rewarming import Rewarming
 from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
+from elr.triggers import Every, Never, OnCusum, Trigger
+from elr.weights import scalable_weights
 from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
 from envs.worlds import ScreenWorld, evaluation_world, resumed_observation

@@ -46,14 +46,16 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from elr.changepoint import Cusum
-from elr.features import Probe
 from elr.interventions import L2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
 from elr.measure import Meter
 from elr.moments import reset_moments_
-from elr.projection import Projection, gains_and_offsets, scalable_weights
-from elr.rewarming import AtKnownChange, Every, Never, OnCusum, Rewarming, Trigger
+from elr.probe import Probe
+from elr.projection import Projection
+from elr.rewarming import Rewarming
 from elr.schedules import Constant, Schedule, WarmupCosine
+from elr.triggers import AtKnownChange, Every, Never, OnCusum, Trigger
+from elr.weights import gains_and_offsets, scalable_weights
 from envs.images import Images, load_images
 from runs.recording import (
     NonFiniteError,

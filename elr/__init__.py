@@ -1,5 +1,99 @@
-"""The method, over tensors and modules only: `projection` (Normalize-and-Project and gain policies), `schedules` (rates
-as functions of steps since the last trigger), `changepoint` (CUSUM on a loss stream), `rewarming` (trigger x schedule),
-`layerwise` (per-layer learning rates), `measure` (realised effective learning rates and norms), `features`
-(feature-learning and plasticity metrics) and `interventions` (in-place baselines that carry their optimiser state).
+"""Control and measure the effective learning rate of a PyTorch network: the size of an update relative to the weights.
+
+    projection = Projection(network, check_inputs=batch)                    # refuses layers that depend on their scale
+    trigger = AtKnownChange()
+    rewarming = Rewarming(optimizer, WarmupCosine(1e-3, 500, 9_500, 1e-5), trigger)
+    meter = Meter(scalable_weights(network), every=100, optimizer=optimizer, nominal_power=1)
+    for x, y in stream:
+        optimizer.zero_grad(); loss(network(x), y).backward()
+        meter.before_step(); optimizer.step(); meter.after_step()           # the step that the optimiser took
+        projection.step(rewarming.rate)                                     # W <- W ||W_0|| / ||W||
+        rewarming.step()                                                    # trigger.notify() when the task changes
+
+One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
+
+    weights            which parameters are scaled: weights, their partners, gains and offsets
+    scale_invariance   a check that the output ignores the scale of the weights
+    projection         Normalize-and-Project: hold the weights at their initial norms
+    schedules          learning rates as functions of the updates since the last trigger
+    triggers           when the schedule starts again: never, every so often, on a detector's alarm, at a known change
+    rewarming          drives an optimiser's learning rates by a trigger and a schedule
+    layerwise          learning rates per layer
+    matching           a control: give an unprojected network the relative step sizes of a projected one
+
+What the triggers watch:
+
+    changepoint        CUSUM: an alarm when a stream of losses or TD errors rises
+    stagnation         an alarm when a stream of movements falls to a fraction of its peak
+    td_errors          TD errors of the transitions just seen, the stream for CUSUM in DQN and Rainbow
+
+What is measured:
+
+    measure            realised and nominal effective learning rates, and norms, per layer
+    metrics            feature and plasticity metrics as functions, with their definitions
+    metric_kernels     their formulas over tensors, for a batch of measurements
+    probe              the metrics of a network's layers on fixed inputs, while it trains
+
+Interventions on weights and optimisers:
+
+    interventions      shrink-and-perturb, resets, L2 to the initial weights
+    moments            reset an optimiser's moments and step counts in place
+
+For scripts:
+
+    flags              all of this as command-line flags: dataclasses that check themselves and build the objects
+    fast               faster forms for small networks on CPUs: Adam on one vector, a gradient written out in NumPy
+    undisturbed        run a network for a measurement and leave no trace in it
+    states             checks of saved states
+
+Everything works on tensors and modules only; importing `elr` needs torch and numpy. What a run does without has a null
+object (`NoProjection`, `NoMeter`, `NoProbe`) whose methods do nothing, so a training loop needs no branches.
 """
+
+from elr.changepoint import Cusum
+from elr.interventions import L2Init, reset_, shrink_and_perturb_
+from elr.layerwise import layerwise_groups
+from elr.matching import ElrMatch
+from elr.measure import Meter, NoMeter
+from elr.moments import reset_moments_
+from elr.probe import NoProbe, Probe
+from elr.projection import NoProjection, Projection
+from elr.rewarming import Rewarming
+from elr.scale_invariance import check_scale_invariance
+from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, WarmupCosine
+from elr.stagnation import Stagnation
+from elr.td_errors import RecentTDErrors
+from elr.triggers import AtKnownChange, Every, Never, OnCusum, OnStagnation
+from elr.weights import scalable_weights
+
+__all__ = [
+    "AtKnownChange",  # trigger: when the script announces a change of the task
+    "Constant",  # schedule: one rate
+    "Cusum",  # detector: an alarm when the mean of a stream rises
+    "Cyclic",  # schedule: cycles between a low and a high rate
+    "CyclicThenConstant",  # schedule: some cycles, then the low rate
+    "ElrMatch",  # rescale each step to a given effective learning rate
+    "Every",  # trigger: a fixed period
+    "L2Init",  # penalty on the distance to the initial parameters
+    "LinearDecay",  # schedule: a straight line down
+    "Meter",  # measure effective learning rates and norms around optimizer.step()
+    "Never",  # trigger: the schedule runs once
+    "NoMeter",  # a Meter that does nothing
+    "NoProbe",  # a Probe that does nothing
+    "NoProjection",  # a Projection that does nothing
+    "OnCusum",  # trigger: an alarm of Cusum
+    "OnStagnation",  # trigger: an alarm of Stagnation
+    "OneCycle",  # schedule: one rise, one decay
+    "Probe",  # measure the features of layers on fixed inputs
+    "Projection",  # hold the weights at their initial norms: Normalize-and-Project
+    "RecentTDErrors",  # what CUSUM watches in an agent with a replay memory
+    "Rewarming",  # set the optimiser's rates by a schedule, and restart it when a trigger fires
+    "Stagnation",  # detector: an alarm when movement has fallen to a fraction of its peak
+    "WarmupCosine",  # schedule: linear warm-up, half a cosine down
+    "check_scale_invariance",  # refuse layers on whose scale the output depends
+    "layerwise_groups",  # optimiser groups with a learning rate per layer
+    "reset_",  # copy parameters of a fresh network, for the whole network or some modules
+    "reset_moments_",  # zero an optimiser's moments and step counts in place
+    "scalable_weights",  # the weights to hold or measure, chosen by module type, without the head
+    "shrink_and_perturb_",  # theta <- shrink * theta + perturb * theta_fresh
+]

@@ -24,14 +24,6 @@ five deviations of a block mean (0.7 deviations of one value, if the 50 are inde
 jump of 1.5 is now and then absorbed by the estimates instead (5 of 4000 streams). With known mean and deviation, slack
 0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's approximation is 938.
 
-As agents/dqn_minatar.py and agents/ppo_minatar.py have it (slack 1.5, threshold 8, burn_in 20, refractory 40, smoothing
-0.05, clip 3, there on logarithms): no alarm in 3.0e6 tested blocks each, iid, AR(1) 0.9 in blocks of 50, and logarithms
-of means of 20 squared normals; 184 alarms in 3.0e6, one in 16047, with AR(1) 0.9 in blocks of 10. Mean delay of a jump
-of 3, 5 or 10 deviations: 8.4, 3.2 or 1.3 blocks (n = 1000 streams each; 0.2 % of the jumps of 3 are absorbed, and 45 %
-of those of 2). Without clip: 9.7, 3.9 or 1.3. With smoothing 0.1, as in PPO's presets: no alarm in 2.0e6 iid blocks;
-delays 10.9 (5 % absorbed), 3.5 and 1.3. There a block is one value repeated, so that nothing averages correlation out:
-AR(1) 0.5 and 0.9 give one alarm in 5,060 and 113 blocks. Their floor of 0.05 on the deviation is not in these numbers.
-
 A stream that falls by c per block keeps mu about c / smoothing too high and sd at least that large: it raises no alarm,
 and it hides jumps of that size.
 """
@@ -43,6 +35,8 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+from elr.states import check_keys
 
 _TINY_DEVIATION = 1e-12
 
@@ -123,6 +117,10 @@ class Cusum:
         self.min_relative_deviation = min_relative_deviation
         self.clip = clip
         self.log = log
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state after construction: forget the estimates, S, and a partly filled block."""
         self._block_sum: float | Tensor = 0.0
         self._block_filled = 0
         self._blocks_seen = 0
@@ -146,11 +144,6 @@ class Cusum:
             return math.nan
         floor = self.min_relative_deviation * (1.0 if self.log else abs(self._mean))
         return max(math.sqrt(self._variance), floor, _TINY_DEVIATION)
-
-    @property
-    def blocks_seen(self) -> int:
-        """Completed blocks since construction."""
-        return self._blocks_seen
 
     def update(self, x: float | Tensor) -> bool:
         """Take one value of the stream; True at an alarm.
@@ -191,9 +184,7 @@ class Cusum:
         Raises:
             ValueError: keys are missing or unknown, or the stored block or burn-in is longer than this detector's.
         """
-        expected = set(CusumState.__annotations__)
-        if set(state) != expected:
-            raise ValueError(f"state has keys {sorted(state)}; a Cusum needs exactly {sorted(expected)}")
+        check_keys("Cusum", state, CusumState.__annotations__)
         if state["block_filled"] >= self.block or state["estimated"] > self.burn_in:
             raise ValueError(
                 f"state holds {state['block_filled']} values of a block and {state['estimated']} blocks of a burn-in, "

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from elr.states import check_keys
+
 
 class Meter:
     """Measure the realised ELR of each layer around `optimizer.step()`.
@@ -22,9 +24,9 @@ class Meter:
 
         meter.before_step()
         optimizer.step()
-        fresh = meter.after_step()
+        meter.after_step()
         projection.step(lr)
-        if fresh: write(meter.scalars())
+        write(meter.fresh_scalars())
 
     Args:
         weights: layer name to parameter, as `scalable_weights` returns it; at least one, each tensor once, all on one
@@ -57,6 +59,7 @@ class Meter:
         self._rates: list[float | Tensor] = []
         self._updates = 0
         self._open = False
+        self._fresh = False
 
     def before_step(self) -> None:
         """Count an update; if it is to be measured, keep the weights, their norms, the gradients' norms and the rates.
@@ -68,7 +71,7 @@ class Meter:
         if self._open:
             raise RuntimeError("before_step was called twice: call after_step once after each optimizer.step()")
         self._updates += 1
-        self._open = True
+        self._open, self._fresh = True, False
         if self._due():
             self._record_before()
 
@@ -84,7 +87,12 @@ class Meter:
         if not self._due():
             return False
         self._record_after()
+        self._fresh = True
         return True
+
+    def fresh_scalars(self) -> dict[str, float]:
+        """The scalars of the step just taken if it was measured, otherwise {}."""
+        return self.scalars() if self._fresh else {}
 
     def scalars(self) -> dict[str, float]:
         """Return the last measurement in one transfer to the host.
@@ -133,7 +141,7 @@ class Meter:
         if state["updates"] < 0:
             raise ValueError(f"saved update count {state['updates']} is negative: load what state_dict returned")
         self._updates = int(state["updates"])
-        self._open = False
+        self._open = self._fresh = False
         self._norms = []
 
     def _due(self) -> bool:
@@ -155,6 +163,33 @@ class Meter:
     def _record_after(self) -> None:
         torch._foreach_sub_(self._before, self._weights)
         self._norms.extend(_norms(self._before))
+
+
+class NoMeter:
+    """The meter of a run without one: nothing is measured, and there is no state."""
+
+    def before_step(self) -> None:
+        """Do nothing."""
+
+    def after_step(self) -> bool:
+        """Never a measurement."""
+        return False
+
+    def fresh_scalars(self) -> dict[str, float]:
+        """No scalars."""
+        return {}
+
+    def scalars(self) -> dict[str, float]:
+        """No scalars."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept the empty state only (ValueError)."""
+        check_keys("NoMeter", state, ())
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 Algorithm 1 of arXiv:2507.20057: after each optimiser step and projection, if ``rewarm(.)`` then restart the schedule.
 
     optimizer.step()
-    project_to_norms_(weights, norms)
+    projection.step(rewarming.rate)
     fired = rewarming.step(loss)        # sets the rate of the next update
 
 All steps are optimiser updates.
@@ -13,173 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from elr.changepoint import Cusum
 from elr.moments import Moments, reset_moments_
 from elr.schedules import Schedule
-from elr.stagnation import Stagnation
-
-Signal = float | Tensor | None
-
-
-class Trigger(Protocol):
-    """Decides when to re-warm: asked once after every optimiser update."""
-
-    @property
-    def statistic(self) -> float | None:
-        """The detector's statistic, None for a trigger that measures nothing."""
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """True if the schedule restarts after update number ``update`` (1, 2, ...)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """State to go on from exactly."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from :meth:`state_dict`."""
-
-
-class Never:
-    """The schedule runs once."""
-
-    statistic: None = None
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """Never."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: nothing is remembered."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept only the empty state."""
-        _check_keys("Never", state, set())
-
-
-class Every:
-    """A fixed cycle: fires after updates period, 2 period, ...
-
-    Args:
-        period: updates, >= 1.
-    Raises:
-        ValueError: the period is not a whole number >= 1.
-    """
-
-    statistic: None = None
-
-    def __init__(self, period: int) -> None:
-        if period != int(period) or period < 1:
-            raise ValueError(f"period = {period} is not a number of updates; Every needs a whole number >= 1")
-        self.period = period
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """True at multiples of the period."""
-        return update % self.period == 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: the update count is the caller's."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept only the empty state."""
-        _check_keys("Every", state, set())
-
-
-class OnCusum:
-    """Fires at an alarm of a change-point detector fed with the signal.
-
-    Args:
-        cusum: the detector; it sees one value per update.
-    """
-
-    def __init__(self, cusum: Cusum) -> None:
-        self.cusum = cusum
-
-    @property
-    def statistic(self) -> float:
-        """The detector's S."""
-        return self.cusum.statistic
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """Feed the signal; True at an alarm.
-
-        Raises:
-            ValueError: there is no signal. Errors of :meth:`Cusum.update` pass through.
-        """
-        if signal is None:
-            raise ValueError(f"update {update} came without a signal; OnCusum needs one per update, e.g. step(loss)")
-        return self.cusum.update(signal)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The detector's state."""
-        return {"cusum": self.cusum.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the detector."""
-        _check_keys("OnCusum", state, {"cusum"})
-        self.cusum.load_state_dict(state["cusum"])
-
-
-class OnStagnation:
-    """Fires when a signal of movement has come to rest.
-
-    Args:
-        stagnation: the detector; it sees the updates that come with a signal, and only those: movement is measured
-            over an interval, not at every update.
-    """
-
-    def __init__(self, stagnation: Stagnation) -> None:
-        self.stagnation = stagnation
-
-    @property
-    def statistic(self) -> float:
-        """Recent movement as a share of the largest."""
-        return self.stagnation.statistic
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """Feed the signal if there is one; True at an alarm. Errors of :meth:`Stagnation.update` pass through."""
-        return signal is not None and self.stagnation.update(float(signal))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The detector's state."""
-        return {"stagnation": self.stagnation.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the detector."""
-        _check_keys("OnStagnation", state, {"stagnation"})
-        self.stagnation.load_state_dict(state["stagnation"])
-
-
-class AtKnownChange:
-    """Fires once at the first check after the script has said that the world changed (the oracle)."""
-
-    statistic: None = None
-
-    def __init__(self) -> None:
-        self._pending = False
-
-    def notify(self) -> None:
-        """The world has changed. Several calls before a check count as one."""
-        self._pending = True
-
-    def fires(self, update: int, signal: Signal) -> bool:
-        """True once after :meth:`notify`."""
-        pending, self._pending = self._pending, False
-        return pending
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whether a change is announced and not yet answered."""
-        return {"pending": self._pending}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the announcement."""
-        _check_keys("AtKnownChange", state, {"pending"})
-        self._pending = state["pending"]
+from elr.states import check_keys
+from elr.triggers import Signal, Trigger
 
 
 class Rewarming:
@@ -221,12 +63,15 @@ class Rewarming:
         self.trigger = trigger
         self.moments = moments
         self.initial = initial
-        self.events: list[int] = []
-        self._updates = 0
-        self._since = 0
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         _check_base(self._base)
         self._fastest = max(self._base)
+        self._start()
+
+    def _start(self) -> None:
+        self.events: list[int] = []
+        self._updates = 0
+        self._since = 0
         self._set_rate(self._scheduled())
 
     @property
@@ -235,19 +80,14 @@ class Rewarming:
         return self._rate
 
     @property
-    def updates(self) -> int:
-        """Optimiser updates so far."""
-        return self._updates
-
-    @property
-    def updates_since_trigger(self) -> int:
-        """Optimiser updates since the last trigger, or since the start."""
-        return self._since
-
-    @property
     def statistic(self) -> float | None:
         """The detector's statistic, None for a trigger that measures nothing."""
         return self.trigger.statistic
+
+    def scalars(self) -> dict[str, float]:
+        """{"rewarm/statistic": statistic} for a trigger that measures something, otherwise {}."""
+        statistic = self.statistic
+        return {} if statistic is None else {"rewarm/statistic": statistic}
 
     def step(self, signal: Signal = None) -> bool:
         """Count one update, ask the trigger, set the rate of the next update.
@@ -274,10 +114,10 @@ class Rewarming:
     def restart(self) -> None:
         """Do what a trigger does: start the schedule again with the next update.
 
-        For a change that is known, and comes between two updates. The trigger is not asked, and keeps its state.
+        For a known change between two updates. The trigger is not asked, and keeps its state.
 
         Raises:
-            ValueError: as `step`, but for the trigger.
+            ValueError: as `step`, except for the trigger's.
         """
         if self.moments == "reset":
             reset_moments_(self.optimizer)
@@ -287,8 +127,19 @@ class Rewarming:
         if rate != self._rate:
             self._set_rate(rate)
 
+    def reset(self) -> None:
+        """Return to the state after construction: schedule, trigger, counts, events and the groups' rates.
+
+        For a change after which training starts again. The optimiser's moments are not touched.
+
+        Raises:
+            ValueError: the optimiser has another number of groups than at construction.
+        """
+        self.trigger.reset()
+        self._start()
+
     def state_dict(self) -> dict[str, Any]:
-        """State to go on from exactly; the optimiser's own state is not in it."""
+        """State to continue from exactly; the optimiser's own state is not in it."""
         return {
             "updates": self._updates,
             "since": self._since,
@@ -307,7 +158,7 @@ class Rewarming:
         Raises:
             ValueError: wrong keys, another type of trigger, or another number of groups.
         """
-        _check_keys("Rewarming", state, {"updates", "since", "events", "base", "trigger_type", "trigger"})
+        check_keys("Rewarming", state, ["updates", "since", "events", "base", "trigger_type", "trigger"])
         if state["trigger_type"] != type(self.trigger).__name__:
             raise ValueError(
                 f"state comes from the trigger {state['trigger_type']}, this run has {type(self.trigger).__name__}; "
@@ -348,14 +199,8 @@ class Rewarming:
             )
 
 
-@torch.no_grad()
 def _check_base(base: list[float]) -> None:
     if not all(math.isfinite(lr) and lr >= 0.0 for lr in base):
         raise ValueError(f"the groups' learning rates are {base}; each must be finite and >= 0")
     if not any(base):
         raise ValueError(f"the groups' learning rates are {base}; ratios need at least one > 0")
-
-
-def _check_keys(owner: str, state: Mapping[str, Any], expected: set[str]) -> None:
-    if set(state) != expected:
-        raise ValueError(f"state has keys {sorted(state)}; {owner} needs exactly {sorted(expected)}")

@@ -10,6 +10,8 @@ import math
 from collections import deque
 from typing import TypedDict
 
+from elr.states import check_keys
+
 
 class StagnationState(TypedDict):
     """Everything a :class:`Stagnation` needs to go on exactly, as plain numbers."""
@@ -59,7 +61,11 @@ class Stagnation:
         self.window = window
         self.burn_in = burn_in
         self.refractory = refractory
-        self._recent: deque[float] = deque(maxlen=window)
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state after construction: forget the movement and the alarms."""
+        self._recent: deque[float] = deque(maxlen=self.window)
         self._peak = 0.0
         self._seen = 0
         self._alarms = 0
@@ -117,9 +123,7 @@ class Stagnation:
         Raises:
             ValueError: keys are missing or unknown, or more values are stored than this window holds.
         """
-        expected = set(StagnationState.__annotations__)
-        if set(state) != expected:
-            raise ValueError(f"state has keys {sorted(state)}; a Stagnation needs exactly {sorted(expected)}")
+        check_keys("Stagnation", state, StagnationState.__annotations__)
         if len(state["recent"]) > self.window:
             raise ValueError(
                 f"state holds {len(state['recent'])} values, this window {self.window}; use the stored run's arguments"

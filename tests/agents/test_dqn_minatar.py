@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from agents import dqn_minatar as script
 from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, NapArgs, QNetwork, ReplayMemory, Windows
-from elr.flat_adam import FlatAdam
+from elr.fast.flat_adam import FlatAdam
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts

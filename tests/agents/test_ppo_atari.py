@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from agents import ppo_atari as script
 from agents.ppo_atari import ActorCritic, Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
-from elr.flat_adam import FlatAdam
+from elr.fast.flat_adam import FlatAdam
 from envs.worlds import ScreenWorld
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from runs.recording.video import MAX_FRAMES

@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from agents import ppo_minatar as script
 from agents.ppo_minatar import ActorCritic, Args, NapArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
-from elr.flat_adam import FlatAdam
+from elr.fast.flat_adam import FlatAdam
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts

@@ -40,7 +40,9 @@ from agents.rainbow_atari import (
     expected_returns,
     only_states,
 )
-from elr.projection import Projection, check_scale_invariance, partners, scalable_weights
+from elr.projection import Projection
+from elr.scale_invariance import check_scale_invariance
+from elr.weights import partners, scalable_weights
 from envs.worlds import ScreenWorld
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from runs.recording.video import MAX_FRAMES

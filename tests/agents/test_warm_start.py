@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from agents import warm_start as script
 from agents.warm_start import Args, Minibatches, NapArgs, Pixels, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
-from elr.projection import check_scale_invariance, scalable_weights
+from elr.scale_invariance import check_scale_invariance
+from elr.weights import scalable_weights
 from envs.images import Images, load_images
 from runs.experiment import Result
 from runs.experiments._warm_start import gap

@@ -274,7 +274,7 @@ def test_hand_worked_stream() -> None:
     assert detector.statistic == 0.0 and math.isnan(detector.mean)
     # two blocks of burn-in and two more of refractory pass untested, the fifth is tested
     assert feed(detector, [5.0, 6.0, 1e3, 1e3, 1e9]) == [4]
-    assert detector.blocks_seen == 10
+    assert detector.state_dict()["blocks_seen"] == 10
 
 
 def test_clip_limits_what_one_block_teaches() -> None:
@@ -382,7 +382,7 @@ def test_tensor_is_read_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_of_narrow_dtypes_do_not_lose_values(dtype: torch.dtype) -> None:
     detector = Cusum(block=1000, burn_in=2)
     feed(detector, torch.ones(2000, dtype=dtype))
-    assert detector.mean == 1.0 and detector.blocks_seen == 2
+    assert detector.mean == 1.0 and detector.state_dict()["blocks_seen"] == 2
 
 
 def test_stream_with_a_graph_is_detached() -> None:

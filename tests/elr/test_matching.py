@@ -8,7 +8,7 @@ from torch import nn
 
 from elr.matching import ElrMatch
 from elr.measure import Meter
-from elr.projection import scalable_weights
+from elr.weights import scalable_weights
 
 
 def test_the_step_is_rescaled_by_hand():

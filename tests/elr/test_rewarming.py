@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from elr.changepoint import Cusum
 from elr.moments import reset_moments_
-from elr.rewarming import AtKnownChange, Every, Never, OnCusum, OnStagnation, Rewarming, Trigger
+from elr.rewarming import Rewarming
 from elr.schedules import Constant, Cyclic, LinearDecay, Schedule, WarmupCosine
 from elr.stagnation import Stagnation
+from elr.triggers import AtKnownChange, Every, Never, OnCusum, OnStagnation, Trigger
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -87,7 +88,7 @@ def test_every_update_runs_at_the_schedules_rate() -> None:
     assert used == [schedule(t) for t in (0, 1, 2, 3, 0, 1, 2, 3, 0)]
     assert fired == [False, False, False, True] * 2 + [False]
     assert rewarming.events == [4, 8]
-    assert (rewarming.updates, rewarming.updates_since_trigger, rewarming.rate) == (9, 1, schedule(1))
+    assert (rewarming.state_dict()["updates"], rewarming.state_dict()["since"], rewarming.rate) == (9, 1, schedule(1))
     assert rewarming.statistic is None
 
 
@@ -151,7 +152,7 @@ def test_cusum_rewarms_after_a_planted_jump_and_only_then() -> None:
     for value in loss:
         rewarming.step(value)
         statistics.append(rewarming.statistic)
-        assert rewarming.rate == optimizer.param_groups[0]["lr"] == rewarming.schedule(rewarming.updates_since_trigger)
+        assert rewarming.rate == optimizer.param_groups[0]["lr"] == rewarming.schedule(rewarming.state_dict()["since"])
     assert rewarming.events == [201]
     assert max(statistics) > 0
 
@@ -242,8 +243,8 @@ def test_resume_is_exact(make_trigger: Callable[[], Trigger], optimizer_first: b
 
     def run(net: nn.Sequential, optimizer: torch.optim.Adam, rewarming: Rewarming, updates: range) -> None:
         def after(loss: Tensor) -> None:
-            rewarming.step(loss.detach() + (5.0 if rewarming.updates > 44 else 0.0))
-            if isinstance(rewarming.trigger, AtKnownChange) and rewarming.updates in (20, 33):
+            rewarming.step(loss.detach() + (5.0 if rewarming.state_dict()["updates"] > 44 else 0.0))
+            if isinstance(rewarming.trigger, AtKnownChange) and rewarming.state_dict()["updates"] in (20, 33):
                 rewarming.trigger.notify()
 
         train(net, optimizer, updates, after)
@@ -337,7 +338,7 @@ def test_restart_does_what_a_trigger_does_without_asking_it(moments) -> None:
             asked = copy.deepcopy(trigger.state_dict())
             rewarming.restart()
             assert trigger.state_dict() == asked
-        assert rewarming.rate == 1e-2 and rewarming.events == [8] and rewarming.updates_since_trigger == 0
+        assert rewarming.rate == 1e-2 and rewarming.events == [8] and rewarming.state_dict()["since"] == 0
         train(net, optimizer, range(8, 12), lambda loss, rewarming=rewarming: rewarming.step(loss))
         left.append(net)
     assert bit_equal(*left)

@@ -37,7 +37,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elr import features
+from elr import metrics
 
 INPUTS, FAN_IN, WIDTH = 16, 24, 16384
 ENTRIES = INPUTS * WIDTH
@@ -140,14 +140,14 @@ def test_chance_that_an_active_unit_switches_off(case: tuple[float, float, float
 def test_flipped_fraction_estimates_the_switch_off_chance(case: tuple[float, float, float]) -> None:
     before, after = (z.relu() for z in _step(*case))
     p = _switch_off(*case)
-    flipped = features.flipped_fraction(before, after)
+    flipped = metrics.flipped_fraction(before, after)
     assert flipped == pytest.approx(p, abs=_share_tolerance(p, ENTRIES))
-    assert features.activation_pattern_change(before, after) == pytest.approx(math.sqrt(flipped * ENTRIES))
+    assert metrics.activation_pattern_change(before, after) == pytest.approx(math.sqrt(flipped * ENTRIES))
 
 
 def test_without_alpha_the_switch_off_formula_is_that_of_unit_scale() -> None:
     eta, sigma_g, alpha = 1.0, 0.7, 2.0
-    flipped = features.flipped_fraction(*(z.relu() for z in _step(eta, sigma_g, alpha)))
+    flipped = metrics.flipped_fraction(*(z.relu() for z in _step(eta, sigma_g, alpha)))
     literal = 0.5 - math.atan(1 / (eta * sigma_g)) / math.pi
     assert abs(flipped - literal) > 20 * _share_tolerance(literal, ENTRIES)
 
@@ -156,7 +156,7 @@ def test_only_the_ratio_of_rate_to_scale_counts() -> None:
     z, updated = _step(0.5, 2.0, 1.0)
     z_scaled, updated_scaled = _step(0.5 * 8, 2.0, 8.0)
     assert torch.allclose(_cosines(z, updated), _cosines(z_scaled, updated_scaled), rtol=0, atol=1e-12)
-    assert features.flipped_fraction(updated.relu(), updated_scaled.relu()) == 0.0
+    assert metrics.flipped_fraction(updated.relu(), updated_scaled.relu()) == 0.0
 
 
 @pytest.mark.parametrize("alpha", [0.25, 4.0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from elr.flat_adam import FlatAdam
+from elr.fast.flat_adam import FlatAdam
 
 
 def network(seed=0, width=5):

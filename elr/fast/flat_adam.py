@@ -1,40 +1,45 @@
 """Adam on one vector.
 
-A network of a dozen small tensors spends as long walking over them as computing: laid out one after another in a single
-vector they are zeroed, clipped and stepped in one operation each.
+With a dozen small tensors, Adam spends as long on the calls as on the arithmetic. Laid out one after another in one
+vector, they are zeroed, clipped and stepped in one operation each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as torch_optimizer
 
 
 class FlatAdam(torch.optim.Adam):
     """torch.optim.Adam, its parameters, gradients and moments laid out in one vector each, stepped in one kernel.
 
     The numbers are those of Adam's fused kernel, to the last bit where a tensor's size is a multiple of 16; the kernel
-    rounds the elements left over at the end of a tensor otherwise, and in one vector they are not at the end. From
+    rounds the elements left over at the end of a tensor differently, and in one vector they are not at the end. From
     construction on every `p.data`, `p.grad`, `exp_avg` and `exp_avg_sq` is a view of its vector: write into gradients,
     do not replace them.
 
     Args:
-        parameters: all of one dtype on one device; their order is that of the vectors.
+        parameters: as `network.parameters()` gives them, all of one dtype on one device; their order is that of the
+            vectors.
         lr: learning rate of the one group, which a schedule may change.
         eps: Adam's epsilon.
     Attributes:
         vector, grad: [sum of the parameters' sizes].
     Raises:
-        ValueError: there are no parameters, or they differ in dtype or device.
+        ValueError: there are no parameters, they differ in dtype or device, or they are groups.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, eps: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, eps: float) -> None:
         """Move the parameters' values into the vector."""
+        parameters = list(parameters)  # a generator can be read once
+        if not all(isinstance(p, Tensor) for p in parameters):
+            raise ValueError("FlatAdam needs parameters, not parameter groups or named parameters: it has one group")
         super().__init__(parameters, lr=lr, eps=eps, fused=True)
-        first = self.param_groups[0]["params"][0]
+        first = parameters[0]
         if any(p.dtype != first.dtype or p.device != first.device for p in parameters):
             raise ValueError("FlatAdam needs parameters of one dtype on one device")
         self.vector, self.grad, self.exp_avg, self.exp_avg_sq = (
@@ -78,15 +83,30 @@ class FlatAdam(torch.optim.Adam):
         self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters.
+        """One update of all parameters; step hooks run as with torch's optimisers.
 
         Raises:
             ValueError: there is a closure, which is not supported.
         """
         if closure is not None:
             raise ValueError("FlatAdam.step takes no closure: compute the gradients before it")
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        ):
+            self._step_with_hooks()
+        else:
+            self._step()
+
+    # torch would wrap `step` in a profiler call that costs as much as the step. The wrapper also runs the hooks, so
+    # `step` uses it when there are any.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _step(self) -> None:
         group = self.param_groups[0]
         self.steps += 1
         torch._fused_adam_(
@@ -95,7 +115,7 @@ class FlatAdam(torch.optim.Adam):
             weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
 
-    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap step in a profiler call that costs as much as it
+    _step_with_hooks = torch.optim.Optimizer.profile_hook_step(_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state; the views stay views."""

@@ -1,0 +1,51 @@
+"""Forward passes for measurement that leave no trace in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+@contextmanager
+def undisturbed(network: nn.Module, inputs: Tensor, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Eval mode inside; train/eval flags, buffers and random states are the same after as before, also on an error.
+
+    Without `batch_statistics` only buffers that were changed are written back, so that a graph which the caller has
+    built before stays usable. Not covered: parameters, gradients, and modules that use their own random generator.
+
+    Args:
+        network: the network that is run inside.
+        inputs: its inputs; with the network they tell which CUDA random states to keep.
+        batch_statistics: batch and instance normalisation stay in training mode, and normalise by the statistics of the
+            batch. False means eval mode for all modules.
+    """
+    # Flags are set directly: train() recurses, and a module may override it with side effects.
+    flags = [(module, module.training) for module in network.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    tensors = (inputs, *network.parameters(), *network.buffers())
+    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    versions = [buffer._version for _, _, buffer, _ in buffers]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for module, _ in flags:
+                module.training = batch_statistics and isinstance(module, _BatchNorm | _InstanceNorm)
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for (module, name, buffer, copy), version in zip(buffers, versions, strict=True):
+            module._buffers[name] = buffer
+            # Writing an unchanged buffer would invalidate a graph that a caller has saved for backward. But training
+            # mode updates running statistics without a new version.
+            if batch_statistics or buffer._version != version:
+                buffer.copy_(copy)
