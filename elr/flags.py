@@ -36,6 +36,8 @@ from elr.triggers import Every, Never, OnCusum, Trigger
 
 ToUpdates = Callable[[int], int]
 """Agent steps -> optimiser updates."""
+ScheduleKind = Literal["constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"]
+"""Shapes of a schedule."""
 
 
 class Changes(Protocol):
@@ -128,9 +130,7 @@ class NapArgs:
 class ScheduleArgs:
     """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
 
-    kind: Literal[
-        "constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"
-    ] = "constant"  # fmt: skip
+    kind: ScheduleKind = "constant"
     """shape of the schedule"""
     low: float = 0.0
     """rate at the bottom of a cycle or at the end of a decay"""
