@@ -12,12 +12,14 @@ from runs.training.checks import (
     require_share,
 )
 from runs.training.freed_memory import keep_freed_memory
+from runs.training.precision import in_float32
 from runs.training.returns import Returns
 from runs.training.session import Session
 
 __all__ = [
     "Returns",
     "Session",
+    "in_float32",
     "keep_freed_memory",
     "require",
     "require_device",
