@@ -89,8 +89,8 @@ class _Atari(FrameVectorEnv):
         """The arguments that it was built with, by name."""
         return dict(self._config)
 
-    def copies(self, num_envs: int) -> _Atari:
-        """Return another environment of the same game and rules, with so many copies."""
+    def with_num_envs(self, num_envs: int) -> _Atari:
+        """Build the same game with the same rules and another number of environments."""
         return type(self)(**{**self.rules, "num_envs": num_envs})
 
     def _require_own(self, state: dict[str, Any]) -> None:

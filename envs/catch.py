@@ -52,8 +52,8 @@ class CatchVectorEnv(FrameVectorEnv):
         """The arguments that it was built with, by name."""
         return dict(self._config)
 
-    def copies(self, num_envs: int) -> CatchVectorEnv:
-        """Return another environment of the same rules, with so many copies."""
+    def with_num_envs(self, num_envs: int) -> CatchVectorEnv:
+        """Build the same game with the same rules and another number of environments."""
         return CatchVectorEnv(**{**self.rules, "num_envs": num_envs})
 
     def _begin(self, seeds: list[int] | None) -> NDArray[np.uint8]:

@@ -13,7 +13,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -70,6 +69,10 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
             frames [N, 84, 84] to go on from; final frames, where a copy finished, alike elsewhere; rewards [N];
             terminated [N]; truncated [N]; life_lost [N].
         """
+        raise NotImplementedError
+
+    def with_num_envs(self, num_envs: int) -> FrameVectorEnv:
+        """Build the same game with the same rules and another number of environments."""
         raise NotImplementedError
 
     def reset(
@@ -153,7 +156,7 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
         self._frames = None if state["frames"] is None else state["frames"].copy()
 
 
-class StackFrames(VectorWrapper, RecordConstructorArgs):
+class StackFrames(VectorWrapper):
     """The last K frames [N, K, H, W], the newest last; before an episode's first frame there are zeros.
 
     Args:
@@ -164,7 +167,6 @@ class StackFrames(VectorWrapper, RecordConstructorArgs):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], frames: int = 4) -> None:
-        RecordConstructorArgs.__init__(self, env=env, frames=frames, _disable_deepcopy=True)
         super().__init__(env)
         space = env.single_observation_space
         shape = space.shape or ()
@@ -173,7 +175,8 @@ class StackFrames(VectorWrapper, RecordConstructorArgs):
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ValueError("StackFrames needs an environment with AutoresetMode.SAME_STEP")
         if frames < 1:
-            raise ValueError(f"a stack of {frames} frames: give at least 1")
+            raise ValueError(f"frames must be at least 1, got {frames}")
+        self.frames = frames
         self.single_observation_space = Box(
             float(space.low.min()), float(space.high.max()), (frames, *shape[1:]), space.dtype.type
         )

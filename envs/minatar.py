@@ -338,10 +338,6 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         """The arguments that it was built with, by name."""
         return dict(self._config)
 
-    def copies(self, num_envs: int, *, max_episode_steps: int | None = None) -> MinAtarVectorEnv:
-        """Return another environment of the same game and rules, with so many copies and this time limit."""
-        return type(self)(**{**self.rules, "num_envs": num_envs, "max_episode_steps": max_episode_steps})
-
     def frame(self, index: int = 0) -> NDArray[np.uint8]:
         """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap the last one is seen."""
         cells = self.observation()[index]  # [C, 10, 10]

@@ -116,27 +116,3 @@ class AtRandom:
     def next_change(self, after: int, rng: np.random.Generator) -> int | None:
         """Draw a gap."""
         return after + int(rng.geometric(self.rate))
-
-
-def evenly(first: int, last: int, changes: int) -> AtSteps:
-    """Changes evenly spaced from `first` to `last` agent steps: the timetable of a drift.
-
-    A drift is many small changes, each at an episode's start; `linear` gives the values that go with it.
-
-    Raises:
-        ValueError: fewer than two changes, or no room for them between `first` and `last`.
-    """
-    if changes < 2 or last - first < changes - 1:
-        raise ValueError(f"{changes} changes from step {first} to {last}: give at least 2, and a step for each")
-    return AtSteps(tuple(int(step) for step in np.linspace(first, last, changes).round()))
-
-
-def linear(first: float, last: float, changes: int) -> tuple[float, ...]:
-    """The value before a drift, and that after each of its `changes`: `changes` + 1 numbers, evenly spaced.
-
-    Raises:
-        ValueError: there is no change.
-    """
-    if changes < 1:
-        raise ValueError(f"{changes} changes are no drift: give at least 1")
-    return tuple(float(value) for value in np.linspace(first, last, changes + 1))

@@ -1,4 +1,4 @@
-"""Worlds from one description: the seeded vector environment that a script trains in."""
+"""From one description to the vector environment that a script trains in: which game, what changes in it, and when."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class World:
-    """MinAtar games, how many copies, what changes in them and when.
+    """MinAtar games: how many environments, what changes in them and when.
 
     Raises (in `make`):
-        ValueError: the games do not exist or do not fit together, or what changes does not fit the rest, or a field is
+        ValueError: the games do not exist or do not fit together, what changes does not fit the rest, or a field is
             given that this kind does not use.
     """
 
     games: Sequence[str]
     """environment ids; several only for kind "games", which visits them in turn and needs -v0 ids"""
     num_envs: int = 1
-    """copies"""
+    """number of environments"""
     kind: Kind = "none"
     """what changes: the game, the meaning of actions, the order of channels or pixels, the factor of rewards, the
-    probability of sticky actions (in place of the games' own 0.1), that of noise"""
+    probability of sticky actions (in place of the games' own 0.1) or of noise"""
     timetable: Timetable = field(default_factory=NoChange)
     """when"""
     tasks: int = 2
-    """number of permutations, the identity among them (actions, channels, pixels)"""
+    """number of permutations, including the identity (actions, channels, pixels)"""
     values: Sequence[float] = ()
-    """factors or probabilities (rewards, sticky, noise), the first from the start"""
+    """factors or probabilities (rewards, sticky, noise); the first holds from the start"""
 
     PERMUTED: ClassVar[tuple[str, ...]] = ("actions", "channels", "pixels")
     """kinds that use `tasks`"""
@@ -64,9 +64,9 @@ class World:
     """kinds that use `values`"""
 
     def make(self) -> VectorEnv[Any, Any, Any]:
-        """Build it, unseeded. Kind "none" is the bare environment of `minatar_env`."""
-        _refuse_unused(self)
-        # With kind "sticky" the games' own sticky actions are off: the wrapper's probability is then all there is.
+        """Build the environments, unseeded. Kind "none" has no wrapper: it is what `minatar_env` returns."""
+        _reject_unused(self)
+        # With kind "sticky" the games' own sticky actions are off, and the wrapper's probability is the only one.
         own = 0.0 if self.kind == "sticky" else 0.1
         envs = [minatar_env(game, self.num_envs, sticky_action_prob=own) for game in self.games]
         return _shifted(envs, self.kind, self.timetable, self.tasks, self.values)
@@ -74,7 +74,7 @@ class World:
 
 @dataclass(frozen=True)
 class ScreenWorld:
-    """Games seen as stacks of four grey frames, Atari or Catch: how many copies, what changes in them and when.
+    """Games seen as stacks of four grey frames, Atari or Catch: how many environments, what changes in them and when.
 
     Raises (in `make`):
         ValueError: as `World`; modes and difficulties need Atari, and no threads.
@@ -83,19 +83,20 @@ class ScreenWorld:
     games: Sequence[str]
     """environment ids, ALE/<Game>-v5 or rewarm/Catch-v0; several only for kind "games", with all 18 actions"""
     num_envs: int = 1
-    """copies"""
+    """number of environments"""
     kind: ScreenKind = "none"
-    """what changes: as for `World`, and a game's mode or difficulty; channels would be frames, and are left alone"""
+    """what changes: as for `World`, or a game's mode or difficulty; there is no kind "channels", which would be the
+    order of frames"""
     timetable: Timetable = field(default_factory=NoChange)
     """when"""
     tasks: int = 2
-    """number of permutations, the identity among them (actions, pixels)"""
+    """number of permutations, including the identity (actions, pixels)"""
     values: Sequence[float] = ()
-    """factors, probabilities, modes or difficulties, the first from the start"""
+    """factors, probabilities, modes or difficulties; the first holds from the start"""
     sticky_action_prob: float = 0.25
-    """of the games; off with kind "sticky", whose values take its place (and are drawn per step, not per frame)"""
+    """of the games; off with kind "sticky", whose values replace it (drawn once per step, not per frame)"""
     noop_max: int = 0
-    """up to so many frames without action begin an episode (Atari)"""
+    """an episode begins with up to so many frames without action (Atari)"""
     threads: int = 0
     """of ale-py's vector environment; 0: emulators in Python, which can be saved"""
 
@@ -105,26 +106,26 @@ class ScreenWorld:
     """kinds that use `values`"""
 
     def make(self) -> VectorEnv[Any, Any, Any]:
-        """Build it, unseeded."""
-        _refuse_unused(self)
+        """Build the environments, unseeded."""
+        _reject_unused(self)
         own = 0.0 if self.kind == "sticky" else self.sticky_action_prob
         rules: dict[str, Any] = {"sticky_action_prob": own, "noop_max": self.noop_max, "threads": self.threads}
         if self.kind == "games":
             rules["full_action_space"] = True
         if self.kind in ("modes", "difficulties"):
             if any(value != int(value) for value in self.values):
-                raise ValueError(f"{self.kind} are whole numbers, got {tuple(self.values)}")
+                raise ValueError(f"{self.kind} must be whole numbers, got {tuple(self.values)}")
             name = "mode" if self.kind == "modes" else "difficulty"
             each = [{name: int(value)} for value in self.values]
             envs = [screen_env(game, self.num_envs, **rules, **more) for game in self.games for more in each]
             if len(self.games) != 1:
-                raise ValueError(f"{len(self.games)} games, but kind {self.kind!r} stays in one: give one")
+                raise ValueError(f"kind {self.kind!r} needs exactly one game, got {len(self.games)}")
             return StackFrames(EnvSequence(envs, self.timetable), STACK)
         envs = [screen_env(game, self.num_envs, **rules) for game in self.games]
         return StackFrames(_shifted(envs, self.kind, self.timetable, self.tasks, self.values), STACK)
 
 
-def _refuse_unused(world: World | ScreenWorld) -> None:
+def _reject_unused(world: World | ScreenWorld) -> None:
     given = {"timetable": world.timetable != NoChange(), "tasks": world.tasks != 2, "values": bool(world.values)}
     used = {"timetable": world.kind != "none", "tasks": world.kind in world.PERMUTED}
     used["values"] = world.kind in world.VALUED
@@ -135,9 +136,9 @@ def _refuse_unused(world: World | ScreenWorld) -> None:
 def _shifted(
     envs: Sequence[VectorEnv[Any, Any, Any]], kind: str, timetable: Timetable, tasks: int, values: Sequence[float]
 ) -> VectorEnv[Any, Any, Any]:
-    """The environments with what changes around them."""
+    """The environments in the wrapper that changes them."""
     if len(envs) != 1 and kind != "games":
-        raise ValueError(f"{len(envs)} games, but kind {kind!r} stays in one: give one, or kind 'games'")
+        raise ValueError(f"kind {kind!r} needs exactly one game, got {len(envs)}; several need kind 'games'")
     match kind:
         case "none":
             return envs[0]
@@ -157,7 +158,7 @@ def _shifted(
 
 
 def screen_env(env_id: str, num_envs: int = 1, **rules: Any) -> FrameVectorEnv:
-    """Build the environment of one game in single frames: Atari, or Catch.
+    """Build environments of one game in single frames: Atari, or Catch.
 
     Raises:
         ValueError: as `atari_env`; or a rule that Catch does not have.
@@ -167,40 +168,50 @@ def screen_env(env_id: str, num_envs: int = 1, **rules: Any) -> FrameVectorEnv:
     sticky = rules.pop("sticky_action_prob", 0.25)
     numbered = ("mode", "difficulty")  # 0 is one of them
     if given := sorted(name for name, value in rules.items() if value or (value == 0 and name in numbered)):
-        raise ValueError(f"{env_id} knows no {', '.join(given)}: leave them out")
+        raise ValueError(f"{env_id} does not support {', '.join(given)}")
     return CatchVectorEnv(num_envs, sticky_action_prob=sticky)
 
 
 def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
-    """Build a `MinAtarVectorEnv`, or the class that plays this game alike and is faster with so many copies."""
+    """Build a `MinAtarVectorEnv`, or the class that plays the same game faster with this num_envs."""
     arrays = env_id.startswith("MinAtar/SpaceInvaders-") and num_envs >= FASTER_FROM
     return (SpaceInvadersVectorEnv if arrays else MinAtarVectorEnv)(env_id, num_envs, **rules)
 
 
 def evaluation_world(
-    world: VectorEnv[Any, Any, Any], copies: int, max_episode_steps: int | None = None
+    world: VectorEnv[Any, Any, Any], num_envs: int, max_episode_steps: int | None = None
 ) -> VectorEnv[Any, Any, Any]:
-    """Build copies of a world that stay in its present task; reset them with a seed of their own.
+    """Build new environments of the same game and rules that stay in the present task.
 
-    MinAtar's get a time limit; games on a screen have theirs.
+    Args:
+        world: what `World.make` or `ScreenWorld.make` returned, or the environment of one game.
+        num_envs: number of new environments; reset them with a seed.
+        max_episode_steps: episodes are truncated after so many steps (MinAtar; None: never).
+    Raises:
+        ValueError: a time limit for games on a screen, which have their own.
+        TypeError: an environment that is not from this package.
+        gymnasium.error.ResetNeeded: the task changes, and `world` was never reset.
     """
 
-    def more(env: Any) -> VectorEnv[Any, Any, Any]:
-        if isinstance(env, FrameVectorEnv):
-            return env.copies(copies)  # type: ignore[attr-defined, no-any-return]
-        return minatar_env(**{**env.rules, "num_envs": copies, "max_episode_steps": max_episode_steps})
+    def make(env: Any) -> VectorEnv[Any, Any, Any]:
+        if isinstance(env, MinAtarVectorEnv):
+            return minatar_env(**{**env.rules, "num_envs": num_envs, "max_episode_steps": max_episode_steps})
+        if not isinstance(env, FrameVectorEnv):
+            raise TypeError(f"{type(env).__name__} is not an environment that this module builds")
+        if max_episode_steps is not None:
+            raise ValueError(f"max_episode_steps {max_episode_steps} is for MinAtar: games on a screen have a limit")
+        return env.with_num_envs(num_envs)
 
     if isinstance(world, StackFrames):
-        return StackFrames(evaluation_world(world.env, copies), world._saved_kwargs["frames"])
-    if isinstance(world, Shift):
-        return world.pinned(more)
-    if isinstance(world, MinAtarVectorEnv | FrameVectorEnv):
-        return more(world)
-    raise TypeError(f"{type(world).__name__} is no world of this module")
+        return StackFrames(evaluation_world(world.env, num_envs, max_episode_steps), world.frames)
+    return world.frozen_copy(make) if isinstance(world, Shift) else make(world)
 
 
 def resumed_observation(world: VectorEnv[Any, Any, Any]) -> tuple[Any, bool]:
-    """After `load_state_dict`: the observations to go on from, and whether the episodes go on (or new ones began)."""
+    """After `load_state_dict`: the observations to continue from, and whether the episodes continue.
+
+    If they cannot be continued (ale-py's threads cannot be saved), new episodes begin.
+    """
     inner: Any = world
     while not isinstance(inner, FrameVectorEnv | MinAtarVectorEnv):
         inner = inner.env

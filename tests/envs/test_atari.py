@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from envs.atari import AtariVectorEnv, ThreadedAtariVectorEnv, area_resize, atari_env, rom
 from envs.frames import StackFrames
 from envs.minatar import game_seed
-from envs.single import SingleEnv
-from tests.envs.test_shifts import equal, play
+from tests.envs.rollouts import equal, play
+from tests.envs.single import SingleEnv
 
 BREAKOUT, PONG, SEAQUEST = "ALE/Breakout-v5", "ALE/Pong-v5", "ALE/Seaquest-v5"
 CLASSES = [AtariVectorEnv, ThreadedAtariVectorEnv]
@@ -531,7 +531,7 @@ def test_copies_keep_the_rules(cls):
         **more,
     }
     env = cls(BREAKOUT, 1, **rules)
-    other = env.copies(2)
+    other = env.with_num_envs(2)
     assert type(other) is cls and other.num_envs == 2 and env.rules == {**env.rules, **rules}
     assert other.rules == {**env.rules, "num_envs": 2}
     assert other.single_action_space.n == 18

@@ -14,8 +14,8 @@ from envs import catch
 from envs.catch import CatchVectorEnv, best_return
 from envs.frames import StackFrames
 from envs.minatar import game_seed
-from envs.single import SingleEnv
-from tests.envs.test_shifts import equal, play
+from tests.envs.rollouts import equal, play
+from tests.envs.single import SingleEnv
 
 STAY, LEFT, RIGHT = 0, 1, 2
 
@@ -266,8 +266,8 @@ def test_another_environments_state_is_refused():
 
 def test_copies_keep_the_rules():
     env = CatchVectorEnv(2, sticky_action_prob=0.5)
-    assert type(env.copies(7)) is CatchVectorEnv
-    assert env.copies(7).rules == {"num_envs": 7, "sticky_action_prob": 0.5} and env.rules["num_envs"] == 2
+    assert type(env.with_num_envs(7)) is CatchVectorEnv
+    assert env.with_num_envs(7).rules == {"num_envs": 7, "sticky_action_prob": 0.5} and env.rules["num_envs"] == 2
 
 
 def test_refusals():

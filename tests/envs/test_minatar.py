@@ -455,8 +455,8 @@ def test_colours_stay_apart_for_colour_blind_eyes(vision):
     assert len(apart) == 55 and apart.min() > 15
 
 
-def test_copies_keep_the_rules():
+def test_rules_build_the_same_environment():
     env = MinAtarVectorEnv("MinAtar/Seaquest-v0", 2, sticky_action_prob=0.25, difficulty_ramping=False)
-    more = env.copies(7, max_episode_steps=30)
+    more = MinAtarVectorEnv(**{**env.rules, "num_envs": 7, "max_episode_steps": 30})
     assert more.num_envs == 7
-    assert more._config == {**env._config, "num_envs": 7, "max_episode_steps": 30}
+    assert more.rules == {**env.rules, "num_envs": 7, "max_episode_steps": 30}

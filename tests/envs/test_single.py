@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from envs.shifts import ScaleRewards
-from envs.single import SingleEnv
 from envs.timetables import AtSteps
 from tests.envs.echo import EchoEnv
+from tests.envs.single import SingleEnv
 
 
 def test_the_end_of_an_episode_waits_for_a_reset():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, evenly, linear
+from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange
 
 
 def changes(timetable, until: int, seed=0) -> list[int]:
@@ -19,8 +19,6 @@ def test_by_hand():
     assert changes(NoChange(), 1000) == []
     assert changes(EverySteps(100), 350) == [100, 200, 300]
     assert changes(AtSteps((3, 10, 11)), 1000) == [3, 10, 11]
-    assert changes(evenly(100, 400, 4), 1000) == [100, 200, 300, 400]
-    assert linear(1.0, 0.0, 4) == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert changes(AtRandom(1.0), 5) == [1, 2, 3, 4, 5]
 
 
@@ -62,9 +60,6 @@ def test_random_gaps_are_geometric():
         (lambda: AtRandom(0.0), "probability"),
         (lambda: AtRandom(1.5), "probability"),
         (lambda: AtRandom(float("nan")), "probability"),
-        (lambda: evenly(100, 200, 1), "at least 2"),
-        (lambda: evenly(100, 101, 3), "a step for each"),
-        (lambda: linear(0.0, 1.0, 0), "no drift"),
     ],
 )
 def test_invalid_timetables_raise(make, told):

@@ -10,7 +10,7 @@ from envs.minatar import MinAtarVectorEnv
 from envs.shifts import EnvSequence, PermuteActions, RepeatActions, Shift
 from envs.timetables import AtSteps, EverySteps, NoChange
 from envs.worlds import ScreenWorld, World, evaluation_world, resumed_observation, screen_env
-from tests.envs.test_shifts import equal, play
+from tests.envs.rollouts import equal, play
 
 GAMES = ("MinAtar/Breakout-v0", "MinAtar/Seaquest-v0", "MinAtar/Freeway-v0")
 SETTINGS = {"rewards": (1.0, -1.0), "sticky": (0.1, 0.5), "noise": (0.0, 0.2)}
@@ -63,7 +63,7 @@ def test_evaluation_in_an_unchanging_world_is_the_bare_game():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="stays in one"):
+    with pytest.raises(ValueError, match="needs exactly one game, got 3"):
         World(GAMES, 1, "actions", EverySteps(10)).make()
     with pytest.raises(ValueError, match="all actions"):
         World(("MinAtar/Breakout-v1", "MinAtar/Seaquest-v1"), 1, "games", EverySteps(10)).make()
@@ -74,8 +74,8 @@ def test_refusals():
             World(GAMES[:1], **unused).make()
     with pytest.raises(ValueError, match=r"\['tasks'\] would change nothing with kind 'rewards'"):
         World(GAMES[:1], 1, "rewards", EverySteps(10), tasks=3, values=(1.0, 2.0)).make()
-    with pytest.raises(TypeError, match="no world"):
-        evaluation_world(object(), 1, 1)
+    with pytest.raises(TypeError, match="is not an environment"):
+        evaluation_world(object(), 1)
 
 
 # games on a screen
@@ -238,13 +238,21 @@ def test_a_resumed_world_says_whether_its_episodes_go_on():
 
 def test_evaluation_on_a_screen():
     bare = ScreenWorld((CATCH,), 2).make()
-    test = evaluation_world(bare, 3, max_episode_steps=7)  # games on a screen have their own limit
+    test = evaluation_world(bare, 3)
     twin = StackFrames(CatchVectorEnv(3), 4)
     assert equal(play(test, 115), play(twin, 115))
     assert evaluation_world(StackFrames(CatchVectorEnv(2), 3), 1).single_observation_space.shape[0] == 3
     assert type(evaluation_world(CatchVectorEnv(2), 3)) is CatchVectorEnv
     threaded = evaluation_world(ScreenWorld((PONG,), 1, threads=2).make(), 2)
     assert type(threaded.env) is ThreadedAtariVectorEnv and threaded.env.rules["threads"] == threaded.num_envs == 2
+
+
+def test_a_time_limit_for_games_on_a_screen_is_refused():
+    env = ScreenWorld((CATCH,), 2, "rewards", AtSteps([10]), values=(1.0, 2.0)).make()
+    env.reset(seed=1)
+    for world in (env, env.env, CatchVectorEnv(2)):
+        with pytest.raises(ValueError, match="max_episode_steps 7 is for MinAtar"):
+            evaluation_world(world, 3, max_episode_steps=7)
 
 
 def test_sticky_on_a_screen_is_all_there_is_of_it():
@@ -268,14 +276,20 @@ def test_sticky_on_a_screen_is_all_there_is_of_it():
             ScreenWorld((BREAKOUT,), 1, "difficulties", EverySteps(9), values=(0, 1), threads=1),
             "no difficulty: use threads=0",
         ),
-        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4.5)), "modes are whole numbers"),
+        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4.5)), "modes must be whole numbers"),
         (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9)), "at least one environment"),
-        (ScreenWorld((BREAKOUT, PONG), 1, "difficulties", EverySteps(9), values=(0, 1)), "2 games, but kind 'diff"),
-        (ScreenWorld((BREAKOUT, PONG)), "2 games, but kind 'none'"),
-        (ScreenWorld((CATCH,), 1, "modes", EverySteps(9), values=(0, 1)), "Catch-v0 knows no mode"),
-        (ScreenWorld((CATCH,), 1, "difficulties", EverySteps(9), values=(1, 0)), "Catch-v0 knows no difficulty"),
-        (ScreenWorld((CATCH, CATCH), 1, "games", EverySteps(9)), "Catch-v0 knows no full_action_space"),
-        (ScreenWorld((CATCH,), noop_max=3, threads=2), "Catch-v0 knows no noop_max, threads"),
+        (
+            ScreenWorld((BREAKOUT, PONG), 1, "difficulties", EverySteps(9), values=(0, 1)),
+            "kind 'difficulties' needs exactly one game, got 2",
+        ),
+        (ScreenWorld((BREAKOUT, PONG)), "kind 'none' needs exactly one game, got 2"),
+        (ScreenWorld((CATCH,), 1, "modes", EverySteps(9), values=(0, 1)), "Catch-v0 does not support mode"),
+        (
+            ScreenWorld((CATCH,), 1, "difficulties", EverySteps(9), values=(1, 0)),
+            "Catch-v0 does not support difficulty",
+        ),
+        (ScreenWorld((CATCH, CATCH), 1, "games", EverySteps(9)), "Catch-v0 does not support full_action_space"),
+        (ScreenWorld((CATCH,), noop_max=3, threads=2), "Catch-v0 does not support noop_max, threads"),
         (ScreenWorld((CATCH,), 1, "flavour"), "kind 'flavour' is unknown"),
         (ScreenWorld((CATCH,), 1, "channels", EverySteps(9)), "1 things have 1 permutations"),
         (ScreenWorld((CATCH,), timetable=EverySteps(9)), r"\['timetable'\] would change nothing"),
