@@ -6,10 +6,10 @@
         ...
     projection = args.nap.build(network, inputs=batch)
 
-A script that wants other defaults subclasses a group and overrides them. Nothing here parses a command line: the names
-in messages are those that tyro gives to nested dataclasses (`--nap.every`). Every `check` and `build` raises ValueError
-with one line that names the flags. `updates` converts the script's steps into optimiser updates: it is the script's own
-`Args.updates`, and the only thing here that depends on the script.
+A script that wants other defaults subclasses a group and overrides them. Messages name flags as tyro names the fields
+of nested dataclasses (`--nap.every`); nothing here parses a command line. Every `check` and `build` raises ValueError
+with one line that names the flags. `updates` is the script's own `Args.updates`, which converts agent steps to
+optimiser updates: the only thing here that depends on the script.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Changes(Protocol):
 
     @property
     def first_change(self) -> int | None:
-        """Agent steps until the first change; None without one."""
+        """Agent steps until the first change, on average if it is random; None without one."""
 
     @property
     def shortest_gap(self) -> int | None:
-        """Fewest agent steps between two changes, of random ones the mean; None with fewer than two changes."""
+        """Fewest agent steps between two changes, the mean if they are random; None with fewer than two changes."""
 
 
 def reject_unused(group: str, args: object, names: Sequence[str], why: str) -> None:
@@ -61,7 +61,7 @@ def reject_unused(group: str, args: object, names: Sequence[str], why: str) -> N
 
     Args:
         group: name of the group of flags.
-        args: a dataclass.
+        args: a dataclass; a subclass with other defaults is compared with its own.
         names: fields of it that have no effect.
         why: completes "--group.name 3 has no effect ...".
     Raises:
@@ -97,11 +97,23 @@ class NapArgs:
     allow_scale_dependent: bool = False
     """project even a network whose output changes when a weight tensor is scaled"""
 
-    def check(self) -> None:
-        """Refuse flags without effect."""
+    def check(self, normalised: bool = True) -> None:
+        """Refuse flags without effect, and projection where it would change the function.
+
+        Args:
+            normalised: the network has a normalisation layer behind each weight; where a flag decides that, it is
+                --network.
+        """
         if not self.enabled:
             unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
             reject_unused("nap", self, unused, "without --nap.enabled")
+        elif self.every < 1:
+            raise ValueError(f"--nap.every must be at least 1, got {self.every}")
+        elif not normalised and not self.allow_scale_dependent:
+            raise ValueError(
+                "--nap.enabled needs --network normalised: without LayerNorm the scale of the weights matters; or give "
+                "--nap.allow-scale-dependent"
+            )
 
     def build(
         self, network: nn.Module, *, inputs: Tensor, heads: Sequence[str] | None = None
@@ -116,14 +128,9 @@ class NapArgs:
             return NoProjection()
         with _named("--nap"):
             return Projection(
-                network,
-                every=self.every,
-                gains=self.gains,
-                gain_strength=self.gain_strength,
-                heads=heads,
-                check_inputs=inputs,
-                allow_scale_dependent=self.allow_scale_dependent,
-            )
+                network, every=self.every, gains=self.gains, gain_strength=self.gain_strength, heads=heads,
+                check_inputs=inputs, allow_scale_dependent=self.allow_scale_dependent,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,15 +165,13 @@ class ScheduleArgs:
             peak: --learning-rate.
             least: agent steps of one update, which a period must have; 0 where a period of 0 is the whole run.
         """
-        unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(self.READS[self.kind])
+        unused = {field.name for field in dataclasses.fields(self)} - {"kind", *self.READS[self.kind]}
         reject_unused("schedule", self, sorted(unused), f"with --schedule.kind {self.kind}")
         if self.kind == "constant":
             return
-        if self.period_steps < max(least, 0):
-            raise ValueError(
-                f"--schedule.period-steps must be at least {max(least, 0):g}"
-                f"{', the steps of one update' * (least > 0)}, got {self.period_steps}"
-            )
+        if self.period_steps < least:
+            what = f"{least:g}, the steps of one update" if least else "0"
+            raise ValueError(f"--schedule.period-steps must be at least {what}, got {self.period_steps}")
         if self.low >= peak:
             raise ValueError(f"--schedule.low {self.low} must be below --learning-rate {peak}, the schedule's peak")
 
@@ -219,23 +224,22 @@ class SwitchArgs:
         Args:
             changes: the task changes at all.
         """
-        others = [f.name for f in dataclasses.fields(self) if f.name not in ("fresh_agent", "shrink", "perturb")]
+        names = [field.name for field in dataclasses.fields(self)]
         if not changes:
-            why = "with --shift.kind none: the task does not change"
-            reject_unused("switch", self, ["fresh_agent", *others, "shrink", "perturb"], why)
+            reject_unused("switch", self, names, "with --shift.kind none: the task does not change")
             return
         if self.fresh_agent:
+            others = [name for name in names if name not in ("fresh_agent", "shrink", "perturb")]
             reject_unused("switch", self, others, "with --switch.fresh-agent, which does all of it")
         self.check_intervention()
 
     def check_intervention(self) -> None:
         """Refuse --switch.shrink and --switch.perturb where they have no effect or no meaning."""
         if self.intervention != "shrink-and-perturb":
-            why = f"with --switch.intervention {self.intervention}"
-            reject_unused("switch", self, ["shrink", "perturb"], why)
-        elif (self.shrink, self.perturb) in ((1, 0), (0, 0)) or not (
-            0 <= self.shrink <= 1 and 0 <= self.perturb < math.inf
-        ):
+            reject_unused("switch", self, ["shrink", "perturb"], f"with --switch.intervention {self.intervention}")
+            return
+        shares = 0 <= self.shrink <= 1 and 0 <= self.perturb < math.inf
+        if not shares or (self.shrink, self.perturb) in ((1, 0), (0, 0)):
             raise ValueError(
                 f"--switch.shrink must lie in [0, 1] and --switch.perturb be at least 0, got {self.shrink} and "
                 f"{self.perturb}; (1, 0) changes nothing and (0, 0) makes all weights zero"
@@ -296,17 +300,9 @@ class RewarmArgs:
         return self.trigger != "never"
 
     def check(
-        self,
-        schedule: ScheduleArgs,
-        switch: SwitchArgs,
-        shift: Changes,
-        updates: ToUpdates,
-        *,
-        total: int,
-        starts: int = 0,
-        pauses: bool = False,
-        least: float = 0.0,
-    ) -> None:
+        self, schedule: ScheduleArgs, switch: SwitchArgs, shift: Changes, updates: ToUpdates, *,
+        total: int, starts: int = 0, pauses: bool = False, least: float = 0.0,
+    ) -> None:  # fmt: skip
         """Refuse flags without effect, alone or next to another, and a detector that would miss the changes.
 
         Args:
@@ -332,7 +328,7 @@ class RewarmArgs:
         if self.trigger == "switch":
             self._check_switch(switch, shift)
         if self.trigger == "cusum":
-            self._check_detector(shift, updates, total, starts, starts if pauses else 0)
+            self._check_detector(shift, updates, total - starts, starts, starts if pauses else 0)
 
     def _check_period(self, schedule: ScheduleArgs, updates: ToUpdates, learning: int, least: float) -> None:
         if self.every_steps < max(least, 1):
@@ -342,7 +338,8 @@ class RewarmArgs:
                 f"--rewarm.every-steps {self.every_steps} never comes: --total-timesteps leaves {learning} steps of "
                 "learning"
             )
-        if schedule.kind == "cyclic" and updates(self.every_steps) % updates(schedule.period_steps) == 0:
+        in_cycles = schedule.kind == "cyclic" and updates(self.every_steps) % updates(schedule.period_steps) == 0
+        if in_cycles and self.moments == "keep":
             raise ValueError(
                 f"--rewarm.every-steps {self.every_steps} restarts --schedule.kind cyclic just where a cycle of "
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
@@ -358,19 +355,19 @@ class RewarmArgs:
         if switch.optimizer == "reset" and self.moments == "reset":
             raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
 
-    def _check_detector(self, shift: Changes, updates: ToUpdates, total: int, starts: int, pause: int) -> None:
-        """A CUSUM that is in its burn-in or refractory period when the task changes misses the change."""
-        first = (shift.first_change or total) - starts
-        between = (shift.shortest_gap or total - starts) - (pause if shift.shortest_gap else 0)
-        for flag, blocks, steps in (("burn-in", self.burn_in, first), ("refractory", self.refractory, between)):
+    def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:
+        """A CUSUM misses a change in its burn-in, and one in the burn-in or refractory period after an alarm."""
+        run = learning, "in the run"
+        first = (shift.first_change - starts, "before the first change") if shift.first_change else run
+        gap = (shift.shortest_gap - pause, "between two changes") if shift.shortest_gap else run
+        periods = ("burn-in", self.burn_in, first), ("burn-in", self.burn_in, gap), ("refractory", self.refractory, gap)
+        for flag, blocks, (steps, where) in periods:
             available = updates(steps) if steps > 0 else 0
             if blocks * self.block >= available:
-                when = "before the first change" if flag == "burn-in" else "between two changes"
                 raise ValueError(
                     f"--rewarm.trigger cusum would miss a change: --rewarm.{flag} is {blocks} blocks x {self.block} "
-                    f"updates = {blocks * self.block} updates, but there are {available} updates "
-                    f"{when if shift.on else 'in the run'}; use fewer than {available / self.block:g} blocks or a "
-                    "smaller --rewarm.block"
+                    f"updates = {blocks * self.block} updates, but there are {available} updates {where}; use fewer "
+                    f"than {available / self.block:g} blocks, a smaller --rewarm.block or longer tasks"
                 )
 
     def build(self, optimizer: torch.optim.Optimizer, schedule: Schedule, updates: ToUpdates) -> Rewarming:
@@ -379,28 +376,14 @@ class RewarmArgs:
             return Rewarming(optimizer, schedule, self._trigger(updates), self.moments)
 
     def _trigger(self, updates: ToUpdates) -> Trigger:
-        match self.trigger:
-            case "never" | "switch":  # at a change, which comes between updates, the script calls `restart()`
-                return Never()
-            case "every":
-                return Every(updates(self.every_steps))
-            case "cusum":
-                return OnCusum(
-                    Cusum(
-                        threshold=self.threshold,
-                        slack=self.slack,
-                        block=self.block,
-                        burn_in=self.burn_in,
-                        refractory=self.refractory,
-                        smoothing=self.smoothing,
-                        # On logarithms: errors grow slowly with the returns, so only a sudden factor counts, and 5 %
-                        # is none. The clip limits how far one block moves the estimates, so that the first block of a
-                        # jump does not mask the rest.
-                        log=True,
-                        min_relative_deviation=0.05,
-                        clip=3.0,
-                    )
-                )
+        if self.trigger == "every":
+            return Every(updates(self.every_steps))
+        if self.trigger == "cusum":
+            # On logarithms: errors grow slowly with the returns, so only a sudden factor counts, and 5 % is none. The
+            # clip limits how far one block moves the estimates, so the first block of a jump does not mask the rest.
+            cusum = {name: getattr(self, name) for name in self.CUSUM}
+            return OnCusum(Cusum(**cusum, log=True, min_relative_deviation=0.05, clip=3.0))
+        return Never()  # at a change, which comes between updates, the script calls `restart()`
 
 
 @dataclass(frozen=True)
@@ -449,22 +432,16 @@ class ProbeArgs:
         Args:
             size_is_read: something else uses --probe.size too; projection is checked on the probe's inputs.
         """
-        for name in ("every", "meter_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--probe.{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
-        if self.size < 2:
-            raise ValueError(f"--probe.size must be at least 2, got {self.size}")
+        for name, least in (("every", 0), ("meter_every", 0), ("size", 2)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"--probe.{name.replace('_', '-')} must be at least {least}, got {value}")
         if self.every == 0:
             reject_unused("probe", self, ["tau"] if size_is_read else ["size", "tau"], "with --probe.every 0")
 
     def build(
-        self,
-        network: nn.Module,
-        layers: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        inputs: Tensor,
+        self, network: nn.Module, layers: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, inputs: Tensor,
         probed: Sequence[str],
-    ) -> tuple[Meter | NoMeter, Probe | NoProbe]:
+    ) -> tuple[Meter | NoMeter, Probe | NoProbe]:  # fmt: skip
         """Meter of realised ELR and norms, and probe of features.
 
         Args:
@@ -475,8 +452,7 @@ class ProbeArgs:
         meter: Meter | NoMeter = NoMeter()
         if self.meter_every:
             meter = Meter(layers, every=self.meter_every, optimizer=optimizer, nominal_power=1)
-        probe: Probe | NoProbe = NoProbe()
-        if self.every:
-            with _named("--probe"):
-                probe = Probe(network, inputs, probed, every=self.every, tau=self.tau)
-        return meter, probe
+        if not self.every:
+            return meter, NoProbe()
+        with _named("--probe"):
+            return meter, Probe(network, inputs, probed, every=self.every, tau=self.tau)
