@@ -1,7 +1,7 @@
 """A training run in progress: its device and random streams, what a checkpoint holds, when it stops, what it prints.
 
-The script owns the loop; the session owns the disk, the terminal and the signals. It calls nothing of the script's:
-there is nothing to subclass, and nothing to register except the parts whose state a checkpoint holds.
+The script owns the loop; the session owns the disk, the terminal and the signals. It never calls the script: there is
+nothing to subclass, and nothing to register except the parts whose state a checkpoint holds.
 
     run = Session(args, "breakout", total=args.total_timesteps, streams="init env minibatch action")
     ... build everything, with run.seed(...), run.generator(...), run.device; nothing is written yet ...
@@ -94,24 +94,25 @@ class Session:
     ) -> None:
         torch.set_num_threads(args.threads)
         threadpool_limits(args.threads)  # NumPy's BLAS: two pools that wait for each other are slower than one thread
-        with one_line_errors("--seed"):
-            names = streams.split()
-            spawned = np.random.SeedSequence(args.seed).spawn(len(names))
-        with one_line_errors("--device", also=(RuntimeError,)):
+        with one_line_errors(f"--seed {args.seed}"):
+            root = np.random.SeedSequence(args.seed)
+        with one_line_errors(f"--device {args.device}", also=(RuntimeError, AssertionError)):
             self.device = torch.device(args.device)
             torch.empty(1, device=self.device)
+        # No script of ours draws from torch's global generator, but a copy of one may: a network with dropout.
+        torch.manual_seed(int(root.generate_state(1)[0]))
+        names = streams.split()
         self.total, self.step, self.updates = total, 0, 0
         self.saved: frozenset[str] = frozenset()
         self._args, self._about, self._unit = args, about, unit
-        self._streams = dict(zip(names, spawned, strict=True))
-        self._generators: dict[str, np.random.Generator] = {}
+        self._streams = dict(zip(names, root.spawn(len(names)), strict=True))
+        self._generators: dict[str, np.random.Generator | torch.Generator] = {"torch": torch.default_generator}
         self._parts: dict[str, Any] = {}
         self._watched: list[tuple[str, nn.Module, torch.optim.Optimizer]] = []
         self._counters = SimpleNamespace()
-        self._read_every = getattr(args, "log_every", 1)
         self._greedy: np.ndarray | None = None
         self._timed = (0, 0.0)  # step and time of the last measurement of speed
-        self._shown = 0.0
+        self._shown = -math.inf
 
     @property
     def on_cpu(self) -> bool:
@@ -157,8 +158,7 @@ class Session:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the run directory, or reopen that of --resume; stop on signals; mark the run failed if an exception
-        passes.
+        """Make the run directory, or reopen that of --resume; stop on signals; an exception marks the run failed.
 
         Raises:
             RunError: the directory cannot be made or reopened.
@@ -167,9 +167,9 @@ class Session:
         if self.resumed:
             self._run = Run.resume(args.resume, device=self.device)
         else:
-            self._run = Run.create(
-                args.directory or self._default_directory(), config_to_dict(args), argv=sys.argv, device=self.device
-            )
+            name = f"{args.exp_name}__{self._about}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+            directory = args.directory or Path("runs/logs", name)
+            self._run = Run.create(directory, config_to_dict(args), argv=sys.argv, device=self.device)
         self.directory, self.pieces = self._run.directory, self._run.pieces
         with self._run, StopOnSignal() as self._stop:
             if self.resumed:
@@ -177,10 +177,6 @@ class Session:
                 self.step, self.saved = self._run.step, frozenset(self._state)
             self._timed = self.step, time.perf_counter()
             yield
-
-    def _default_directory(self) -> Path:
-        args = self._args
-        return Path("runs/logs", f"{args.exp_name}__{self._about}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}")
 
     def restore(self) -> None:
         """Put every part, generator and counter back.
@@ -212,16 +208,14 @@ class Session:
             RunError: the disk is full.
         """
         self.require_finite()
-        state: dict[str, Any] = {
-            "counters": {"updates": self.updates, **vars(self._counters)},
-            "generators": {name: rng_state(generator) for name, generator in self._generators.items()},
-        }
-        in_pieces = {name: part for name, part in self._parts.items() if isinstance(part, Piecewise)}
+        generators = {name: rng_state(generator) for name, generator in self._generators.items()}
+        state = {"counters": {"updates": self.updates, **vars(self._counters)}, "generators": generators}
+        large = {name: part for name, part in self._parts.items() if isinstance(part, Piecewise)}
         for name, part in self._parts.items():
-            state[name] = part.save(self.pieces) if name in in_pieces else part.state_dict()
+            state[name] = part.save(self.pieces) if name in large else part.state_dict()
         self._run.checkpoint(self.step, state)
-        if in_pieces:  # those that the checkpoint does not name are old
-            self.pieces.keep_only(name for part in in_pieces.values() for name, *_ in part.pieces)
+        if large:  # pieces that the checkpoint does not name are old
+            self.pieces.keep_only(name for part in large.values() for name, *_ in part.pieces)
 
     # The loop.
 
@@ -252,11 +246,17 @@ class Session:
             NonFiniteError: with step, update, rate and the first layer that is not finite.
         """
         for name, number in numbers.items():
-            waits = isinstance(number, Tensor) and number.is_cuda and (self.updates + 1) % self._read_every != 0
-            if number is not None and not waits and not math.isfinite(number):
+            if number is None or (isinstance(number, Tensor) and number.is_cuda and not self._reads_now()):
+                continue
+            if not math.isfinite(number):
                 self._refuse(f"{name.replace('_', ' ')} is {float(number)}")
         if not numbers and not all(bool(tensor.isfinite().all()) for _, tensor in self._tensors()):
             self._refuse("the network is not finite")
+
+    def _reads_now(self) -> bool:
+        """The update about to be taken is one after which the script records, and so waits for the device anyway."""
+        taken = self.updates if self._unit == "step" else self.step
+        return (taken + 1) % getattr(self._args, "log_every", 1) == 0
 
     def _refuse(self, what: str) -> None:
         where = f"step {self.step}, update {self.updates}" if self._unit == "step" else f"update {self.step}"
@@ -284,10 +284,12 @@ class Session:
             shifts: the task changes during the run: a chart of it, which begins at task 0.
             options: as in `runs.recording.layout`.
         """
-        charts = {"task": ["shift/task"]} if shifts else {}
-        self._run.layout(list(layers), list(probed), **{"charts": charts, **options})
-        if shifts:
-            self.scalar("shift/task", 0)
+        if not shifts:
+            self._run.layout(list(layers), list(probed), **options)
+            return
+        charts = {"task": ["shift/task"], **options.pop("charts", {})}
+        self._run.layout(list(layers), list(probed), charts=charts, **options)
+        self.scalar("shift/task", 0)
 
     def scalar(self, tag: str, value: float) -> None:
         """Record one number at the present step; see `runs.recording.Run.scalar`."""
@@ -300,29 +302,28 @@ class Session:
     def evaluated(self, returns: np.ndarray) -> None:
         """Record mean and standard deviation of evaluation returns [N]; the last ones are printed at the end."""
         self._greedy = returns
-        self.scalar("eval/episodic_return", returns.mean())
-        self.scalar("eval/episodic_return_std", returns.std())
+        self.scalars({"eval/episodic_return": returns.mean(), "eval/episodic_return_std": returns.std()})
 
     def shifted(self, infos: Mapping[str, Any]) -> None:
         """Record that the task has changed, by what the environment says of it."""
         (told,) = infos["shift"].values()
-        self.scalar("shift/task", told["task"])
-        self.scalar("shift/boundary", 1)
+        self.scalars({"shift/task": told["task"], "shift/boundary": 1})
 
     # The terminal.
 
     def show_speed(self, line: str) -> None:
         """Record charts/SPS since the last call, and print one line with it, at most once in ten seconds (on a
-        terminal: once in a second, in place)."""
+        terminal: once in a second, in place). Where a step is an update, nothing is recorded."""
         now = time.perf_counter()
         (step, then), self._timed = self._timed, (self.step, now)
         speed = (self.step - step) / (now - then)
-        self.scalar("charts/SPS", speed)
+        if self._unit == "step":
+            self.scalar("charts/SPS", speed)
         terminal = sys.stdout.isatty()
         if now - self._shown < (1.0 if terminal else 10.0) and self.step < self.total:
             return
         self._shown = now
-        text = f"{self._unit} {self.step:,} of {self.total:,}   {speed:.0f} {self._unit}s/s   {line}"
+        text = f"{self._unit} {self.step:,} of {self.total:,}   {speed:.{int(speed < 10)}f} {self._unit}s/s   {line}"
         print(f"\r{text:<100}" if terminal else text, end="" if terminal else "\n", flush=True)
 
     def end(self) -> None:
@@ -341,10 +342,8 @@ class Session:
 
     def farewell(self, *lines: str) -> None:
         """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""
-        print(f"\nfinished {self.step:,} {self._unit}s in {self.directory}")
-        for line in lines:
-            print(line)
         if self._greedy is not None:
-            print(f"evaluation return {self._greedy.mean():.2f}, mean of {len(self._greedy)} episodes")
+            lines += (f"evaluation return {self._greedy.mean():.2f}, mean of {len(self._greedy)} episodes",)
         viewer = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
+        print(f"\nfinished {self.step:,} {self._unit}s in {self.directory}", *lines, sep="\n")
         print(f"look at it with: {viewer} --logdir {self.directory}")
