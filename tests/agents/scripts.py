@@ -7,10 +7,12 @@ import dataclasses
 import inspect
 import json
 import math
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -21,23 +23,70 @@ import torch
 from PIL import Image
 
 from runs.recording import load_checkpoint, read_scalars
+from runs.training import session
 
 
-def start(script: Path, *flags: object) -> subprocess.Popen[str]:
+class ScriptProcess:
+    """A script as a process of its own, forked from a server that has imported torch already: no seconds of imports.
+
+    It can be killed like any process. What it prints goes to a file. The interface is that of subprocess.Popen.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["torch", "torch.utils.tensorboard", "elr.flags", "envs.flags", "runs.training"])
+
+    def __init__(self, script: Path, flags: tuple[str, ...]) -> None:
+        descriptor, name = tempfile.mkstemp(suffix=".txt")
+        os.close(descriptor)
+        self._output = Path(name)
+        self._process = self._context.Process(target=_run_script, args=(str(script), flags, name))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str]:
+        """Wait for the end; what was printed."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"the script still runs after {timeout} s")
+        printed = self._output.read_text()
+        self._output.unlink()
+        return (printed,)
+
+
+def _run_script(script: str, flags: tuple[str, ...], output: str) -> None:
+    """In the process: as `python script flags` does."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = [script, *flags]
+    torch.set_num_threads(1)
+    runpy.run_path(script, run_name="__main__")
+
+
+def start(script: Path, *flags: object) -> ScriptProcess:
     """The script as a process of its own, on one thread."""
-    command = [sys.executable, str(script), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return ScriptProcess(script, tuple(map(str, flags)))
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: ScriptProcess) -> str:
     """Wait for a run that must succeed; return its output."""
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     return output
 
 
-def kill_beyond(process: subprocess.Popen[str], directory: Path, step: int, how: signal.Signals) -> str:
+def kill_beyond(process: ScriptProcess, directory: Path, step: int, how: signal.Signals) -> str:
     """Send the signal once the checkpoint on disk is from beyond `step`; return the output."""
     status = directory / "status.json"
     while process.poll() is None and (not status.exists() or json.loads(status.read_text())["step"] <= step):
@@ -76,19 +125,16 @@ def videos(directory: Path) -> dict[str, int]:
     return shown
 
 
-def unread_flags(script: ModuleType, groups: dict[str, type], short_for: dict[str, str]) -> list[str]:
-    """Flags that are never read as args.<flag>, args.<group>.<flag> or <short>.<flag> outside the checks of Args."""
+def unread_flags(script: ModuleType) -> list[str]:
+    """Flags that neither the script (outside the checks of Args) nor its session reads as args.<flag>.
+
+    What a group does with its own flags is tested in tests/elr/test_flags.py and tests/envs/test_flags.py.
+    """
     tree = ast.parse(inspect.getsource(script))
     tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
-    read = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-    flags = [f"args.{field.name}" for field in dataclasses.fields(script.Args)]
-    flags += [f"args.{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
-
-    def is_read(flag: str) -> bool:
-        _, group, *rest = flag.split(".")
-        return flag in read or f"{short_for.get(group)}.{'.'.join(rest)}" in read
-
-    return [flag for flag in flags if not is_read(flag)]
+    nodes = [*ast.walk(tree), *ast.walk(ast.parse(inspect.getsource(session)))]
+    read = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    return [field.name for field in dataclasses.fields(script.Args) if f"args.{field.name}" not in read]
 
 
 def assert_projected_in_bf16(fine: Path, coarse: Path, network: str) -> None:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_info
 
 from agents import dqn_minatar as script
-from agents.dqn_minatar import Args, ExplicitGradient, ExplicitQ, NapArgs, QNetwork, ReplayMemory, Windows
+from agents.dqn_minatar import Args, NapArgs, QNetwork
 from elr.fast.flat_adam import FlatAdam
 from envs.minatar import MinAtarVectorEnv
-from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from envs.replay import TransitionMemory
+from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
 
 SHORT = {"total_timesteps": 900, "learning_starts": 200, "buffer_size": 500, "eval_every": 400, "eval_episodes": 2}
@@ -26,145 +27,9 @@ def short(directory, **changes):
     return Args(**{**SHORT, "probe": SMALL_PROBE, "log_every": 100, "directory": directory, **changes})
 
 
-def random_network(channels=4, actions=3, normalised=True, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    network = QNetwork(channels, actions, normalised).to(dtype)
-    for p in network.parameters():
-        p.data = torch.randn(p.shape, generator=generator, dtype=dtype) * 0.2 + (p.dim() == 1) * 0.5
-    return network
-
-
-def random_batch(channels=4, actions=3, size=32, seed=1, dtype=np.float64):
-    rng = np.random.default_rng(seed)
-    obs, next_obs = (rng.integers(0, 2, (size, channels, 10, 10), dtype=np.uint8) for _ in range(2))
-    reward, terminated = (rng.integers(0, 2, size).astype(dtype) for _ in range(2))
-    return [obs, rng.integers(0, actions, size), reward, next_obs, terminated]
-
-
 def recorded(directory):
-    """Every scalar but the speed."""
+    """Every scalar except the speed."""
     return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
-
-
-# the explicit gradient
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("channels, actions", [(4, 3), (10, 6)])
-@pytest.mark.parametrize("double_q", [True, False])
-@pytest.mark.parametrize("size", [1, 32])
-def test_explicit_gradient_is_autograds(normalised, channels, actions, double_q, size):
-    online = random_network(channels, actions, normalised)
-    target = random_network(channels, actions, normalised, seed=9)
-    batch, args = random_batch(channels, actions, size), Args(double_q=double_q, batch_size=size)
-    for p in online.parameters():
-        p.grad = torch.full_like(p, math.nan)  # whatever is not written shows
-    loss, q = ExplicitGradient(online, target, args)(batch)
-    explicit = [p.grad.clone() for p in online.parameters()]
-    loss_again, q_again = script.AutogradGradient(online, target, args)(batch)
-    assert loss == pytest.approx(loss_again.item(), rel=1e-12)
-    np.testing.assert_allclose(q, q_again, rtol=1e-12, atol=1e-12)
-    for (name, p), grad in zip(online.named_parameters(), explicit, strict=True):
-        torch.testing.assert_close(grad, p.grad, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
-        assert p.grad.abs().max() > 0, name
-
-
-def test_explicit_gradient_without_gradients_to_write_to_is_refused():
-    with pytest.raises(ValueError, match="build the optimiser before"):
-        ExplicitGradient(QNetwork(4, 3), QNetwork(4, 3), Args())
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("size", [1, 7])
-def test_explicit_network_is_the_network_and_sees_changed_weights(normalised, size):
-    network = random_network(normalised=normalised)
-    explicit, obs = ExplicitQ(network, Windows(network, size)), random_batch(size=size)[0]
-    before = explicit.forward(obs).copy()
-    np.testing.assert_allclose(before, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        network.conv.weight.mul_(-1.5)
-        network.conv_norm.bias.add_(0.1) if normalised else network.conv.bias.add_(0.1)
-    after = explicit.forward(obs)
-    np.testing.assert_allclose(after, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
-    assert not np.allclose(after, before)
-
-
-def constant_network(values):
-    """Q(s, .) = values, whatever s is."""
-    network = QNetwork(4, len(values)).double()
-    with torch.no_grad():
-        network.head.weight.zero_()
-        network.head.bias.copy_(torch.tensor(values))
-    return network
-
-
-@pytest.mark.parametrize("gradient", [script.AutogradGradient, ExplicitGradient])
-@pytest.mark.parametrize("double_q, bootstrapped", [(False, 20.0), (True, 10.0)])
-def test_td_error_by_hand(gradient, double_q, bootstrapped):
-    """Q = (2, 1), Q' = (10, 20): the maximum is 20, the online network's choice, action 0, is worth 10."""
-    online, target = constant_network([2.0, 1.0]), constant_network([10.0, 20.0])
-    for p in online.parameters():
-        p.grad = torch.zeros_like(p)
-    obs, *_ = random_batch(size=2)
-    batch = [obs, np.array([1, 0]), np.array([0.5, 1.0]), obs, np.array([0.0, 1.0])]
-    loss, q = gradient(online, target, Args(gamma=0.9, double_q=double_q, batch_size=2))(batch)
-    errors = np.array([1.0 - (0.5 + 0.9 * bootstrapped), 2.0 - 1.0])  # the second transition terminates
-    assert float(loss) == pytest.approx((errors**2).mean(), rel=1e-12)
-    assert q.tolist() == [1.0, 2.0]
-    np.testing.assert_allclose(online.head.bias.grad, [errors[1], errors[0]], rtol=1e-12)  # 2 / B errors, by action
-
-
-@pytest.mark.parametrize("bootstrap, value", [(True, 2.0), (False, 1.0)])
-def test_learns_the_value_of_an_endless_reward(bootstrap, value):
-    """Reward 1 for ever with gamma = 0.5 is worth 1 / (1 - gamma) = 2; a target that never bootstraps stays at 1."""
-    torch.manual_seed(0)
-    online, target = QNetwork(4, 3), QNetwork(4, 3)
-    obs = random_batch(size=32)[0]
-    one, zero = np.ones(32, np.float32), np.zeros(32, np.float32)
-    actions = np.arange(32) % 3
-    batch = [obs, actions, one, obs, zero if bootstrap else one]
-    optimizer = FlatAdam(list(online.parameters()), lr=3e-3, eps=1e-8)
-    gradient = ExplicitGradient(online, target, Args(gamma=0.5))
-    for update in range(400):
-        gradient(batch)
-        optimizer.step()
-        if update % 20 == 0:
-            target.load_state_dict(online.state_dict())
-    chosen = online(torch.from_numpy(obs))[torch.arange(32), torch.from_numpy(actions)]
-    assert chosen.mean().item() == pytest.approx(value, abs=0.05)
-
-
-# the replay memory
-
-
-def test_replay_keeps_the_last_transitions_and_saves_them_exactly():
-    rng, replay = np.random.default_rng(0), ReplayMemory(8, 4)
-    pictures = rng.integers(0, 2, (12, 4, 10, 10), dtype=np.uint8)
-    for i in range(11):
-        replay.add(pictures[i], i % 3, float(i), pictures[i + 1], i % 2 == 0)
-    assert (replay.size, replay.position) == (8, 3)
-    assert sorted(replay.rewards.tolist()) == [float(i) for i in range(3, 11)]
-    again = ReplayMemory(8, 4)
-    again.load_state_dict(replay.state_dict())
-    draws = [r.sample(64, np.random.default_rng(1)) for r in (replay, again)]
-    assert all(np.array_equal(a, b) for a, b in zip(*draws, strict=True))
-    obs, action, reward, next_obs, terminated = draws[0]
-    index = reward.astype(int)
-    assert np.array_equal(obs, pictures[index])
-    assert np.array_equal(next_obs, pictures[index + 1])
-    assert np.array_equal(action, index % 3)
-    assert np.array_equal(terminated, index % 2 == 0)
-    with pytest.raises(RunError, match="does not fit"):
-        ReplayMemory(4, 4).load_state_dict(replay.state_dict())
-
-
-def test_replay_samples_uniformly():
-    replay = ReplayMemory(10, 4)
-    for i in range(10):
-        replay.add(np.zeros((4, 10, 10)), 0, float(i), np.zeros((4, 10, 10)), False)
-    counts = np.bincount(replay.sample(20_000, np.random.default_rng(0))[2].astype(int), minlength=10)
-    chi_squared = ((counts - 2000.0) ** 2 / 2000).sum().item()
-    assert chi_squared < 27.9  # 99.9 % point with 9 degrees of freedom
 
 
 # all off is the plain agent
@@ -231,7 +96,7 @@ def test_the_explicit_gradient_trains_as_autograd_does(tmp_path):
             )
         )
     explicit, autograd = (load_checkpoint(tmp_path / g / "checkpoint.pt")["state"] for g in ("explicit", "autograd"))
-    assert explicit["updates"] == autograd["updates"] == 60
+    assert explicit["counters"]["updates"] == autograd["counters"]["updates"] == 60
     for name, weight in explicit["q_network"].items():
         torch.testing.assert_close(weight, autograd["q_network"][name], rtol=1e-3, atol=1e-4)
     with torch.random.fork_rng():
@@ -245,30 +110,11 @@ def test_the_explicit_gradient_trains_as_autograd_does(tmp_path):
 def test_updates_per_step(ratio, updates, tmp_path):
     probe, schedule = script.ProbeArgs(every=100, size=16), script.ScheduleArgs(kind="linear-decay", period_steps=700)
     script.main(short(tmp_path / "r", replay_ratio=ratio, probe=probe, schedule=schedule, log_every=25))
-    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["updates"] == updates
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["counters"]["updates"] == updates
     rates = recorded(tmp_path / "r")["charts/learning_rate"]
     assert len(rates) == updates // 25 and rates[-1][0] == 900
     # 700 agent steps of decay are all the updates there are; the last one runs one update before the end of it
     assert rates[-1][1] == pytest.approx(4e-6 + (2.5e-4 - 4e-6) / updates, rel=1e-6)
-
-
-class TwoGames:
-    """Echo environment: rewards 1, 2, then 1, 5; game 0 ends at the first step, game 1 is cut at the second."""
-
-    num_envs, step_number = 2, 0
-
-    def reset(self, seed):
-        return np.zeros((2, 4, 10, 10), np.uint8), {}
-
-    def step(self, actions):
-        self.step_number += 1
-        first = self.step_number == 1
-        rewards = np.array([1.0, 2.0] if first else [1.0, 5.0])
-        return self.reset(0)[0], rewards, np.array([first, False]), np.array([False, not first]), {}
-
-
-def test_evaluation_counts_the_first_episode_of_each_game():
-    assert script.evaluate(QNetwork(4, 3), TwoGames(), seed=0).tolist() == [1.0, 7.0]
 
 
 def test_measuring_changes_nothing(tmp_path):
@@ -290,7 +136,7 @@ def test_the_same_seed_repeats_the_run(tmp_path):
 def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
     """Replace one stream at a time by another seed's: only what is drawn from it changes at first.
 
-    The sixth is for changes of the world.
+    The sixth is for changes of the task.
     """
     whole = np.random.SeedSequence
 
@@ -314,7 +160,7 @@ def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
             scalars["norms/parameter/conv"][0],
             np.asarray(state["replay"]["obs"])[:50].tolist(),
             scalars["plasticity/feature_norm/conv_relu"][0],
-            str(state["minibatch_rng"]),
+            str(state["generators"]["minibatch"]),
             np.asarray(state["replay"]["actions"])[:5].tolist(),
         ]
     for name in range(5):
@@ -335,7 +181,7 @@ def test_projection_holds_the_norms_and_the_rate_follows_the_schedule(tmp_path):
         norms = [value for _, value in scalars[f"norms/parameter/{layer}"]]
         assert max(norms) / min(norms) - 1 < 1e-5
     rates = [value for _, value in scalars["charts/learning_rate"]]
-    schedule = script.make_schedule(args)
+    schedule = args.schedule.build(args.learning_rate, args.updates)
     assert rates == [schedule(i) for i in range(700)]
     assert max(rates) == pytest.approx(args.learning_rate) and min(rates) == pytest.approx(args.schedule.low)
 
@@ -352,38 +198,16 @@ def test_adaptive_rewarms_when_new_errors_jump(tmp_path, monkeypatch):
         calls.append(1)
         return 1.0 + 0.1 * (len(calls) % 2) if len(calls) < 300 else 50.0
 
-    monkeypatch.setattr(script.NewestErrors, "read", jumping)
+    monkeypatch.setattr(script.RecentTDErrors, "read", jumping)
     script.main(args)
     events = [step for step, _ in recorded(tmp_path / "r")["rewarm/event"]]
     assert events and 500 <= events[0] <= 510  # update 300 is step 500
 
 
-def test_newest_errors_by_hand():
-    newest = script.NewestErrors(0.5)
-    assert newest.read() == 0.0
-    newest.act(7.0, 4.0)
-    newest.step(1.0, False, False)
-    newest.act(6.0, 5.0)  # 1 + 0.5 * 6 - 4 = 0
-    newest.step(2.0, True, False)  # 2 - 5 = -3
-    newest.act(9.0, 8.0)  # the next episode's first value belongs to no transition
-    newest.step(3.0, False, True)  # truncated: left out
-    newest.act(2.0, 2.0)
-    newest.step(0.0, False, False)
-    assert newest.read() == pytest.approx((0 + 9) / 2) and newest.read() == pytest.approx(4.5)
-    other = script.NewestErrors(0.5)
-    other.load_state_dict(newest.state_dict())
-    for one in (newest, other):
-        one.act(10.0, 1.0)
-        assert one.read() == pytest.approx(9.0)  # 0 + 0.5 * 10 - 2
-    zero = script.NewestErrors(0.5)
-    zero.step(0.0, True, False)
-    assert zero.read() == 1e-12  # a logarithm is taken
-
-
-def test_newest_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_path, monkeypatch):
+def test_recent_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_path, monkeypatch):
     """With a network that does not learn, every error can be computed again from what was stored."""
-    errors, real = [], script.NewestErrors.read
-    monkeypatch.setattr(script.NewestErrors, "read", lambda self: (errors.append(list(self.errors)), real(self))[1])
+    errors, real = [], script.RecentTDErrors.read
+    monkeypatch.setattr(script.RecentTDErrors, "read", lambda self: (errors.append(list(self._errors)), real(self))[1])
     steps = {"total_timesteps": 700, "learning_starts": 50, "buffer_size": 1000, "learning_rate": 1e-30}
     script.main(
         short(
@@ -395,7 +219,7 @@ def test_newest_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_pat
     )  # fmt: skip
     state = load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]
     args = Args(buffer_size=1000)
-    replay = ReplayMemory(1000, state["replay"]["shape"][1])
+    replay = TransitionMemory(1000, state["replay"]["shape"][1:])
     replay.load_state_dict(state["replay"])
     network = QNetwork(replay.obs.shape[1], 6, normalised=False)
     network.load_state_dict(state["q_network"])
@@ -411,13 +235,14 @@ def test_newest_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_pat
 
 
 def test_watching_for_a_change_changes_nothing_until_it_comes(tmp_path, monkeypatch):
-    seen, real = [], script.NewestErrors.step
+    seen, real = [], script.RecentTDErrors.step
 
     def watched(self, reward, terminated, truncated):
-        seen.append((reward, terminated))
+        if self.on:
+            seen.append((float(reward[0]), bool(terminated[0])))
         real(self, reward, terminated, truncated)
 
-    monkeypatch.setattr(script.NewestErrors, "step", watched)
+    monkeypatch.setattr(script.RecentTDErrors, "step", watched)
     schedule = script.ScheduleArgs(kind="warmup-cosine", period_steps=500)
     for name, rewarm in (("a", script.RewarmArgs()), ("b", script.RewarmArgs(trigger="cusum", threshold=1e6, block=5))):
         script.main(short(tmp_path / name, schedule=schedule, rewarm=rewarm, eval_every=0, eval_episodes=10))
@@ -428,61 +253,79 @@ def test_watching_for_a_change_changes_nothing_until_it_comes(tmp_path, monkeypa
     position = replay["position"]  # 900 steps, 500 of them remembered
     assert held[position:] + held[:position] == seen[-500:] and len(seen) == 900 and any(r for r, _ in seen)
     assert watching["rewarming"]["trigger"]["cusum"]["blocks_seen"] == 700 // 5
-    assert watching["newest"]["mean"] > 0 and "newest" not in quiet
+    assert watching["recent"]["mean"] > 0 and quiet["recent"] == {}
 
 
 # flags
 
 
 def test_every_flag_is_read():
-    groups = {
-        "nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs, "probe": script.ProbeArgs,
-        "shift": script.ShiftArgs, "switch": script.SwitchArgs,
-    }  # fmt: skip
-    assert (
-        scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch"})
-        == []
-    )
+    assert scripts.unread_flags(script) == []
+
+
+def test_updates_converts_steps_by_the_replay_ratio():
+    assert [Args(replay_ratio=0.25).updates(steps) for steps in (1, 6, 1000)] == [1, 2, 250]
 
 
 @pytest.mark.parametrize(
     "flags, named",
     [
+        # one of each group: its check is called; tests/elr/test_flags.py and tests/envs/test_flags.py have all
         (["--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
-        (["--nap.gains", "free"], ["--nap.gains", "--nap.enabled"]),
-        (["--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind constant"]),
-        (["--schedule.kind", "cyclic", "--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind cyclic"]),
-        (["--schedule.kind", "cyclic", "--learning-rate", "1e-6"], ["--schedule.low", "--learning-rate"]),
+        (["low", "--schedule.kind", "cyclic"], ["--schedule.low", "--learning-rate"]),
+        (["cyclic", "--schedule.period-steps", "0"], ["--schedule.period-steps"]),
         (["--rewarm.every-steps", "9"], ["--rewarm.every-steps", "--rewarm.trigger never"]),
-        (["--rewarm.trigger", "every"], ["--rewarm.trigger every", "--schedule.kind constant"]),
         (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
+        (["--shift.every-steps", "9"], ["--shift.every-steps", "--shift.kind none"]),
+        (["--switch.replay", "clear"], ["--switch.replay", "--shift.kind none"]),
+        (["chain-fresh", "--switch.replay", "clear"], ["--switch.replay", "--switch.fresh-agent"]),
+        # the script's own
         (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
         (["--batch-size", "64", "--buffer-size", "32"], ["--batch-size", "--buffer-size"]),
         (["--replay-ratio", "0"], ["--replay-ratio"]),
         (["--replay-ratio", "nan"], ["--replay-ratio"]),
         (["--end-e", "0.5", "--start-e", "0.2"], ["--end-e", "--start-e"]),
-        (["low", "--schedule.kind", "cyclic"], ["--schedule.low", "--learning-rate"]),
-        (["cyclic", "--rewarm.trigger", "every"], ["--rewarm.every-steps", "--schedule.period-steps"]),
-        (["cyclic", "--schedule.period-steps", "0"], ["--schedule.period-steps"]),
         (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
+        (["--gamma", "1"], ["--gamma 1"]),
+        (["--gradient", "explicit", "--device", "meta"], ["--device", "meta"]),
+        (["--device", "abacus"], ["--device", "abacus"]),
+        # where groups meet --learning-starts
         (["adaptive", "--learning-starts", "0"], ["--learning-starts 0", "--rewarm.trigger cusum"]),
-        (["adaptive", "--rewarm.burn-in", "10000"], ["--rewarm.burn-in 10000", "--rewarm.block 100"]),
-        (["chain-cusum", "--rewarm.refractory", "2000"], ["--rewarm.refractory 2000", "200000 updates between"]),
+        (["adaptive", "--rewarm.burn-in", "10000"], ["--rewarm.burn-in", "10000 blocks x 100 updates"]),
         (
-            ["chain-cusum", "--shift.every-steps", "0", "--shift.at-steps", "9000", "300000", "304000"],
-            ["--rewarm.refractory 40", "4000 updates between"],
+            ["chain-cusum", "--shift.every-steps", "0", "--shift.at-steps", "6000", "300000"],
+            ["--rewarm.burn-in", "1000 updates before the first change"],
+        ),
+        (["chain-cusum", "--rewarm.refractory", "2000"], ["--rewarm.refractory", "200000 updates between"]),
+        (
+            ["chain-cusum", "--switch.replay", "clear", "--rewarm.refractory", "1960"],
+            ["--rewarm.refractory", "195000 updates between"],
+        ),
+        (["chain-fresh", "--shift.every-steps", "4000"], ["--learning-starts 5000", "4000", "--switch"]),
+        (["chain-plain", "--switch.replay", "clear", "--shift.every-steps", "4000"], ["--learning-starts", "4000"]),
+        (
+            ["chain-plain", "--switch.exploration", "restart", "--start-e", "0.1", "--end-e", "0.1"],
+            ["--switch.exploration", "--start-e", "--end-e"],
+        ),
+        (
+            ["cyclic", "--rewarm.trigger", "every", "--rewarm.every-steps", "996000"],
+            ["--rewarm.every-steps 996000", "995000 steps of learning"],
         ),
         (["nap-cylic"], ["nap-cyclic"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
-        (["--gradient", "explicit", "--device", "meta"], ["--gradient explicit", "--device meta"]),
     ],
-)
+)  # fmt: skip
 def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(Args, script.PRESETS, flags)
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert all(name in message for name in named), message
+
+
+def test_flags_that_are_not_in_use_are_not_judged():
+    """--schedule.period-steps 50000 at this ratio is less than one update, but the rate is constant."""
+    parse(Args, script.PRESETS, ["--replay-ratio", "1e-5"])
 
 
 def test_every_preset_parses_and_differs(capsys):
@@ -504,7 +347,6 @@ def test_every_preset_parses_and_differs(capsys):
         ({"schedule": script.ScheduleArgs(kind="cyclic"), "rewarm": script.RewarmArgs("cusum", block=0)}, "block"),
         ({"probe": script.ProbeArgs(tau=2.0)}, "tau"),
         ({"seed": -1}, "--seed"),
-        ({"device": "abacus"}, "--device"),
     ],
 )
 def test_values_out_of_range_are_one_line_before_anything_is_written(changes, named, tmp_path):
@@ -565,7 +407,7 @@ def test_a_run_that_overflows_stops_with_its_own_error_alone(tmp_path):
 
 def test_threads_hold_for_every_library(tmp_path, monkeypatch):
     pools = []
-    monkeypatch.setattr(script, "evaluate", lambda *_, **__: pools.extend(threadpool_info()) or np.zeros(2))
+    monkeypatch.setattr(script, "play", lambda *_, **__: pools.extend(threadpool_info()) or np.zeros(2))
     script.main(short(tmp_path / "r", total_timesteps=400))
     assert {pool["user_api"] for pool in pools} >= {"blas"}
     assert all(pool["num_threads"] == 1 for pool in pools) and torch.get_num_threads() == 1
@@ -586,7 +428,7 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed(tmp_path, capsys):
 
 def test_resuming_at_the_end_only_finishes(tmp_path, monkeypatch):
     """Killed between the last checkpoint and the finish: nothing is left to do, and that is no error."""
-    monkeypatch.setattr(script.Run, "finish", lambda run, step: run.interrupt(step))
+    monkeypatch.setattr(Run, "finish", lambda run, step: run.interrupt(step))
     script.main(short(tmp_path / "r", total_timesteps=250))
     monkeypatch.undo()
     script.main(short(tmp_path / "r", total_timesteps=250, resume=tmp_path / "r"))
