@@ -51,9 +51,9 @@ object (`NoProjection`, `NoMeter`, `NoProbe`) whose methods do nothing, so a tra
 """
 
 from elr.changepoint import Cusum
-from elr.interventions import L2Init, reset_, shrink_and_perturb_
+from elr.interventions import L2Init, NoL2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
-from elr.matching import ElrMatch
+from elr.matching import ElrMatch, NoElrMatch
 from elr.measure import Meter, NoMeter
 from elr.moments import reset_moments_
 from elr.probe import NoProbe, Probe
@@ -78,6 +78,8 @@ __all__ = [
     "LinearDecay",  # schedule: a straight line down
     "Meter",  # measure effective learning rates and norms around optimizer.step()
     "Never",  # trigger: the schedule runs once
+    "NoElrMatch",  # an ElrMatch that does nothing
+    "NoL2Init",  # an L2Init that does nothing
     "NoMeter",  # a Meter that does nothing
     "NoProbe",  # a Probe that does nothing
     "NoProjection",  # a Projection that does nothing

@@ -1,7 +1,7 @@
 """Change-point detection on a training signal: one-sided (upper) CUSUM.
 
-How often it is wrong and how late it is right, simulated with everything but the named values at its default
-(burn_in 50, refractory 100, smoothing 0.01) on normal streams, in blocks:
+False alarms and delays, simulated on normal streams, in blocks. All arguments except the named ones have their defaults
+(burn_in 50, refractory 100, smoothing 0.01):
 
     slack, threshold   stream                     tested blocks    alarms   blocks per false alarm
     1.0, 10 (default)  iid                        2.0e7                 0   > 6e6
@@ -19,13 +19,13 @@ How often it is wrong and how late it is right, simulated with everything but th
     99th percentile                          80      23     10     4      2
     mean delay, slack 0.5, threshold 12      12.4    8.5    5.3    3.2    1.9
 
-The default is therefore silent for about 3e8 updates (6e6 blocks of 50) when nothing happens, and answers a jump of
-five deviations of a block mean (0.7 deviations of one value, if the 50 are independent) within about 200 updates. A
-jump of 1.5 is now and then absorbed by the estimates instead (5 of 4000 streams). With known mean and deviation, slack
-0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's approximation is 938.
+So with its defaults the detector raises no alarm for about 3e8 updates (6e6 blocks of 50) when nothing changes, and it
+detects a jump of five deviations of a block mean (0.7 deviations of one value, if the 50 are independent) within about
+200 updates. The estimates absorb some jumps of 1.5 without an alarm (5 of 4000 streams). With known mean and deviation,
+slack 0.5 and threshold 5, 6421 alarms in 6e6 blocks give 934 blocks per false alarm; Siegmund's approximation is 938.
 
-A stream that falls by c per block keeps mu about c / smoothing too high and sd at least that large: it raises no alarm,
-and it hides jumps of that size.
+While a stream falls by c per block, mu is about c / smoothing too high and sd is at least that large. The fall raises
+no alarm, and it hides jumps of that size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TINY_DEVIATION = 1e-12
 
 
 class CusumState(TypedDict):
-    """Everything a :class:`Cusum` needs to go on exactly, as plain numbers."""
+    """Everything a :class:`Cusum` needs to continue exactly, as plain numbers."""
 
     block_sum: float
     block_filled: int
@@ -69,21 +69,21 @@ class Cusum:
 
     Args:
         threshold: h > 0, in standard deviations of a block mean.
-        slack: k >= 0, in the same unit; half the smallest jump worth finding.
+        slack: k >= 0, in the same unit; half the smallest jump that should be detected.
         block: updates averaged into one value, >= 1. Long blocks undo the autocorrelation of a training signal.
         burn_in: blocks used for the first estimate, >= 2.
-        refractory: blocks after an alarm without a test, >= 0; at most ``burn_in`` adds nothing to the burn-in itself.
-        smoothing: a in [0, 1); 0 keeps the burn-in's estimate.
+        refractory: blocks after an alarm without a test, >= 0; no effect up to ``burn_in``, which tests nothing either.
+        smoothing: a in [0, 1); 0 keeps the estimates of the burn-in.
         min_relative_deviation: floor of sd as a fraction of abs(mu), >= 0. With ``log`` it is the floor itself, because
             sd(log x) is approximately sd(x) / x. Without it, memorisation drives sd to 0 and everything is an alarm.
-        clip: c > 0, in sd: the most by which one block can move the estimates that follow it; inf for no limit. The
-            first block of a jump is still learned, and with a large ``smoothing`` would hide the rest of it.
+        clip: c > 0, in sd: limits how far one block moves the estimates, so that the first block of a jump does not
+            mask the rest when ``smoothing`` is large; inf for no limit.
         log: test the logarithm of the block mean; needs positive block means.
     Raises:
         ValueError: an argument outside its range.
-    Deviation: arXiv:2507.20057 names CUSUM on the loss and gives none of its constants; all of the above is ours.
-        One-sided because a loss falls while training succeeds. The estimates learn block t if S_{t-1} = 0 rather than
-        if S_t = 0: the latter never learns a high block, so mu and sd drift down until an alarm comes of itself.
+    Deviation: arXiv:2507.20057 names CUSUM on the loss without its constants; all constants are ours. It is one-sided
+        because a loss falls while training succeeds. The estimates learn block t if S_{t-1} = 0 rather than if S_t = 0:
+        the latter never learns a high block, so mu and sd drift down until there is an alarm without a change.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Baselines that change weights: shrink-and-perturb, resets, and a pull to the initial weights.
 
 They work in place on the tensors that the optimiser already holds. `fresh` is a newly initialised network of the same
-architecture, drawn by the caller from its own generator and only read; nothing here draws random numbers or waits for
-a device, and nothing has changed when an error is raised.
+architecture. The caller draws it from a generator; here it is only read. These functions draw no random numbers and do
+not wait for a device. When they raise an error, nothing has been changed.
 
-Under a Projection a projected weight changes its direction only: the next projection returns it to the recorded norm,
-so that of shrink-and-perturb nothing but the ratio perturb : shrink is left there.
+Under a Projection only the direction of a projected weight changes, because the next projection returns it to the
+recorded norm. Of shrink-and-perturb only the ratio perturb : shrink matters there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr.moments import Moments, states_to_reset, zero_
+from elr.states import check_keys
 
 
 @torch.no_grad()
@@ -35,13 +36,13 @@ def shrink_and_perturb_(
 
     theta <- shrink * theta + perturb * theta_fresh   (arXiv:1910.08475, whose lambda is shrink)
 
-    The noise is a network and not N(0, sigma^2), so that its size follows each layer's initialisation: gains get
-    perturb * 1, zero biases get nothing. shrink = 1, perturb = 0 leaves every parameter as it is, bit for bit;
+    The noise is a network, not N(0, sigma^2), so its size follows each layer's initialisation: gains get perturb * 1,
+    zero biases get nothing. shrink = 1, perturb = 0 leaves every parameter as it is, bit for bit;
     shrink = 0, perturb = 1 is `reset_`, also where parameters are not finite.
 
-    Buffers are copied from `fresh` whatever the two numbers are, as in the authors' code, which writes the mixture into
-    the new network: running statistics describe activations of weights that are gone, so they start again at mean 0,
-    variance 1, count 0. In eval mode such a network is of no use before some batches in train mode.
+    Buffers are copied from `fresh` for all values of the two numbers, as in the authors' code, which writes the mixture
+    into the new network. Running statistics describe activations of weights that no longer exist, so they start again
+    at mean 0, variance 1, count 0. Run some batches in train mode before such a network is used in eval mode.
 
     Args:
         network: changed; frozen parameters too, tied ones once.
@@ -59,9 +60,9 @@ def shrink_and_perturb_(
     Deviation: the authors make a new optimiser each time, which is moments="reset"; the default keeps the moments.
     """
     if not 0.0 <= shrink <= 1.0:
-        raise ValueError(f"shrink={shrink} does not shrink: give a number in [0, 1]")
+        raise ValueError(f"shrink must be in [0, 1], got {shrink}")
     if not 0.0 <= perturb < math.inf:
-        raise ValueError(f"perturb={perturb} is not a noise scale: give a finite number >= 0")
+        raise ValueError(f"perturb must be finite and >= 0, got {perturb}")
     if shrink == perturb == 0.0:
         raise ValueError(f"shrink={shrink} with perturb={perturb} makes every weight zero: give one a positive value")
     pairs = _pairs(network, fresh, [""])
@@ -113,12 +114,13 @@ def reset_(
 
 
 class L2Init:
-    """Regenerative regularisation: a penalty, added to the loss, on the distance to the parameters at construction.
+    """Regenerative regularisation: a penalty, added to the loss, on the distance to the parameters at construction
+    or at the last `remember_`.
 
     penalty = strength * sum_i ||theta_i - theta_i(0)||^2   (arXiv:2308.11958),  gradient 2 strength (theta - theta(0))
 
     Args:
-        parameters_by_name: name to parameter, any shape, on its final device. The choice is the caller's; the authors
+        parameters_by_name: name to parameter, any shape, on its final device. The caller chooses them; the authors
             leave out frozen parameters and those of layer normalisation.
         strength: positive, finite; the paper's lambda. The authors' code multiplies by 0.5 * l2_weight, so that its
             l2_weight = 1e-2 is strength = 5e-3.
@@ -132,11 +134,15 @@ class L2Init:
 
     def __init__(self, parameters_by_name: Mapping[str, Tensor], strength: float) -> None:
         if not parameters_by_name:
-            raise ValueError("there are no parameters to pull: give at least one by name")
+            raise ValueError("L2Init needs at least one named parameter, got none")
         if not 0.0 < strength < math.inf:
-            raise ValueError(f"strength={strength} is no pull: give a positive finite number, or build no L2Init")
+            raise ValueError(f"strength must be positive and finite, got {strength}; without a penalty build no L2Init")
         self.strength = strength
         self._parameters = dict(parameters_by_name)
+        self.remember_()
+
+    def remember_(self) -> None:
+        """From now on pull to the values that the parameters have now, as a new L2Init would."""
         self._initial = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     def penalty(self) -> Tensor:
@@ -161,12 +167,33 @@ class L2Init:
             initial.copy_(state["initial"][name])
 
 
+class NoL2Init:
+    """The penalty of a run without one: zero, and there is no state."""
+
+    def remember_(self) -> None:
+        """Do nothing."""
+
+    def penalty(self) -> float:
+        """Zero: added to a loss, it changes neither the loss nor its gradient, not by a bit."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept the empty state only (ValueError)."""
+        check_keys("NoL2Init", state, ())
+
+
 def _pairs(network: nn.Module, fresh: nn.Module, modules: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
     """Every tensor of the named modules ("" is the whole network) with its counterpart in a network that matches."""
     _check_match(_tensors(network), _tensors(fresh))
     known = [name for name, module in network.named_modules(remove_duplicate=False) if _tensors(module)]
     if isinstance(modules, str) or not modules:
-        raise ValueError(f"modules={modules!r} is no list of modules: give names such as {known[-1:]}, or None for all")
+        raise ValueError(
+            f"modules must be a list of names, got {modules!r}: give names such as {known[-1:]}, or None for all"
+        )
     if unknown := [name for name in modules if name not in known]:
         raise ValueError(f"modules {unknown} do not exist or hold no parameter or buffer; there are {known}")
     both = [(_tensors(network.get_submodule(name)), _tensors(fresh.get_submodule(name))) for name in modules]

@@ -22,8 +22,8 @@ def layerwise_groups(network: nn.Module, lr: float, assignment: Assignment, head
         slow-features    lr_head = lr, the others lr / 10
         even-ratio-abs   lr_l = lr * m_l / max_k m_k
 
-    (arXiv:2507.20057, Sec. 5.2.) m_l is taken now, once; a schedule multiplies the rates of all groups alike. Every
-    parameter of the network is in exactly one group.
+    (arXiv:2507.20057, Sec. 5.2.) m_l is measured once, now; a schedule multiplies the rates of all groups by the same
+    factor. Every parameter of the network is in exactly one group.
 
     Args:
         network: every module that owns parameters gets a group.
@@ -39,16 +39,16 @@ def layerwise_groups(network: nn.Module, lr: float, assignment: Assignment, head
             parameter; for even-ratio-abs a layer is all zero or not finite, so that it would never move.
 
     Deviation: the paper gives the proportion but not its constant: the largest rate is lr. It does not mention
-        normalisation layers under even-ratio-abs: modules with vectors only (gains near 1) would swallow the scale, so
-        they neither count in the maximum nor are slowed, and keep lr.
+        normalisation layers under even-ratio-abs: modules with vectors only (gains near 1) would dominate the maximum,
+        so they do not count in it and keep the rate lr.
     """
     if not 0.0 < lr < math.inf:
-        raise ValueError(f"lr={lr} is not a learning rate: give a positive finite number")
+        raise ValueError(f"lr must be positive and finite, got {lr}")
     if assignment not in get_args(Assignment):
         raise ValueError(f"assignment={assignment!r} is unknown: choose one of {get_args(Assignment)}")
     owners = _owners(network)
     if head not in owners:
-        raise ValueError(f"head={head!r} is no module that owns parameters; there are {list(owners)}")
+        raise ValueError(f"head={head!r} is not a module with parameters; choose one of {list(owners)}")
     rates = _even_rates(owners, lr) if assignment == "even-ratio-abs" else _head_rates(owners, lr, assignment, head)
     return [{"name": name, "params": params, "lr": rates[name]} for name, params in owners.items()]
 
@@ -61,7 +61,7 @@ def _owners(network: nn.Module) -> dict[str, list[nn.Parameter]]:
         for param in params:
             if id(param) in owner_of:
                 raise ValueError(
-                    f"{owner_of[id(param)]!r} and {name!r} share a parameter, whose rate would be ambiguous: untie them"
+                    f"{owner_of[id(param)]!r} and {name!r} share a parameter; its rate would be ambiguous: untie them"
                 )
             owner_of[id(param)] = name
         if params:

@@ -1,4 +1,4 @@
-"""The ELR-matched control: what does the norm do, once the relative step is the same?"""
+"""The ELR-matched control: does the norm matter when the relative step sizes are the same?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elr.states import check_keys
+
 Curve = Sequence[tuple[int, float]]
 """(update, effective learning rate) in rising order of the updates."""
 
@@ -19,17 +21,17 @@ class ElrMatch:
 
         dW_l <- dW_l * t_l(u) ||W_l||_F / ||dW_l||_F,   dW_l the optimiser's step, u its number, from 1
 
-    so that the realised effective learning rate ||dW_l|| / ||W_l|| is t_l(u), for instance the one measured in a
-    projected run: the control that separates the norm from the rate that it implies. As a step of SGD or AdamW is
-    proportional to its rate, decoupled decay included, this is the rate of each layer rescaled at each step. t_l is
-    interpolated between the given points, linearly in u and log t; outside them it is the nearest point's.
+    so the realised effective learning rate ||dW_l|| / ||W_l|| is t_l(u), for instance the one measured in a projected
+    run. This control separates the effect of the norm from that of the rate it implies. A step of SGD or AdamW is
+    proportional to its rate, decoupled decay included, so this is the same as rescaling each layer's rate at each step.
+    t_l is interpolated between the given points, linearly in u and log t; outside them it is that of the nearest point.
 
         match.before_step()
         optimizer.step()
         match.after_step()
 
-    It is the realised rate that is matched. The nominal one, eta / ||W||, says little about it: once a network fits its
-    data Adam's steps shrink far below its rate, in each network at its own time.
+    The realised rate is matched, not the nominal one, eta / ||W||: once a network fits its data, Adam's steps shrink
+    far below its rate, and each network fits its data at another time.
 
     Args:
         weights: layer name to parameter, as `scalable_weights` returns it.
@@ -43,7 +45,7 @@ class ElrMatch:
 
     def __init__(self, weights: Mapping[str, Tensor], targets: Mapping[str, Curve]) -> None:
         if not weights:
-            raise ValueError("there are no weights to match: give at least one layer")
+            raise ValueError("ElrMatch needs the weights of at least one layer, got none")
         missing = [layer for layer in weights if layer not in targets]
         if missing:
             raise ValueError(f"layers {missing} have no target; there are targets for {sorted(targets)}")
@@ -60,13 +62,13 @@ class ElrMatch:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Keep the weights."""
+        """Store the weights."""
         for layer, weight in self._weights.items():
             self._before[layer].copy_(weight)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Rescale the step just taken. A layer that did not move has no direction and stays where it is."""
+        """Rescale the step just taken. A layer that did not move has no direction and is left unchanged."""
         self._updates += 1
         for layer, weight in self._weights.items():
             before = self._before[layer]
@@ -92,6 +94,24 @@ class ElrMatch:
         self._updates = int(state["updates"])
 
 
+class NoElrMatch:
+    """The matching of a run without one: nothing happens, and there is no state."""
+
+    def before_step(self) -> None:
+        """Do nothing."""
+
+    def after_step(self) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept the empty state only (ValueError)."""
+        check_keys("NoElrMatch", state, ())
+
+
 def _interpolate(curve: Sequence[tuple[int, float]], update: int) -> float:
     after = bisect_right(curve, (update, math.inf))
     if after == 0:
@@ -108,4 +128,4 @@ def _check_curve(layer: str, curve: Curve) -> None:
         raise ValueError(f"the target of {layer!r} has updates {updates[:5]}...: give some, each once, in rising order")
     bad = [target for _, target in curve if not 0.0 < target < math.inf]
     if bad:
-        raise ValueError(f"the target of {layer!r} holds {bad[0]}; a step's relative size is positive and finite")
+        raise ValueError(f"the target of {layer!r} holds {bad[0]}; targets must be positive and finite")

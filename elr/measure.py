@@ -1,4 +1,4 @@
-"""Effective learning rates as they really were, per layer, and the norms behind them."""
+"""Realised and nominal effective learning rates per layer, and the norms that they are made of."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Meter:
         realised   ||dW_l||_F / ||W_l||_F,  dW_l = W_l(after the step) - W_l(before it)
         nominal    eta_l / ||W_l||_F^p,     p = 1 for Adam and RMSProp, p = 2 for gradient descent
 
-    (arXiv:2507.20057, Sec. 2.) dW_l is the step the optimiser took: clipping and weight decay are in it if they happen
-    before or inside `optimizer.step()`, projection is not if it follows `after_step`. W_l and the gradient, as clipped,
-    are those before the step. Measured are update 1 and updates every, 2 * every, ...; others cost a counter.
-    The numbers wait on the device until `scalars` is called.
+    (arXiv:2507.20057, Sec. 2.) dW_l is the step the optimiser took. It contains clipping and weight decay if they
+    happen before or inside `optimizer.step()`; it does not contain projection if that follows `after_step`. W_l and the
+    gradient, as clipped, are those before the step. Update 1 and updates every, 2 * every, ... are measured; others are
+    only counted. The numbers stay on the device until `scalars` is called.
 
         meter.before_step()
         optimizer.step()
@@ -62,7 +62,7 @@ class Meter:
         self._fresh = False
 
     def before_step(self) -> None:
-        """Count an update; if it is to be measured, keep the weights, their norms, the gradients' norms and the rates.
+        """Count an update; if it is to be measured, store the weights, their norms, the gradients' norms and the rates.
 
         Raises:
             RuntimeError: called twice without `after_step`.
@@ -76,7 +76,7 @@ class Meter:
             self._record_before()
 
     def after_step(self) -> bool:
-        """Close the bracket; return True when a fresh measurement is there for `scalars`.
+        """End the measurement of a step; return True if there is a new one for `scalars`.
 
         Raises:
             RuntimeError: called without `before_step`.
@@ -104,7 +104,7 @@ class Meter:
             norms/update/<layer>.
 
         Raises:
-            RuntimeError: there is no measurement yet, or one is half taken.
+            RuntimeError: there is no measurement yet, or `after_step` has not been called.
         """
         if self._open or not self._norms:
             raise RuntimeError("there is no complete measurement: call scalars when after_step returned True")
@@ -199,16 +199,16 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
 
 def _check(weights: Mapping[str, Tensor], every: int, power: int) -> None:
     if not weights:
-        raise ValueError("there are no weights to measure: give at least one layer")
+        raise ValueError("Meter needs the weights of at least one layer, got none")
     if every < 1:
-        raise ValueError(f"every={every} is not a number of updates: give 1 or more, or build no Meter")
+        raise ValueError(f"every must be at least 1, got {every}; without measurements use NoMeter")
     if power not in (1, 2):
-        raise ValueError(f"nominal_power={power} has no meaning: give 1 for Adam and RMSProp, 2 for gradient descent")
+        raise ValueError(f"nominal_power must be 1 (Adam and RMSProp) or 2 (gradient descent), got {power}")
     if len({id(weight) for weight in weights.values()}) < len(weights):
         raise ValueError(f"{list(weights)} name the same tensor twice: give each layer once")
     devices = {str(weight.device) for weight in weights.values()}
     if len(devices) > 1:
-        raise ValueError(f"weights lie on {sorted(devices)}: use one Meter per device")
+        raise ValueError(f"weights are on {sorted(devices)}: use one Meter per device")
 
 
 def _group_indices(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[int]:

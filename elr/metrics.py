@@ -2,26 +2,27 @@
 
 Two groups of numbers. How far the features of a layer moved between two moments: `covariance_change` (Delta_C),
 `activation_pattern_change` (Delta_A), `flipped_fraction` (arXiv:2507.20057). How much of the layer is in use at one
-moment: `dead_fraction`, `dormant_fraction`, `effective_rank`, `stable_rank`, `srank`, `feature_norm`. `Probe` measures
-all of them on named layers of a network without disturbing its training.
+moment: `dead_fraction`, `dormant_fraction`, `effective_rank`, `stable_rank`, `srank`, `feature_norm`. Each function
+defines one metric, checks its arguments and returns a number. `elr.probe.Probe` measures all of them on named layers of
+a network without disturbing its training; both use the formulas in `elr.metric_kernels`.
 
 Shapes: F is one layer's output on n inputs, (n, d) for a dense layer or (n, C, *spatial) for a convolution. The units
 of a convolution are its channels. Unit metrics see n * spatial samples of C units (`unit_view`); ranks, norms, Delta_C
 and Delta_A see the flattened (n, C * spatial) matrix, written F below.
 
-Which output to give: the one *after* the nonlinearity. ReDo's score, the ranks and the paper's F are defined there. For
-a ReLU the dead fraction and the pattern are the same on both sides of it (never > 0), the others are not: |h| of a
-normalised pre-activation is far from 0 even where the ReLU passes nothing, so its dormant fraction reads 0 by
-construction. Signed outputs (GELU, an attention output whose rank matters) are not refused: every metric keeps its
-definition, dead then means "never positive" and dormant "small in absolute value".
+Give the output *after* the nonlinearity: ReDo's score, the ranks and the paper's F are defined there. For a ReLU the
+dead fraction and the pattern are the same before and after it (never > 0). The other metrics are not: |h| of a
+normalised pre-activation is far from 0 even where the ReLU outputs 0, so its dormant fraction is always 0. Signed
+outputs (GELU, an attention output whose rank matters) are accepted: every metric keeps its definition, dead then means
+"never positive" and dormant "small in absolute value".
 
-All-zero F, a collapsed layer: dead and dormant fraction 1, ranks and feature norm 0, so that the curve shows the
-collapse; Delta_A is defined as ever; C = F F^T / ||F||^2 is 0/0, so `covariance_change` raises and a `Probe` leaves
-out that layer's delta_c. Input that is not finite raises everywhere.
+All-zero F, a collapsed layer: dead and dormant fraction are 1, ranks and feature norm are 0, so the curve shows the
+collapse. Delta_A is defined as usual. C = F F^T / ||F||^2 is 0/0, so `covariance_change` raises and a `Probe` leaves
+out that layer's delta_c. Input that is not finite raises in all functions.
 
 All arithmetic is float64. Singular values are square roots of the eigenvalues of the smaller Gram matrix. Those below
-sqrt(max(n, d) * 2.2e-16) of the largest (5e-7 for d = 1024) cannot be told from 0 this way and are set to 0. Less than
-min(n, d) * 5e-7 of their sum is lost (1.3e-4 for n = 256), small beside srank's delta = 0.01.
+sqrt(max(n, d) * 2.2e-16) of the largest (5e-7 for d = 1024) cannot be distinguished from 0 this way and are set to 0.
+Less than min(n, d) * 5e-7 of their sum is lost (1.3e-4 for n = 256), which is small compared with srank's delta = 0.01.
 """
 
 import torch
@@ -92,7 +93,7 @@ def flipped_fraction(F0: Tensor, F1: Tensor) -> float:
 
     Raises:
         ValueError: shapes differ, or an F is not finite or not floating.
-    Source: arXiv:2507.20057 (reported beside Delta_A). Deviation: none.
+    Source: arXiv:2507.20057, which reports it with Delta_A. Deviation: none.
     """
     return float(_flips(F0, F1).mean())
 
@@ -107,7 +108,7 @@ def dead_fraction(F: Tensor, *, unit_dim: int | None = None) -> float:
         unit_dim: axis of the units, see `unit_view`.
 
     Raises:
-        ValueError: F is not finite or not floating, or the axis of its units is not known.
+        ValueError: F is not finite or not floating, or the axis of its units is ambiguous.
     Deviation: none.
     """
     return float(kernels.dead(unit_view(_checked(F, "F"), unit_dim=unit_dim)))
@@ -124,7 +125,7 @@ def dormant_fraction(F: Tensor, tau: float, *, unit_dim: int | None = None) -> f
         unit_dim: axis of the units, see `unit_view`.
 
     Raises:
-        ValueError: tau outside [0, 1), F not finite or not floating, or the axis of its units is not known.
+        ValueError: tau is outside [0, 1), F is not finite or not floating, or the axis of its units is ambiguous.
     Deviation: compared as E|h_i| <= tau * mean_k E|h_k|, without ReDo's 1e-9 in the denominator; an all-zero layer
         is then all dormant (1.0), not 0/0.
     """
@@ -144,7 +145,7 @@ def effective_rank(F: Tensor) -> float:
 
     Raises:
         ValueError: F is not finite or not floating.
-    Deviation: small singular values are cut, see the module's text.
+    Deviation: small singular values are set to 0, see the module's docstring.
     """
     return float(kernels.effective_rank(_spectrum(F)))
 
@@ -201,8 +202,8 @@ def unit_view(F: Tensor, *, unit_dim: int | None = None) -> Tensor:
 
     Args:
         F: (n, d), (n, C, *spatial), or tokens (n, length, width) with unit_dim = -1.
-        unit_dim: the axis that holds the units. By default axis 1, except that a 3-D F must be told apart: (n, C,
-            length) of a 1-D convolution has axis 1, (n, length, width) of a sequence model has axis -1.
+        unit_dim: the axis that holds the units, by default axis 1. A 3-D F is ambiguous and needs it: 1 for (n, C,
+            length) of a 1-D convolution, -1 for (n, length, width) of a sequence model.
 
     Raises:
         ValueError: F has fewer than 2 axes, is 3-D without unit_dim, or unit_dim is the sample axis or not an axis.
@@ -223,7 +224,7 @@ def unit_view(F: Tensor, *, unit_dim: int | None = None) -> Tensor:
 
 def _checked(F: Tensor, name: str) -> Tensor:
     if F.ndim < 2 or F.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(F.shape)}; needed is a non-empty (n, d) or (n, C, *spatial)")
+        raise ValueError(f"{name} has shape {tuple(F.shape)}; it must be a non-empty (n, d) or (n, C, *spatial)")
     if not F.is_floating_point():
         raise ValueError(f"{name} has dtype {F.dtype}; features are floating, convert with .float()")
     F = F.detach()
@@ -235,13 +236,15 @@ def _checked(F: Tensor, name: str) -> Tensor:
 def check_tau(tau: float) -> None:
     """Refuse a threshold of dormancy outside [0, 1) (ValueError)."""
     if not 0.0 <= tau < 1.0:
-        raise ValueError(f"tau={tau}: needed is 0 <= tau < 1; from 1 on a layer of equally active units is all dormant")
+        raise ValueError(
+            f"tau must be in [0, 1), got {tau}; from 1 on all units of an equally active layer are dormant"
+        )
 
 
 def check_delta(delta: float) -> None:
     """Refuse a share left out by srank outside (0, 1) (ValueError)."""
     if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta={delta}: srank keeps a share 1 - delta of the singular values, with 0 < delta < 1")
+        raise ValueError(f"delta must be in (0, 1), got {delta}: srank keeps a share 1 - delta of the singular values")
 
 
 def _flips(F0: Tensor, F1: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What an optimiser remembers of past gradients, and forgetting it in place.
+"""Reset an optimiser's moments and step counts in place.
 
-In place, so that moments that are views of one vector stay so, and a captured graph sees the change.
+In place, so moments that are views of one vector remain views, and a captured CUDA graph sees the change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Moments = Literal["keep", "reset"]
-"""Whether what changes the weights or the rate keeps the optimiser's moments, or sets them to zero."""
+"""When the weights or the rate are changed: keep the optimiser's moments, or set them to zero."""
 
 _KNOWN = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "step"})
 
@@ -27,14 +27,15 @@ def reset_moments_(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     1 - d, as a new SGD does not damp its first momentum. A parameter without a first update has nothing to reset.
 
     Args:
-        optimizer: keeps no more than exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer and step.
+        optimizer: its state may contain exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer and step, nothing else.
         parameters: some of the optimiser's, at least one; None means all.
 
     Raises:
-        ValueError: there are no parameters, or one that the optimiser does not hold; it keeps something else; or it
-            shares a moment or step count with a parameter that is not to be reset. Nothing has been changed then.
+        ValueError: there are no parameters, or one that the optimiser does not hold; the optimiser's state contains
+            something else; or a parameter shares a moment or step count with one that is not reset. Nothing has been
+            changed then.
 
-    Source: arXiv:2205.07802, a new optimiser for what is reset.
+    Source: arXiv:2205.07802, which makes a new optimiser for the reset parameters.
     Deviation: ReDo's code zeroes m and v but not t, which makes the next updates about 3 times a new Adam's.
     """
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -47,7 +48,7 @@ def reset_moments_(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
 def states_to_reset(
     optimizer: torch.optim.Optimizer | None, parameters: Sequence[Tensor], moments: str
 ) -> list[dict[str, Any]]:
-    """What the optimiser keeps for the parameters, once it is sure that it can be zeroed; nothing for "keep".
+    """The optimiser's states of the parameters, checked to be of kinds that can be zeroed; empty for "keep".
 
     Raises:
         ValueError: `moments` is unknown; "reset" without an optimiser; otherwise as `reset_moments_`.
@@ -71,7 +72,7 @@ def states_to_reset(
         )
     if shared := _addresses(states).keys() & _addresses(others).keys():
         keys = {_addresses(states)[address] for address in shared}
-        raise ValueError(f"parameters that are not to be reset share {sorted(keys)}: reset all of the optimiser's")
+        raise ValueError(f"parameters that are not reset share {sorted(keys)}: reset all of the optimiser's parameters")
     return states
 
 
@@ -86,5 +87,5 @@ def zero_(states: Sequence[dict[str, Any]]) -> None:
 
 
 def _addresses(states: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Where the tensors lie, and their keys."""
+    """The tensors' memory addresses, and their keys."""
     return {t.data_ptr(): key for state in states for key, t in state.items() if isinstance(t, Tensor) and t.numel()}

@@ -16,22 +16,22 @@ from elr.undisturbed import undisturbed
 
 
 class Probe:
-    """Feature metrics of named layers on fixed inputs, every so many updates, without a trace in the training.
+    """The metrics of `elr.metrics` for named layers on fixed inputs, every `every` updates.
 
-    A measurement is one forward pass of the whole network in eval mode, under `torch.no_grad()`. Hooks exist only
-    during it. Afterwards, also when it raised, every module's train/eval flag, every buffer and the CPU and CUDA random
-    states are what they were; `.grad` is never touched. (A module that draws from a generator of its own is outside
-    this promise.) Names and shapes are checked by one such pass at construction.
+    A measurement is one forward pass of the whole network in eval mode, under `torch.no_grad()`. It does not disturb
+    training: hooks exist only during the pass; afterwards, also after an error, every module's train/eval flag, every
+    buffer and the CPU and CUDA random states are the same as before, and `.grad` is not touched. (Modules that use
+    their own random generator are not covered.) Construction checks names and shapes by one such pass.
 
-    The changes Delta_C, Delta_A and the flipped share are taken against the previous measurement: T = `every` updates
-    if `measure` is called exactly when `due`. Scalars reach the host in one transfer at the end (on CUDA the eigenvalue
-    solver synchronises on its own).
+    Delta_C, Delta_A and the flipped fraction compare with the previous measurement, which is `every` updates ago if
+    `measure` is called exactly when `due`. Scalars reach the host in one transfer at the end (on CUDA the eigenvalue
+    solver synchronises as well).
 
     Args:
         network: called as network(inputs).
         inputs: n >= 2 inputs, axis 0 is n; copied.
         layers: dotted names from `network.named_modules()`, each run exactly once per forward pass and returning one
-            tensor with n as axis 0. Name the nonlinearity (the `nn.ReLU`), see the module's text. To watch one token
+            tensor with n as axis 0. Name the nonlinearity (the `nn.ReLU`), see `elr.metrics`. To measure one token
             position, name a module that returns it.
         every: interval T in optimiser updates.
         tau: threshold of `dormant_fraction`.
@@ -57,7 +57,7 @@ class Probe:
         check_tau(tau)
         check_delta(delta)
         if every < 1:
-            raise ValueError(f"every={every}: the interval between probes is a number of updates >= 1")
+            raise ValueError(f"every must be at least 1 update, got every={every}")
         if inputs.ndim < 1 or inputs.shape[0] < 2:
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: a probe compares n >= 2 inputs along axis 0")
         self.every, self.tau, self.delta, self.unit_dim = every, tau, delta, unit_dim
@@ -70,7 +70,7 @@ class Probe:
     def due(self, update: int) -> bool:
         """Whether to measure after `update` optimiser updates: at 0, every, 2 * every, ..."""
         if update < 0:
-            raise ValueError(f"update={update}: updates are counted from 0")
+            raise ValueError(f"update must be >= 0, because updates are counted from 0; got {update}")
         return update % self.every == 0
 
     def measure(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Probe:
         return scalars
 
     def forget(self) -> None:
-        """The network is another one now: the next measurement has no changes, as the first has none."""
+        """Forget the previous measurement, for instance after a reset: the next one has no changes, as the first."""
         self._previous = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,13 +121,13 @@ class Probe:
         """
         if list(state["shapes"].items()) != list(self._shapes.items()):
             raise ValueError(
-                f"the saved probe watched {state['shapes']}, this one {self._shapes}: layers and shapes must be the "
-                "same, in the same order. Load it into a probe built as the saved one was."
+                f"the saved probe measures {state['shapes']}, this one {self._shapes}: layers and shapes must be the "
+                "same, in the same order. Build this probe as the saved one was built."
             )
         if state["inputs_digest"] != _digest(self._inputs):
             raise ValueError(
-                "the saved probe was run on other inputs, so changes against it would mean nothing. Build this probe "
-                "with the same inputs (save them, or draw them from the same seed)."
+                "the saved probe has other inputs, so changes since then would mean nothing. Build this probe with the "
+                "same inputs (save them, or draw them from the same seed)."
             )
         self._previous = {
             name: _Snapshot(entry["covariance"].clone(), entry["pattern"].clone())
@@ -135,7 +135,7 @@ class Probe:
         }
 
     def _capture(self) -> dict[str, Tensor]:
-        """Copies of the layers' outputs: a later in-place operation may overwrite the originals."""
+        """The layers' outputs, copied because a later in-place operation may overwrite them."""
         seen: dict[str, list[Any]] = {name: [] for name in self._modules}
 
         def keep(name: str, output: Any) -> None:
@@ -164,7 +164,7 @@ class Probe:
             raise ValueError(f"layer {name!r} returns {type(output).__name__}; name a module that returns one tensor")
         if output.ndim < 2 or output.shape[0] != n:
             raise ValueError(
-                f"layer {name!r} returns shape {tuple(output.shape)}; needed is (n, ...), n = {n}, of at least 2 axes"
+                f"layer {name!r} returns shape {tuple(output.shape)}; it must be (n, ...), n = {n}, at least 2-D"
             )
         unit_view(output[:1], unit_dim=self.unit_dim)  # refuses an ambiguous axis now, not at the first measurement
         return output
@@ -258,9 +258,9 @@ def _digest(inputs: Tensor) -> str:
 
 def _modules_by_name(network: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     if isinstance(layers, str) or not layers:
-        raise ValueError(f"layers={layers!r}: needed is a non-empty sequence of module names")
+        raise ValueError(f"layers={layers!r} must be a non-empty sequence of module names")
     if len(set(layers)) != len(layers):
-        raise ValueError(f"layers={list(layers)} names a layer twice, which would write its tags twice")
+        raise ValueError(f"layers={list(layers)} names a layer twice: name each once, because tags are per layer")
     existing = {name: module for name, module in network.named_modules(remove_duplicate=False) if name}
     missing = [name for name in layers if name not in existing]
     if missing:

@@ -31,9 +31,9 @@ def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None
 
     W_l <- W_l * rho_l / ||W_l||_F,  rho_l = ||W_l(0)||_F   (arXiv:2507.20057, Eq. 2)
 
-    Does not wait for a device. A weight that is zero or not finite cannot be projected: all of it becomes NaN, for the
-    caller to stop on. The norm is taken in the weight's own precision; float32 sums on a CPU are off by up to 3e-5 of
-    the norm at 1.6M equal entries, the same at each call with the same number of threads.
+    Does not wait for a device. A weight that is zero or not finite cannot be projected: all its entries become NaN, and
+    the caller should stop. The norm is computed in the precision of the weight; float32 sums on a CPU are off by up to
+    3e-5 of the norm at 1.6M equal entries, the same at each call with the same number of threads.
 
     Args:
         weights: any shape; a conv kernel [out, in, kh, kw] is one vector.
@@ -104,8 +104,8 @@ class Rescaling:
 
     def apply_(self) -> None:
         """Rescale now."""
-        # Making the NumPy views costs as much as using them, so they are made again only when a tensor has moved. (One
-        # that changed its shape in place would not be noticed; no module does that.)
+        # Building the NumPy views costs as much as using them, so they are rebuilt only when a tensor's storage has
+        # moved. (A change of shape in place would not be noticed; no module does that.)
         addresses = [tensor.data_ptr() for tensor in self._tensors]
         if addresses != self._addresses:
             self._groups = self._views()
@@ -120,7 +120,7 @@ class Rescaling:
             scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
             for array in arrays:
                 array *= scale
-        torch.autograd.graph.increment_version(self._tensors)  # so that a later backward notices, as it should
+        torch.autograd.graph.increment_version(self._tensors)  # so autograd refuses a graph from before the change
 
     @torch.no_grad()
     def _apply_on_device_(self) -> None:
@@ -161,14 +161,14 @@ class Projection:
     sqrt(||mu||^2 + ||sigma||^2), rho their joint norm then.
     Gains g and offsets b of normalisation layers, by policy:
 
-        joint        (g, b) <- (g, b) sqrt(d) / sqrt(||g||^2 + ||b||^2)  with each projection; void without gains
+        joint        (g, b) <- (g, b) sqrt(d) / sqrt(||g||^2 + ||b||^2)  with each projection, where there are gains
         regularise   g <- g - lr s (g - 1),  b <- b - lr s b             every update
         decay        g <- g - lr s g   (scale decay, gains only)         every update
         free         untouched
 
     where s = gain_strength (arXiv:2407.01800; scale decay: arXiv:2507.20057, Sec. 4). Weights are chosen by
-    `scalable_weights`; the optimiser and its moments are never touched. A zero weight is refused at construction; one
-    that becomes zero or not finite later turns to NaN at the next projection, without waiting for the device.
+    `scalable_weights`; the optimiser and its moments are never touched. A zero weight is an error at construction; one
+    that becomes zero or not finite later becomes NaN at the next projection, without waiting for the device.
 
     Args:
         every: k, projection at updates k, 2k, ...
@@ -181,10 +181,11 @@ class Projection:
         allow_scale_dependent: project although the output may depend on the scale of the weights.
 
     Raises:
-        ValueError: bad or inert arguments, a weight that is not float32 or float64 or has no positive finite norm, a
-            layer that is not scale-invariant, or gains to pull where the network has none.
+        ValueError: bad arguments or arguments without effect, a weight that is not float32 or float64 or has no
+            positive finite norm, a layer that is not scale-invariant, or regularise or decay without any gains.
 
-    Deviation: the paper normalises gains jointly or regularises them without saying which where; here it is a choice.
+    Deviation: the paper normalises gains jointly or regularises them and does not say where it does which; here the
+        caller chooses.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class Projection:
         _check_policy(every, gains, gain_strength)
         if check_inputs is None and not allow_scale_dependent:
             raise ValueError(
-                "projection presumes scale invariance, which needs check_inputs to be verified: give a batch, or pass "
+                "projection presumes scale invariance and needs check_inputs to verify it: give a batch, or pass "
                 "allow_scale_dependent=True"
             )
         self.weights: dict[str, nn.Parameter] = scalable_weights(network, embeddings=embeddings, heads=heads)
@@ -262,7 +263,7 @@ class Projection:
             self.project_()
 
     def project_(self) -> None:
-        """Project weights, and gains and offsets by their policy, now: after weights were changed by something else."""
+        """Project the weights now, and with policy joint the gains and offsets: after an intervention changed them."""
         self._rescaling.apply_()
 
     @torch.no_grad()
@@ -276,7 +277,7 @@ class Projection:
         if self.gains == "decay":
             torch._foreach_mul_(self._gains, 1.0 - pull)
             return
-        # Through g - 1, so that a gain of exactly 1 stays there in float32.
+        # By way of g - 1, so a gain of exactly 1 stays 1 in float32.
         excess = torch._foreach_sub(self._gains, 1.0)
         torch._foreach_mul_(excess, pull)
         torch._foreach_sub_(self._gains, excess)
@@ -343,14 +344,12 @@ def _check_norms(norms: Mapping[str, float]) -> None:
 def _check_dtypes(weights: Mapping[str, Tensor]) -> None:
     bad = {name: weight.dtype for name, weight in weights.items() if weight.dtype not in (torch.float32, torch.float64)}
     if bad:
-        raise ValueError(
-            f"weights of type {bad} are too coarse to hold a norm: keep float32 parameters and use autocast"
-        )
+        raise ValueError(f"weights of type {bad} are too coarse to hold a norm: use float32 parameters and autocast")
 
 
 def _check_policy(every: int, gains: str, strength: float) -> None:
     if every < 1:
-        raise ValueError(f"every={every} is not a number of updates: give 1 or more, or build no Projection")
+        raise ValueError(f"every must be at least 1, got every={every}; without projection use NoProjection")
     if gains not in get_args(GainPolicy):
         raise ValueError(f"gains={gains!r} is unknown: choose one of {get_args(GainPolicy)}")
     pulls = gains in ("regularise", "decay")

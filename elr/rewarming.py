@@ -27,14 +27,14 @@ from elr.triggers import Signal, Trigger
 class Rewarming:
     """Drives an optimiser's learning rates by a trigger and a schedule.
 
-    With eta the schedule, s the updates since the last trigger (or the start) and lr_g the groups' rates found at
-    construction, group g runs its next update at
+    With eta the schedule, s the updates since the last trigger (or the start) and lr_g the groups' rates at
+    construction, the rate of group g at the next update is
         eta(s) * lr_g / max_g' lr_g'
-    so the schedule is the rate of the fastest group and per-layer ratios last. Construction sets eta(0). Until the
-    first trigger eta may be another schedule, ``initial``: say, a rate too low to learn features, which waits for it.
+    so the schedule is the rate of the fastest group, and the ratios between groups are kept. Construction sets eta(0).
+    Until the first trigger eta can be another schedule, ``initial``, for instance a rate too low to learn features.
 
-    A group's rate stays a Python float, or is filled in place if it is a tensor (a captured CUDA graph sees it). When
-    the rate has not changed, the groups are not touched.
+    A group's rate remains a Python float; if it is a tensor, it is filled in place, so a captured CUDA graph sees the
+    change. When the rate has not changed, the groups are not touched.
 
     Args:
         optimizer: its groups' rates give the ratios; all its groups must exist already.
@@ -182,7 +182,7 @@ class Rewarming:
             raise ValueError(f"the schedule gives the rate {rate} at step {self._since}; it must be finite and >= 0")
         self._check_groups(len(self._base))
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
-            # The fastest group gets the schedule's value, and all groups their own at the fastest's, without rounding.
+            # Without rounding: the fastest group gets the schedule's value, and at the initial rate all groups theirs.
             value = base if rate == self._fastest else rate * (base / self._fastest)
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(value)

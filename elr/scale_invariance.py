@@ -27,15 +27,14 @@ def check_scale_invariance(
 
         r_l = max_a ||f(aW) - f(W)|| / ||f(W') - f(W)||  <=  tolerance
 
-    so that neither a small head nor a large output bias hides a dependence. A weight changes together with its partner
-    (`partners`). A LayerNorm with eps in front of which the pre-activations have variance s^2 changes by about
-    |1 - 1/a^2| eps / (2 s^2): with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3. A bias between
-    the layer and the normalisation breaks the invariance, but cannot be seen here while it is zero: leave such biases
-    out.
+    so neither a small head nor a large output bias hides a dependence. A weight is scaled together with its partner
+    (`partners`). The output of a LayerNorm with eps changes by about |1 - 1/a^2| eps / (2 s^2) if its inputs have
+    variance s^2: with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3. A bias between the layer and
+    the normalisation breaks the invariance, but this check cannot detect it while it is zero: leave such biases out.
 
-    Everything is put back, also after an exception: weights and buffers bit for bit, train or eval mode of each module,
-    random state. The forward passes run in eval mode (dropout off), batch and instance normalisation on the
-    statistics of the batch as in training. No gradient is built.
+    Everything is restored, also after an exception: weights and buffers bit for bit, train or eval mode of each module,
+    random state. The forward passes run in eval mode (dropout off), except that batch and instance normalisation use
+    the statistics of the batch, as in training. No graph is built.
 
     Args:
         network: called as network(inputs); the output is a tensor or a nest of tensors.
@@ -45,8 +44,8 @@ def check_scale_invariance(
         tolerance: largest r_l accepted, in (0, 1).
 
     Raises:
-        ValueError: bad arguments; an output that is not finite; a layer that is not invariant, or on which the output
-            does not depend at all for these inputs, so that nothing can be said (all of them are named).
+        ValueError: bad arguments; an output that is not finite; layers that are not invariant, or on which the output
+            does not depend at all for these inputs, so invariance cannot be judged (all of them are named).
     """
     require_positive(factors)
     if not weights or not factors or 1.0 in factors or not 0.0 < tolerance < 1.0:
@@ -93,16 +92,16 @@ def _refuse_dependent(ratios: Mapping[str, float], tolerance: float) -> None:
     unseen = [name for name, ratio in ratios.items() if ratio == math.inf]
     if unseen:
         raise ValueError(
-            f"the output does not depend on {unseen} for the check inputs, so that scale invariance cannot be judged: "
+            f"the output does not depend on {unseen} for the check inputs, so scale invariance cannot be judged: "
             "give varied non-zero inputs and a non-zero head, or pass allow_scale_dependent=True"
         )
     dependent = {name: ratio for name, ratio in ratios.items() if not ratio <= tolerance}
     if dependent:
         measured = ", ".join(f"{name!r} ({ratio:.3g})" for name, ratio in dependent.items())
         raise ValueError(
-            f"the output depends on the scale of {measured}: relative change above the tolerance {tolerance}, so that "
+            f"the output depends on the scale of {measured}: relative change above the tolerance {tolerance}, so "
             "projection would alter the function. Put a normalisation layer, with no bias before it, between the layer "
-            "and its nonlinearity; or name it as a head; or pass allow_scale_dependent=True if that is meant"
+            "and its nonlinearity; or name it as a head; or pass allow_scale_dependent=True if that is intended"
         )
 
 

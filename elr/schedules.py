@@ -1,7 +1,7 @@
 """Learning-rate schedules: how much, as a function of the updates since the last trigger.
 
 A schedule maps the number of optimiser updates since the last re-warming (0 for the update right after it) to the
-learning rate of the next update. When to restart it is a trigger's business, see ``elr.rewarming``.
+learning rate of the next update. A trigger decides when it restarts, see ``elr.triggers``.
 
 Every schedule here is an immutable dataclass: it prints as the call that made it, compares by value, and holds no
 state, so resuming a run needs nothing but the step count.
@@ -117,7 +117,7 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class Cyclic:
-    """Cycles of fixed length between a low and a high rate, for ever.
+    """Cycles of fixed length between a low and a high rate, without end.
 
     With P = period, w = max(1, round(warmup_frac * P)) and p = t mod P:
         eta(t) = low + (high - low) * p / w                                for p < w

@@ -1,7 +1,7 @@
-"""Stagnation: has what was moving come to rest?
+"""Stagnation: has movement, for instance of the features, stopped?
 
-Where nothing in the loss says that learning is stuck (a memorised training set has a loss near 0 for ever), the
-features do: they move while a network learns and stop when it has settled. `elr.rewarming.OnStagnation` re-warms then.
+The loss on a memorised training set stays near 0 and does not show that learning has stopped. The features do: they
+move while a network learns, and stop when it no longer does. `elr.triggers.OnStagnation` re-warms then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from elr.states import check_keys
 
 
 class StagnationState(TypedDict):
-    """Everything a :class:`Stagnation` needs to go on exactly, as plain numbers."""
+    """Everything a :class:`Stagnation` needs to continue exactly, as plain numbers."""
 
     recent: list[float]
     peak: float
@@ -24,21 +24,21 @@ class StagnationState(TypedDict):
 
 
 class Stagnation:
-    """Fires when movement has sunk to a fraction of its largest value.
+    """Raises an alarm when movement has fallen to a fraction of its largest value.
 
     With m_t >= 0 the movement in the t-th interval since the last alarm (or the start), w = ``window``:
         r_t = (m_{t-w+1} + ... + m_t) / w
         alarm at t >= b  if  r_t <= ratio * max_{w <= s <= t} r_s
     b is ``burn_in`` before the first alarm and ``refractory`` after one. An alarm forgets everything.
 
-    The rule asks for a proportion, so that the unit of the movement does not matter. Movement that never changes, and
-    movement that only grows, raise no alarm, nor does a stream that is 0 from its start. Movement falls with the
-    learning rate: let ``refractory`` last until a restarted schedule has annealed. The largest movement is then that of
-    the schedule's peak, far above any at the annealed rate, so that from the first alarm on this is nearly a fixed
-    cycle: it finds out when a network has first come to rest, not whether it has still something to learn.
+    The rule compares a ratio, so the unit of the movement does not matter. Constant movement, growing movement and a
+    stream that is 0 from its start raise no alarm. Movement falls with the learning rate: choose ``refractory`` long
+    enough for a restarted schedule to anneal. The largest movement is then that at the schedule's peak, far above any
+    at the annealed rate, so after the first alarm the alarms come in nearly fixed cycles. The detector finds when a
+    network first stops learning, not whether there is more to learn.
 
     Args:
-        ratio: share of the largest movement that counts as rest, in (0, 1).
+        ratio: share of the largest movement at which there is an alarm, in (0, 1).
         window: intervals averaged, >= 1.
         burn_in: intervals after the start in which no alarm is raised, >= window.
         refractory: intervals after an alarm in which none is raised, >= window; None means ``burn_in``.
@@ -73,7 +73,7 @@ class Stagnation:
 
     @property
     def statistic(self) -> float:
-        """r_t / max r_s as last tested, in [0, 1]; 1 before the first full window, and while nothing has ever moved.
+        """r_t / max r_s at the last test, in [0, 1]; 1 before the first full window, and before the first movement.
 
         After an alarm it is the value that raised it, until the next update.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class RecentTDErrors:
 
     def __init__(self, gamma: float, num_envs: int = 1, on: bool = True) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs = {num_envs} must be at least 1")
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.gamma = gamma
         self.num_envs = num_envs
         self.on = on
@@ -63,7 +63,7 @@ class RecentTDErrors:
             actions: a_t, [N] or one number for N = 1.
 
         Raises:
-            ValueError: this is on and values is None or has another number of rows than N.
+            ValueError: this is on and values is None, or values or actions are not of N environments.
         """
         if not self.on:
             return
@@ -72,13 +72,15 @@ class RecentTDErrors:
         q: NDArray[Any] = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values)
         if q.ndim != 2 or len(q) != self.num_envs:
             raise ValueError(f"values have shape {q.shape}; they must be [num_envs, actions], num_envs={self.num_envs}")
-        best = q.max(1).tolist()
-        for i, action in enumerate(np.ravel(actions)):
+        chosen = [actions] if isinstance(actions, int) else np.asarray(actions).tolist()
+        if len(chosen) != self.num_envs:
+            raise ValueError(f"got {len(chosen)} actions; there must be one for each of num_envs={self.num_envs}")
+        for i, (action, best) in enumerate(zip(chosen, q.max(1).tolist(), strict=True)):
             if self._known[i]:
-                self._errors.append((self._rewards[i] + self.gamma * best[i] - self._chosen[i]) ** 2)
+                self._errors.append((self._rewards[i] + self.gamma * best - self._chosen[i]) ** 2)
             self._chosen[i] = float(q[i, action])
 
-    def step(self, rewards: Sequence[float] | ArrayLike, terminated: ArrayLike, truncated: ArrayLike) -> None:
+    def step(self, rewards: ArrayLike, terminated: ArrayLike, truncated: ArrayLike) -> None:
         """Take the outcome of the actions.
 
         Args:

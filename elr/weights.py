@@ -22,7 +22,7 @@ SCALABLE = (
     nn.ConvTranspose3d,
 )
 NORMALISERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm, _InstanceNorm)
-# Their matrices are not in a `weight` of their own, so that a choice by type would silently leave them out.
+# Their matrices are not in one parameter `weight`, so a choice by type would silently leave them out.
 OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
@@ -32,11 +32,11 @@ def scalable_weights(
     """Choose the weight tensors to hold at fixed norm, by module type, keyed by module name.
 
     Chosen are nn.Linear, nn.Conv1d/2d/3d and nn.ConvTranspose1d/2d/3d with their subclasses, and nn.Embedding if asked
-    for. Parameters that a module of another type owns are not weights in this sense. A tensor that several modules
-    share is returned once, under the first name. What a weight is scaled together with is `partners`' business.
+    for. Parameters of modules of other types are not chosen. A tensor that several modules share is returned once,
+    under the first name. For what a weight is scaled together with, see `partners`.
 
     Args:
-        network: its submodules are looked at, in registration order.
+        network: its submodules are visited in registration order.
         embeddings: also take nn.Embedding tables.
         heads: names of the output layers to leave out; None means the last linear or convolutional module in
             registration order, an empty sequence means that there is none.
@@ -44,7 +44,7 @@ def scalable_weights(
     Raises:
         ValueError: a head does not exist or is not of these types; a head shares its tensor with a chosen layer;
             nothing is left; a weight is lazy or computed from other parameters (weight or spectral normalisation); the
-            network holds a module with matrices out of reach (attention, recurrent, bilinear).
+            network holds a module whose matrices cannot be chosen this way (attention, recurrent, bilinear).
 
     Deviation: the paper does not say how embeddings are treated; they are left out by default.
     """
@@ -63,7 +63,7 @@ def scalable_weights(
         weight = _own_weight(name, module)
         if id(weight) in head_tensors:
             raise ValueError(
-                f"{name!r} shares its weight with the head {head_tensors[id(weight)]!r}, which is not to be scaled: "
+                f"{name!r} shares its weight with the head {head_tensors[id(weight)]!r}, which is not scaled: "
                 "untie them, or leave both out by naming both as heads"
             )
         if all(weight is not other for other in chosen.values()):
@@ -95,8 +95,8 @@ def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
     weight = module._parameters.get("weight")
     if weight is None:
         raise ValueError(
-            f"the weight of {name!r} is computed from other parameters (weight or spectral normalisation), so that "
-            "scaling it in place has no effect: remove the parametrisation"
+            f"the weight of {name!r} is computed from other parameters (weight or spectral normalisation), so scaling "
+            "it in place has no effect: remove the parametrisation"
         )
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"the weight of {name!r} is not initialised: run one batch through the network first")
@@ -106,12 +106,12 @@ def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
 def partners(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter | None]:
     """The parameter that each weight is scaled together with, keyed as the weights; None for most of them.
 
-    A module type declares it by a class attribute, the name of that parameter: `scaled_with_weight = "weight_sigma"`
-    for noisy layers W = mu + sigma * eps, whose mu is `weight`. With a normalisation behind it the output ignores the
-    scale of (mu, sigma), but neither that of mu nor that of sigma alone.
+    A module type declares it by a class attribute that names the parameter: `scaled_with_weight = "weight_sigma"` for
+    noisy layers W = mu + sigma * eps, whose mu is `weight`. If a normalisation follows, the output ignores the joint
+    scale of (mu, sigma), but not that of mu or sigma alone.
 
     Args:
-        network: modules with the attribute are found by the identity of their `weight`.
+        network: modules with the attribute are matched by the identity of their `weight`.
         weights: as `scalable_weights` returns them.
 
     Raises:
@@ -123,8 +123,8 @@ def partners(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.
             partner = getattr(module, declared)
             if found.setdefault(id(module.weight), partner) is not partner:
                 raise ValueError(
-                    f"{name!r} shares its weight with another module, but not its {declared!r}, so that no one scale "
-                    "suits both: share both, or untie them"
+                    f"{name!r} shares its weight with another module, but not its {declared!r}, so no single scale "
+                    "fits both: share both, or untie them"
                 )
     return {name: found.get(id(weight)) for name, weight in weights.items()}
 

@@ -125,7 +125,7 @@ def feed(detector: Cusum, stream) -> list[int]:
     return [i for i, x in enumerate(stream) if detector.update(x)]
 
 
-def test_block_means_of_the_simulation_have_the_law_of_an_averaged_ar1_stream() -> None:
+def test_simulated_block_means_have_the_distribution_of_an_averaged_ar1_stream() -> None:
     rho, block, n = 0.9, 50, 4000
     rng = np.random.default_rng(0)
     x = rng.standard_normal(n)
@@ -195,10 +195,11 @@ def test_documented_delays(jump: float, mean: float, late: int) -> None:
     assert np.quantile(delay, 0.99) == pytest.approx(late, rel=0.3, abs=1)
 
 
+# The constants of the RL scripts, whose false alarms and delays the documentation gives.
 AGENTS = {"slack": 1.5, "threshold": 8.0, "burn_in": 20, "refractory": 40, "smoothing": 0.05, "clip": 3.0}
 
 
-def test_the_agents_detector_is_as_documented() -> None:
+def test_constants_of_the_rl_scripts_are_as_documented() -> None:
     n, rng = 1000, np.random.default_rng(7)
     for draw in (BlockMeans(n, 0.0, 1, rng), SquaredErrorMeans(n, rng)):
         assert false_alarms(draw, n, 500, **AGENTS)[0] <= 1
@@ -211,8 +212,8 @@ def test_the_agents_detector_is_as_documented() -> None:
     assert delays(1000, 5.0, seed=9, **{**AGENTS, "clip": math.inf}).mean() == pytest.approx(3.9, rel=0.12)
 
 
-def test_learning_only_low_blocks_would_alarm_by_itself() -> None:
-    """Negative control for the rule S_{t-1} = 0: with S_t = 0 the estimates drift down and alarms come of nothing."""
+def test_learning_only_low_blocks_would_raise_false_alarms() -> None:
+    """Negative control for the rule S_{t-1} = 0: with S_t = 0 the estimates drift down and raise false alarms."""
 
     class OnlyLow(Twin):
         def step(self, y: np.ndarray) -> np.ndarray:
@@ -262,7 +263,7 @@ def test_hand_worked_stream() -> None:
     assert math.isnan(detector.mean) and math.isnan(detector.deviation)
     assert not any(detector.update(x) for x in (1.0, 3.0))
     assert (detector.mean, detector.deviation) == (2.0, math.sqrt(2.0))
-    assert not detector.update(2.0 + 2 * math.sqrt(2.0))  # z = 2, S = 1.5; learned, for S was 0
+    assert not detector.update(2.0 + 2 * math.sqrt(2.0))  # z = 2, S = 1.5; learned, because S was 0
     assert detector.statistic == pytest.approx(1.5)
     assert detector.mean == pytest.approx(2 + math.sqrt(2.0))
     assert detector.deviation == pytest.approx(math.sqrt(0.5 * (2 + 0.5 * 8)))
@@ -394,7 +395,7 @@ def test_stream_with_a_graph_is_detached() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_non_finite_block_raises_and_leaves_the_estimates_alone(bad: float, as_tensor: bool) -> None:
+def test_non_finite_block_raises_and_keeps_the_estimates(bad: float, as_tensor: bool) -> None:
     detector = Cusum(block=2, burn_in=5)
     feed(detector, [1.0, 2.0] * 10 + [3.0, 4.0])
     before = detector.state_dict()

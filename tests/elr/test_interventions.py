@@ -44,7 +44,7 @@ def train(net: nn.Module, optimizer: Optimizer, updates: range, penalty: Callabl
 
 
 def flat_adam(parameters, shared_step: bool = False) -> Optimizer:
-    """Adam whose moments are views of one vector each, as in agents/dqn_minatar.py::FlatAdam."""
+    """Adam whose moments are views of one vector each, as in `elr.fast.flat_adam`."""
     parameters = list(parameters)
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
     first, second = (torch.zeros(sum(p.numel() for p in parameters)) for _ in range(2))
@@ -171,7 +171,7 @@ def test_reset_copies_the_named_modules_and_nothing_else(modules, changed):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_reset_parameter_steps_as_under_a_new_optimiser_and_the_others_as_before(kind):
+def test_reset_parameters_step_as_with_a_new_optimiser_and_others_as_before(kind):
     net = network()
     optimizer = OPTIMIZERS[kind](net.parameters())
     train(net, optimizer, range(20))
@@ -198,7 +198,7 @@ def test_a_reset_parameter_steps_as_under_a_new_optimiser_and_the_others_as_befo
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_naming_all_parameters_is_naming_none(kind):
+def test_naming_all_parameters_equals_naming_none(kind):
     net = network()
     optimizer = OPTIMIZERS[kind](net.parameters())
     train(net, optimizer, range(3))
@@ -286,7 +286,7 @@ def test_gradient_descent_on_the_penalty_alone_returns_geometrically():
         torch.testing.assert_close((p - q).detach(), torch.full_like(p, 0.9**5))
 
 
-def test_50_updates_with_l2_init_stay_closer_and_every_parameter_moves():
+def test_l2_init_keeps_weights_closer_and_every_parameter_moves():
     nets = {strength: network() for strength in (0.0, 0.05, 0.5)}
     start, distance = copy.deepcopy(nets[0.0]), {}
     for strength, net in nets.items():
@@ -299,7 +299,7 @@ def test_50_updates_with_l2_init_stay_closer_and_every_parameter_moves():
     assert 0 < distance[0.5] < 0.6 * distance[0.05] < distance[0.05] < 0.9 * distance[0.0]
 
 
-def test_l2_init_state_goes_through_a_file_and_is_nobody_elses_memory():
+def test_l2_init_state_survives_a_file_and_shares_no_memory():
     net = network()
     first = L2Init(dict(net.named_parameters()), 0.1)
     train(net, OPTIMIZERS["adam"](net.parameters()), range(5))
@@ -346,11 +346,11 @@ def adam(net: nn.Module) -> Optimizer:
 MIX = {"shrink": 0.4, "perturb": 0.1}
 STALE = {"moments": "reset"}
 REFUSED = [
-    (shrink_and_perturb_, network, adam, {**MIX, "shrink": -0.1}, r"shrink=-0\.1 does not shrink"),
-    (shrink_and_perturb_, network, adam, {**MIX, "shrink": 1.1}, r"shrink=1\.1 does not shrink"),
-    (shrink_and_perturb_, network, adam, {**MIX, "shrink": math.nan}, "shrink=nan does not shrink"),
-    (shrink_and_perturb_, network, adam, {**MIX, "perturb": -0.1}, r"perturb=-0\.1 is not a noise scale"),
-    (shrink_and_perturb_, network, adam, {**MIX, "perturb": math.inf}, "perturb=inf is not a noise scale"),
+    (shrink_and_perturb_, network, adam, {**MIX, "shrink": -0.1}, r"shrink must be in \[0, 1\], got -0\.1"),
+    (shrink_and_perturb_, network, adam, {**MIX, "shrink": 1.1}, r"shrink must be in \[0, 1\], got 1\.1"),
+    (shrink_and_perturb_, network, adam, {**MIX, "shrink": math.nan}, r"shrink must be in \[0, 1\], got nan"),
+    (shrink_and_perturb_, network, adam, {**MIX, "perturb": -0.1}, r"perturb must be finite and >= 0, got -0\.1"),
+    (shrink_and_perturb_, network, adam, {**MIX, "perturb": math.inf}, "perturb must be finite and >= 0, got inf"),
     (shrink_and_perturb_, network, adam, {"shrink": 0.0, "perturb": 0.0}, "makes every weight zero"),
     (shrink_and_perturb_, lambda: Net(width=4), adam, MIX, r"'body\.0\.weight' is \(\(5, 3\), .* \(\(4, 3\)"),
     (shrink_and_perturb_, lambda: Net().double(), adam, MIX, r"torch\.float32.* 'torch\.float64"),
@@ -362,8 +362,8 @@ REFUSED = [
     (shrink_and_perturb_, network, lambda net: None, {**MIX, **STALE}, "optimizer=None has nothing to reset"),
     (shrink_and_perturb_, network, only_head, {**MIX, **STALE}, r"does not hold parameters of shape \[\(5, 3\)"),
     (shrink_and_perturb_, network, nadam, {**MIX, **STALE}, r"keeps \['mu_product'\]"),
-    (reset_, network, adam, {"modules": []}, r"modules=\[\] is no list of modules"),
-    (reset_, network, adam, {"modules": "head"}, "modules='head' is no list of modules"),
+    (reset_, network, adam, {"modules": []}, r"modules must be a list of names, got \[\]"),
+    (reset_, network, adam, {"modules": "head"}, "modules must be a list of names, got 'head'"),
     (reset_, network, adam, {"modules": ["head", "tail"]}, r"modules \['tail'\] do not exist"),
     (reset_, network, adam, {"modules": ["head", "body.2"]}, r"modules \['body\.2'\] .* hold no parameter"),
     (reset_, lambda: Net(width=4), adam, {"modules": ["head"]}, r"'body\.0\.weight' is \(\(5, 3\)"),
@@ -377,7 +377,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("intervene_", "make_fresh", "make_optimizer", "arguments", "message"), REFUSED)
-def test_what_is_refused_changes_nothing(intervene_, make_fresh, make_optimizer, arguments, message):
+def test_an_error_changes_nothing(intervene_, make_fresh, make_optimizer, arguments, message):
     net = network(0)
     optimizer = make_optimizer(net)
     train(net, optimizer or adam(net), range(5))
@@ -418,13 +418,13 @@ def test_a_shared_step_count_is_reset_with_all_its_parameters():
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, math.inf, math.nan])
-def test_l2_init_refuses_a_strength_that_pulls_nothing(strength):
-    with pytest.raises(ValueError, match=f"strength={strength} is no pull"):
+def test_l2_init_refuses_a_bad_strength(strength):
+    with pytest.raises(ValueError, match=f"strength must be positive and finite, got {strength}"):
         L2Init({"w": torch.ones(2)}, strength)
 
 
-def test_l2_init_refuses_to_hold_nothing():
-    with pytest.raises(ValueError, match="no parameters to pull"):
+def test_l2_init_needs_parameters():
+    with pytest.raises(ValueError, match="at least one named parameter"):
         L2Init({}, 0.1)
 
 

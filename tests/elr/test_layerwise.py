@@ -66,7 +66,7 @@ def test_a_module_registered_twice_is_one_layer():
 def test_refusals():
     network = Net()
     for lr in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="learning rate"):
+        with pytest.raises(ValueError, match="lr must be positive"):
             layerwise_groups(network, lr, "constant", "head")
     with pytest.raises(ValueError, match="unknown"):
         layerwise_groups(network, 0.1, "slow", "head")

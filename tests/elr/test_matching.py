@@ -24,7 +24,7 @@ def test_the_step_is_rescaled_by_hand():
     torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 5.0]]))
 
 
-def test_targets_between_and_beyond_the_points():
+def test_targets_are_interpolated_between_points_and_constant_beyond():
     match = ElrMatch({"w": torch.ones(2)}, {"w": [(10, 1e-2), (20, 1e-4), (30, 1e-4)], "other": []})
     expected = {1: 1e-2, 10: 1e-2, 15: 1e-3, 18: 1e-2 * 100**-0.8, 20: 1e-4, 25: 1e-4, 30: 1e-4, 99: 1e-4}
     for update, target in expected.items():
@@ -32,7 +32,7 @@ def test_targets_between_and_beyond_the_points():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_the_realised_rate_is_the_target_decay_included(kind):
+def test_realised_rate_is_the_target_with_weight_decay_too(kind):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
     x, y = torch.randn(64, 6), torch.randn(64, 2)

@@ -1,4 +1,4 @@
-"""The meter: closed forms, a float64 twin, the cadence, and that training does not notice it."""
+"""The meter: closed forms, a float64 twin, the cadence, and no effect on training."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elr.measure import Meter
+from elr.measure import Meter, NoMeter
 from elr.projection import project_to_norms_
 
 
@@ -70,7 +70,7 @@ def test_clipping_is_counted():
     assert out["norms/update/fc"] == pytest.approx(0.025, rel=1e-5)
 
 
-def test_projection_after_the_bracket_is_not_counted():
+def test_projection_after_the_measured_step_is_not_counted():
     w = _parameter(5, 4)
     optimizer = torch.optim.SGD([w], lr=0.1)
     meter = Meter({"fc": w}, every=1, optimizer=optimizer, nominal_power=2)
@@ -148,6 +148,39 @@ def test_cadence_and_resume():
         second.load_state_dict({"updates": -1})
 
 
+def test_fresh_scalars_are_those_of_a_measured_step():
+    w = _parameter(3, 3)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    meter = Meter({"fc": w}, every=3, optimizer=optimizer, nominal_power=2)
+    assert meter.fresh_scalars() == {}
+    fresh = []
+    for step in range(1, 8):
+        w.grad = _tensor(3, 3, seed=step)
+        meter.before_step()
+        assert meter.fresh_scalars() == {}  # of the step before, which is over
+        optimizer.step()
+        if meter.after_step():
+            fresh.append(step)
+            assert meter.fresh_scalars() == meter.scalars() == meter.fresh_scalars()
+        else:
+            assert meter.fresh_scalars() == {}
+    assert fresh == [1, 3, 6]
+    meter.before_step(), meter.after_step()  # no. 8
+    meter.before_step(), meter.after_step()  # no. 9, measured
+    meter.load_state_dict(meter.state_dict())
+    assert meter.fresh_scalars() == {}
+
+
+def test_no_meter_does_nothing():
+    meter = NoMeter()
+    meter.before_step()
+    assert meter.after_step() is False
+    assert meter.fresh_scalars() == meter.scalars() == meter.state_dict() == {}
+    meter.load_state_dict({})
+    with pytest.raises(ValueError, match="NoMeter needs exactly"):
+        meter.load_state_dict({"updates": 1})
+
+
 def test_a_zero_layer_has_an_infinite_rate():
     w = nn.Parameter(torch.zeros(2))
     w.grad = torch.ones(2)
@@ -159,9 +192,9 @@ def test_misuse():
     optimizer = torch.optim.SGD([w], lr=0.1)
     good = {"weights": {"fc": w}, "every": 2, "optimizer": optimizer, "nominal_power": 2}
     for change, message in (
-        ({"weights": {}}, "no weights"),
-        ({"every": 0}, "every=0"),
-        ({"nominal_power": 3}, "nominal_power=3"),
+        ({"weights": {}}, "at least one layer"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"nominal_power": 3}, r"nominal_power must be 1 .* got 3"),
         ({"weights": {"a": w, "b": w}}, "twice"),
         ({"weights": {"fc": _parameter(2, 2)}}, r"does not hold \['fc'\]"),
         ({"weights": {"fc": w, "far": nn.Parameter(torch.empty(2, device="meta"))}}, "one Meter per device"),
@@ -184,7 +217,7 @@ def test_misuse():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_training_does_not_notice_the_meter(kind):
+def test_meter_does_not_change_training(kind):
     ends = []
     for metered in (False, True):
         w = _parameter(4, 4)

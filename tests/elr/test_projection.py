@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from elr.projection import Projection, Rescaling, project_gains_, project_to_norms_
+from elr.projection import NoProjection, Projection, Rescaling, project_gains_, project_to_norms_
 from elr.weights import gains_and_offsets
 from tests.elr.networks import Noisy, inputs, mlp, noisy_mlp, same, snapshot
 
@@ -47,7 +47,7 @@ def test_projection_keeps_direction_sets_norm_and_is_idempotent(seed, scale, rho
     assert float(cosine) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_bad_arguments_of_the_projection():
+def test_bad_arguments_of_the_functions():
     with pytest.raises(ValueError, match="one norm per weight"):
         project_to_norms_([torch.ones(2)], [])
     for norm in (0.0, -1.0, math.nan, math.inf):
@@ -57,18 +57,18 @@ def test_bad_arguments_of_the_projection():
         project_gains_([torch.ones(2)], [])
 
 
-def test_a_weight_that_became_zero_turns_to_nan():
+def test_zero_weight_becomes_nan():
     weight = torch.zeros(3, 3)
     project_to_norms_([weight], [1.0])
     assert weight.isnan().all()
 
 
-def test_hot_path_never_reads_a_tensor():
+def test_no_tensor_of_another_device_is_read_on_the_host():
     meta = [torch.empty(3, 4, device="meta"), torch.empty(8, 4, 3, 3, device="meta")]
     project_to_norms_(meta, [1.0, 2.0])
     project_gains_([torch.empty(4, device="meta")] * 2, [torch.empty(4, device="meta"), None])
     with pytest.raises(RuntimeError):
-        meta[0].sum().item()  # what the device is good for
+        meta[0].sum().item()  # control: reading a meta tensor fails
     for gains, strength in (("joint", 0.0), ("regularise", 0.1), ("decay", 0.1), ("free", 0.0)):
         projection = _forced(mlp(), gains=gains, gain_strength=strength)
         # The CPU reads norms on purpose; any other device must not.
@@ -77,7 +77,7 @@ def test_hot_path_never_reads_a_tensor():
         projection.step(torch.empty((), device="meta"))
 
 
-def test_scales_on_a_device_are_those_on_the_host():
+def test_scales_on_a_device_equal_those_on_the_host():
     tensors = [torch.tensor(x) for x in ([2.0], [3.0, 0.0], [0.0], [0.0, 4.0])]  # the last is the second one's partner
     rescaling = Rescaling(tensors[:3], [None, tensors[3], None], [1.0, 10.0, 1.0])
     on_device = torch.stack(rescaling._scales([t.norm() for t in tensors]))
@@ -88,8 +88,7 @@ def test_scales_on_a_device_are_those_on_the_host():
     assert not (torch.zeros(1) * on_device[2]).isfinite().any()  # 0 * inf: a zero weight turns to NaN there as well
 
 
-def test_projecting_now_restores_norms_and_gains_and_counts_no_update():
-    """After weights were changed by something else, whatever the cadence."""
+def test_project_restores_norms_and_gains_and_does_not_count_an_update():
     network = mlp()
     projection = Projection(network, every=100, gains="joint", check_inputs=inputs(8, 6))
     before = snapshot(network)
@@ -149,7 +148,7 @@ def test_projection_leaves_a_normalised_network_unchanged(seed, scale, norm):
     assert float((after - before).norm() / before.norm()) < 2e-3  # eps of the norm layers at scale 0.3
 
 
-def test_argument_checks():
+def test_bad_arguments_of_projection():
     network, x = mlp(), inputs(8, 6)
     with pytest.raises(ValueError, match="needs check_inputs"):
         Projection(network)
@@ -191,7 +190,7 @@ def test_head_and_gains_are_not_touched_by_the_weight_projection():
         assert float(weight.detach().norm()) == pytest.approx(norms[name], rel=1e-6)
 
 
-def test_joint_radius_is_the_root_of_the_width_not_of_two():
+def test_joint_radius_is_the_root_of_the_width():
     network = mlp()
     projection = _forced(network)
     with torch.no_grad():
@@ -228,7 +227,7 @@ def test_pulls_happen_at_every_update(lr, policy, gain, offset, unit):
     for parameter, value in ((network[1].weight, gain), (network[1].bias, offset), (network[4].weight, unit)):
         torch.testing.assert_close(parameter.detach(), torch.full((16,), float(value)), rtol=1e-6, atol=0.0)
     if policy == "regularise":
-        assert torch.equal(network[4].weight, torch.ones(16))  # at rest exactly
+        assert torch.equal(network[4].weight, torch.ones(16))  # unchanged exactly
 
 
 def test_an_overshooting_pull_is_refused():
@@ -273,6 +272,96 @@ def test_state_resumes_norms_and_cadence():
     ):
         with pytest.raises(ValueError, match=message):
             second.load_state_dict(bad)
+
+
+# the norms that are held
+
+
+def _after_training(change) -> tuple[nn.Module, Projection, dict]:
+    """Train, change a weight, train again with the projection that `change` returns; also what that held before."""
+    network = mlp()
+    projection = Projection(network, every=3, check_inputs=inputs(32, 6))
+    _train(network, 4, projection)
+    with torch.no_grad():
+        network[0].weight.copy_(2.0 * inputs(16, 6, seed=9))
+    projection = change(network, projection)
+    held = projection.state_dict()
+    _train(network, 10, projection)
+    return network, projection, held
+
+
+def _remember(network: nn.Module, projection: Projection) -> Projection:
+    projection.remember_norms_()
+    return projection
+
+
+def _rebuild(network: nn.Module, projection: Projection) -> Projection:
+    return Projection(network, every=3, check_inputs=inputs(32, 6))
+
+
+def test_remembering_norms_equals_a_rebuilt_projection():
+    (network, projection, held), (expected, rebuilt, expected_held) = map(_after_training, (_remember, _rebuild))
+    assert held == expected_held and held["updates"] == 0
+    assert same(snapshot(network), snapshot(expected)) and projection.state_dict() == rebuilt.state_dict()
+    unremembered, _, _ = _after_training(lambda network, projection: projection)
+    assert not same(snapshot(unremembered), snapshot(expected))  # control
+
+
+@pytest.mark.parametrize(
+    ("break_", "message"),
+    [
+        (lambda network: network[3].weight.zero_(), "cannot be projected"),
+        (lambda network: network.__setitem__(4, nn.Identity()), "depends on the scale of '3'"),
+    ],
+)
+def test_remembering_norms_checks_what_construction_checks(break_, message):
+    network = mlp()
+    projection = Projection(network, check_inputs=inputs(32, 6))
+    projection.step(0.1)
+    held = projection.state_dict()
+    with torch.no_grad():
+        break_(network)
+    with pytest.raises(ValueError, match=message):
+        projection.remember_norms_()
+    assert projection.state_dict() == held  # unchanged
+
+
+def test_remembering_norms_without_a_check_when_dependence_is_allowed():
+    plain = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    projection = _forced(plain, check_inputs=inputs(8, 6))
+    with torch.no_grad():
+        plain[0].weight.mul_(2.0)
+    norm = 2.0 * projection.norms["0"]
+    projection.remember_norms_()
+    assert projection.norms["0"] == pytest.approx(norm)
+
+
+def test_no_projection_does_nothing():
+    plain, held = mlp(), mlp()
+    projection = NoProjection()
+    projection.project_()
+    projection.remember_norms_()
+    _train(plain, 5, None)
+    _train(held, 5, projection)
+    assert same(snapshot(plain), snapshot(held))
+    assert projection.state_dict() == {}
+    projection.load_state_dict({})
+    with pytest.raises(ValueError, match="NoProjection needs exactly"):
+        projection.load_state_dict({"norms": {}, "updates": 0})
+
+
+def test_projection_runs_the_public_functions():
+    """One projection equals `project_to_norms_` and `project_gains_` bit for bit."""
+    network, twin = mlp(), mlp()
+    projection = _forced(network)
+    for module in (network, twin):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.7).add_(0.1)
+    projection.project_()
+    project_to_norms_([twin[0].weight, twin[3].weight], list(projection.norms.values()))
+    project_gains_([twin[1].weight, twin[4].weight], [twin[1].bias, twin[4].bias])
+    assert same(snapshot(network), snapshot(twin))
 
 
 def _train(network: nn.Module, steps: int, projection: Projection | None, lr: float = 0.02) -> torch.optim.Adam:
@@ -339,7 +428,7 @@ def test_fifty_steps_equal_the_literal_algorithm_with_its_optimiser_state(every)
         assert state["step"] == 50
 
 
-def test_the_optimiser_is_left_alone():
+def test_projection_does_not_change_the_optimiser():
     network = mlp()
     optimizer = _train(network, 3, None)
     moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
@@ -362,7 +451,7 @@ def _joint(layer: Noisy) -> float:
 
 
 @pytest.mark.parametrize("gains", ["joint", "free"])
-def test_means_and_deviations_take_one_scalar(gains):
+def test_means_and_deviations_are_scaled_by_one_number(gains):
     network = noisy_mlp().double()
     x, radius = inputs(16, 6).double(), _joint(network[0])
     projection = Projection(network, gains=gains, check_inputs=x)
@@ -384,8 +473,8 @@ def test_means_and_deviations_take_one_scalar(gains):
     assert float((network(x).detach() - output).norm() / output.norm()) > 0.05
 
 
-def test_on_a_device_partners_are_scaled_as_on_the_host():
-    """The path of other devices, on this one."""
+def test_partners_are_scaled_on_a_device_as_on_the_host():
+    """The path for other devices, run on the CPU."""
     host, device = noisy_mlp(), noisy_mlp()
     for network in (host, device):
         projection = _forced(network, gains="joint")
@@ -400,7 +489,7 @@ def test_on_a_device_partners_are_scaled_as_on_the_host():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_coarse_partner_and_a_saved_joint_norm():
+def test_partner_dtype_is_checked_and_joint_norm_is_saved():
     network = noisy_mlp()
     first = _forced(network)
     second = _forced(noisy_mlp())

@@ -17,7 +17,7 @@ def _conv(seed: int = 0) -> nn.Module:
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d])
-def test_normalised_networks_pass_and_nothing_is_disturbed(norm):
+def test_normalised_networks_pass_and_are_not_disturbed(norm):
     network = mlp(norm).train()
     network[2].eval()
     before, modes, state = snapshot(network), [m.training for m in network.modules()], torch.get_rng_state()
@@ -33,7 +33,7 @@ def test_convolution_before_layer_norm_passes():
     check_scale_invariance(network, inputs(4, 4, 10, 10), scalable_weights(network))
 
 
-def test_unnormalised_layers_are_named():
+def test_error_names_unnormalised_layers():
     network = fill(nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
                                   nn.Linear(16, 3)), 0)  # fmt: skip
     with pytest.raises(ValueError, match="allow_scale_dependent=True") as failure:
@@ -41,7 +41,7 @@ def test_unnormalised_layers_are_named():
     assert "'3' (" in str(failure.value) and "'0' (" not in str(failure.value)
 
 
-def test_a_large_output_bias_or_a_small_head_hides_nothing():
+def test_large_output_bias_or_small_head_does_not_hide_a_dependence():
     network = fill(nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 3)), 0)
     with torch.no_grad():
         network[2].weight.mul_(0.01)
@@ -50,7 +50,7 @@ def test_a_large_output_bias_or_a_small_head_hides_nothing():
         check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
 
 
-def test_a_bias_before_the_normalisation_and_the_head_itself_are_refused():
+def test_bias_before_the_normalisation_and_the_head_are_errors():
     network = fill(nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), 0)
     with torch.no_grad():
         network[0].bias.copy_(inputs(16, seed=5))
@@ -64,7 +64,7 @@ def _head(network: nn.Module) -> nn.Parameter:
     return network[-1].weight
 
 
-def test_what_cannot_be_judged_is_refused():
+def test_networks_that_cannot_be_judged_are_errors():
     network = mlp()
     weights = scalable_weights(network)
     with pytest.raises(ValueError, match="does not depend on"):
@@ -80,7 +80,7 @@ def test_what_cannot_be_judged_is_refused():
             check_scale_invariance(network, inputs(4, 6), **({"weights": weights} | bad))
 
 
-def test_stated_effect_of_eps():
+def test_effect_of_eps_is_as_documented():
     variance, factor = 0.05, 0.5
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2, eps=1e-3), nn.Linear(2, 2)).double()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_stated_effect_of_eps():
     assert float(change) == pytest.approx(abs(1 - factor**-2) * 1e-3 / (2 * variance), rel=0.1)
 
 
-def test_everything_is_put_back_when_the_forward_pass_raises():
+def test_everything_is_restored_when_the_forward_pass_raises():
     class Fragile(nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,7 +113,7 @@ def test_everything_is_put_back_when_the_forward_pass_raises():
     assert all(module.training for module in network.modules())
 
 
-def test_scale_invariance_is_that_of_the_pair():
+def test_a_weight_is_scaled_together_with_its_partner():
     check_scale_invariance(network := noisy_mlp(), inputs(32, 6), scalable_weights(network))
     before = snapshot(network)
     with pytest.raises(ValueError, match="depends on the scale of '0'"):  # the mean alone

@@ -1,4 +1,4 @@
-"""The stagnation detector: hand-worked alarms, what it must not answer, exact continuation."""
+"""The stagnation detector: hand-worked alarms, streams without alarms, exact resume."""
 
 import math
 
@@ -18,17 +18,20 @@ def test_hand_worked():
     assert alarms(Stagnation(ratio=0.4, window=2, burn_in=2), [2, 4, 6, 6, 2, 2, 0]) == [6]
 
 
-def test_burn_in_delays_the_alarm_and_an_alarm_forgets():
+def test_burn_in_delays_the_alarm_and_an_alarm_forgets_the_past():
     movements = [8, 8, 1, 1, 1, 1, 1]
-    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2), movements) == [3]  # what follows is its own largest
+    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2), movements) == [3]  # afterwards the largest is 1
     assert alarms(Stagnation(ratio=0.5, window=1, burn_in=6), movements) == [6]
     again = Stagnation(ratio=0.5, window=1, burn_in=2)
     assert alarms(again, [8, 1, 4, 1]) == [2, 4]
 
 
 def test_refractory_lets_a_schedule_anneal_and_remembers_its_peak():
-    movements = [8, 1, 4, 2, 0.3, 0.3, 0.3]  # an alarm at 2; then a schedule with its peak of 4, annealed, at rest
-    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2), movements) == [2, 4]  # the annealing taken for rest
+    movements = [8, 1, 4, 2, 0.3, 0.3, 0.3]  # an alarm at 2; then a schedule with peak 4, annealed
+    assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2), movements) == [
+        2,
+        4,
+    ]  # the first of them false
     assert alarms(Stagnation(ratio=0.5, window=1, burn_in=2, refractory=4), movements) == [2, 6]
 
 
@@ -62,7 +65,7 @@ def test_the_unit_does_not_matter(movements, unit):
 
 
 @given(st.lists(st.floats(0.0, 10.0), max_size=50), st.integers(0, 50))
-def test_continues_exactly_from_its_state(movements, cut):
+def test_resume_is_exact(movements, cut):
     whole, first, second = (Stagnation(window=3, burn_in=4, refractory=6) for _ in range(3))
     expected = [whole.update(m) for m in movements]
     found = [first.update(m) for m in movements[:cut]]

@@ -31,7 +31,7 @@ def test_weights_are_chosen_by_type_and_the_last_layer_is_the_head():
     assert scalable_weights(network)["c2"] is network["c2"].weight
 
 
-def test_refused_choices():
+def test_bad_heads_and_modules_are_errors():
     network = mlp()
     for heads in (["nope"], ["1"], ["2"]):
         with pytest.raises(ValueError, match=f"head '{heads[0]}' is not"):
@@ -48,7 +48,7 @@ def test_refused_choices():
         scalable_weights(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)))
 
 
-def test_tied_weights_come_once_and_never_with_the_head():
+def test_tied_weights_are_chosen_once_and_not_with_the_head():
     network = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
     network["b"].weight = network["a"].weight
     assert list(scalable_weights(network)) == ["a"]
@@ -68,7 +68,7 @@ def test_gains_and_offsets_by_type():
     assert found["1"][0] is network[1].weight and found["1"][1] is network[1].bias
 
 
-def test_partners_are_found_by_what_the_module_type_declares():
+def test_partners_are_those_that_the_module_type_declares():
     network = noisy_mlp()
     found = partners(network, scalable_weights(network))
     assert list(found) == ["0", "3"] and found["0"] is network[0].weight_sigma and found["3"] is None

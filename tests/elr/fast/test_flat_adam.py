@@ -1,10 +1,11 @@
-"""Adam on one vector: Adam's own numbers, views that stay views."""
+"""Adam on one vector: the same numbers as Adam, gradients and moments that remain views, step hooks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from elr.fast.flat_adam import FlatAdam
 
@@ -24,7 +25,7 @@ def loss(module, generator):
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_it_is_adam_with_gradients_of_autograd(width):
+def test_equals_fused_adam_with_gradients_of_autograd(width):
     ours, theirs = network(width=width), network(width=width)
     flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
     adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, eps=1e-8, fused=True)
@@ -38,7 +39,7 @@ def test_it_is_adam_with_gradients_of_autograd(width):
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         pairs = ((p.detach(), q.detach()), (flat.state[p]["exp_avg_sq"], adam.state[q]["exp_avg_sq"]))
         for one, other in pairs:
-            if width == 16:  # no tensor leaves a rest
+            if width == 16:  # no elements are left over at the end of a tensor
                 assert torch.equal(one, other)
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert torch.equal(flat.vector, torch.cat([p.detach().flatten() for p in ours.parameters()]))
@@ -46,7 +47,7 @@ def test_it_is_adam_with_gradients_of_autograd(width):
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e3])
-def test_clipping_is_torchs(max_norm):
+def test_clipping_equals_clip_grad_norm(max_norm):
     ours, theirs = network(), network()
     flat = FlatAdam(list(ours.parameters()), lr=1e-3, eps=1e-8)
     for module in (ours, theirs):
@@ -58,7 +59,7 @@ def test_clipping_is_torchs(max_norm):
     assert torch.equal(flat.grad, before) == (max_norm > norm)
 
 
-def test_it_continues_from_its_state():
+def test_resume_is_exact():
     networks = [network(), network(1)]
     first, second = (FlatAdam(list(n.parameters()), lr=1e-3, eps=1e-8) for n in networks)
     generator = torch.Generator().manual_seed(4)
@@ -75,6 +76,60 @@ def test_it_continues_from_its_state():
     assert torch.equal(second.vector, first.vector)
 
 
+def test_a_generator_of_parameters_is_trained():
+    trained = []
+    for parameters in (network().parameters(), list(network().parameters())):
+        flat = FlatAdam(parameters, lr=1e-3, eps=1e-8)
+        flat.grad.fill_(0.1)
+        flat.step()
+        trained.append(flat.vector)
+    assert len(trained[0]) > 800 and torch.equal(*trained)
+    assert not torch.equal(trained[0], torch.cat([p.flatten() for p in network().parameters()]))
+
+
+class Hooks:
+    """Counts calls, and sees whether the step has been taken."""
+
+    def __init__(self):
+        self.seen = []
+
+    def pre(self, optimizer, args, kwargs):
+        self.seen.append(("pre", optimizer.steps.item()))
+
+    def post(self, optimizer, args, kwargs):
+        self.seen.append(("post", optimizer.steps.item()))
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_step_hooks_run_and_change_no_number(everywhere):
+    hooked, plain, hooks = (*(FlatAdam(network().parameters(), lr=1e-3, eps=1e-8) for _ in range(2)), Hooks())
+    for optimizer in (hooked, plain):
+        optimizer.grad.fill_(0.1)
+        optimizer.step()
+    plain.step()
+    if everywhere:
+        handles = [register_optimizer_step_pre_hook(hooks.pre), register_optimizer_step_post_hook(hooks.post)]
+    else:
+        handles = [hooked.register_step_pre_hook(hooks.pre), hooked.register_step_post_hook(hooks.post)]
+    try:
+        hooked.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert hooks.seen == [("pre", 1.0), ("post", 2.0)]
+    assert torch.equal(hooked.vector, plain.vector) and torch.equal(hooked.exp_avg_sq, plain.exp_avg_sq)
+    hooked.step()
+    assert len(hooks.seen) == 2  # removed
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_one_kind_of_hook_is_enough(kind):
+    flat, hooks = FlatAdam(network().parameters(), lr=1e-3, eps=1e-8), Hooks()
+    getattr(flat, f"register_step_{kind}_hook")(getattr(hooks, kind))
+    flat.step()
+    assert [seen for seen, _ in hooks.seen] == [kind]
+
+
 def test_refusals():
     module = network()
     flat = FlatAdam(list(module.parameters()), lr=1e-3, eps=1e-8)
@@ -86,5 +141,8 @@ def test_refusals():
         flat.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(ValueError, match="one dtype on one device"):
         FlatAdam([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1).double())], lr=1e-3, eps=1e-8)
+    for groups in ([{"params": list(network().parameters())}], network().named_parameters()):
+        with pytest.raises(ValueError, match="not parameter groups or named parameters"):
+            FlatAdam(groups, lr=1e-3, eps=1e-8)
     with pytest.raises(ValueError, match="empty"):
         FlatAdam([], lr=1e-3, eps=1e-8)
