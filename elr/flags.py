@@ -349,19 +349,18 @@ class RewarmArgs:
         if not shift.on:
             raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
         if switch.fresh_agent:
-            raise ValueError(
-                "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
-            )
+            raise ValueError("--rewarm.trigger switch is part of --switch.fresh-agent: use --rewarm.trigger never")
         if switch.optimizer == "reset" and self.moments == "reset":
             raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:
-        """A CUSUM misses a change in its burn-in, and one in the burn-in or refractory period after an alarm."""
+        """CUSUM misses a change in its burn-in; after an alarm, a burn-in and the refractory period run together."""
+        burn_in, refractory = ("burn-in", self.burn_in), ("refractory", self.refractory)
+        after_alarm = burn_in if self.burn_in > self.refractory else refractory
         run = learning, "in the run"
         first = (shift.first_change - starts, "before the first change") if shift.first_change else run
         gap = (shift.shortest_gap - pause, "between two changes") if shift.shortest_gap else run
-        periods = ("burn-in", self.burn_in, first), ("burn-in", self.burn_in, gap), ("refractory", self.refractory, gap)
-        for flag, blocks, (steps, where) in periods:
+        for (flag, blocks), (steps, where) in ((burn_in, first), (after_alarm, gap)):
             available = updates(steps) if steps > 0 else 0
             if blocks * self.block >= available:
                 raise ValueError(
