@@ -1,16 +1,16 @@
 """Atari games as Gymnasium vector environments of single frames, on ale-py (GPL-2, imported; the ROMs come with it).
 
-Two classes play the same games alike under the same seeds:
+Two classes play the same games and give the same results under the same seeds:
 
-* `AtariVectorEnv`: one emulator after the other, in Python. Its state can be saved, emulator and random stream
-  included, so that a killed run resumes exactly; and games have their modes and difficulties.
-* `ThreadedAtariVectorEnv`: ale-py's own vector environment, in C++ with threads: faster from a few copies on. It cannot
-  be saved: a resumed run starts new episodes.
+* `AtariVectorEnv`: emulators in Python, one after another. Its state, including the emulators' random streams, can be
+  saved: a killed run resumes exactly. It supports modes and difficulties.
+* `ThreadedAtariVectorEnv`: ale-py's own vector environment, in C++ with threads: faster with more than a few
+  environments. It cannot be saved: a resumed run starts new episodes.
 
-A step is one decision, repeated for 4 frames; the frame seen is the maximum of the last two, in grey, resized to
+A step is one action, repeated for 4 frames. The observed frame is the maximum of the last two, in grey, resized to
 84 x 84 by area. The defaults are the protocol of Machado et al. (2018, arXiv:1709.06009): sticky actions with
-probability 0.25 (drawn in every frame), no signal of lost lives, episodes cut after 108,000 frames. Lost lives are told
-in `infos["life_lost"]` for who wants the older protocol; the game always goes on.
+probability 0.25 (drawn in every frame), lost lives are not signalled, episodes are truncated after 108,000 frames.
+`infos["life_lost"]` reports lost lives, for the older protocol; the game itself continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from envs.frames import SIZE, FrameVectorEnv
 
 FRAME_SKIP = 4
-"""Frames per step, in which the action is repeated."""
+"""Frames per step, during which the action is repeated."""
 
 MAX_FRAMES = 108_000
 """Frames of the longest episode, half an hour of play."""
@@ -39,7 +39,7 @@ _Played = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any], NDArray[Any]
 
 
 class _Atari(FrameVectorEnv):
-    """What both classes share: arguments, actions, and when a life was lost."""
+    """Common to both classes: arguments, actions, and when a life was lost."""
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class _Atari(FrameVectorEnv):
         **more: Any,
     ) -> None:
         if not 0.0 <= sticky_action_prob <= 1.0:
-            raise ValueError(f"sticky_action_prob is a probability in [0, 1], got {sticky_action_prob}")
+            raise ValueError(f"sticky_action_prob must be a probability in [0, 1], got {sticky_action_prob}")
         if noop_max < 0 or max_episode_frames < FRAME_SKIP:
             raise ValueError(
-                f"noop_max {noop_max} and max_episode_frames {max_episode_frames}: give at least 0 and {FRAME_SKIP}"
+                f"noop_max must be at least 0, got {noop_max}, and max_episode_frames at least {FRAME_SKIP}, "
+                f"got {max_episode_frames}"
             )
         self._config: dict[str, Any] = {
             "env_id": env_id,
@@ -67,7 +68,7 @@ class _Atari(FrameVectorEnv):
             "max_episode_frames": max_episode_frames,
             **more,
         }
-        # Every instance would greet on stderr.
+        # Every instance would print a banner on stderr.
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._rom = rom(env_id)
         game = _game(self._rom)
@@ -98,24 +99,24 @@ class _Atari(FrameVectorEnv):
             raise ValueError(f"this state is of an environment built with {state.get('config')}, not {self._config}")
 
     def _life_lost(self, lives: NDArray[np.int64], ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Where a game goes on with fewer lives than before the step; the lives are those after restarts."""
+        """Where a game continues with fewer lives than before the step; `lives` are those after restarts."""
         lost: NDArray[np.bool_] = (lives < self._lives) & ~ended
         self._lives = lives
         return lost
 
 
 class AtariVectorEnv(_Atari):
-    """N copies of one Atari game, played one after the other, whose state can be saved.
+    """N environments of one Atari game, played one after another, whose state can be saved.
 
     Args:
         env_id: "ALE/<Game>-v5".
         num_envs: N.
         sticky_action_prob: probability that the emulator repeats its previous action in a frame.
         full_action_space: all 18 actions, or those that the game uses.
-        noop_max: up to so many frames without action, drawn anew, begin an episode; 0 for none.
+        noop_max: an episode begins with 1 to noop_max frames without action, drawn uniformly; 0 for none.
         max_episode_frames: longer episodes are truncated.
-        mode: one of the game's modes; None for the emulator's choice, the first.
-        difficulty: one of the game's difficulties; None for the emulator's choice, 0.
+        mode: one of the game's modes; None for the emulator's default, the first.
+        difficulty: one of the game's difficulties; None for the emulator's default, 0.
     Raises:
         ValueError: unknown game, mode or difficulty, or a number out of range.
     """
@@ -143,16 +144,16 @@ class AtariVectorEnv(_Atari):
             difficulty=difficulty,
         )
         game = _game(self._rom)
-        for name, asked, there in (
+        for name, value, available in (
             ("mode", mode, game.getAvailableModes()),
             ("difficulty", difficulty, game.getAvailableDifficulties()),
         ):
-            if asked is not None and asked not in there:
-                raise ValueError(f"{env_id} has no {name} {asked}: there are {list(there)}")
+            if value is not None and value not in available:
+                raise ValueError(f"{env_id} has no {name} {value}: there are {list(available)}")
         self._emulators: list[ale_py.ALEInterface] = []  # loaded when the first episodes begin
         self._noops = [np.random.default_rng(i) for i in range(num_envs)]
-        # The emulator's state leaves out the action executed last, which a sticky action repeats. It is none after a
-        # reset: an episode is saved as its start and the actions since.
+        # The emulator's state does not contain its previous action, which a sticky action repeats. After a reset
+        # there is none: an episode is saved as its start and the actions since.
         self._starts = [np.zeros(0, dtype=np.uint8) for _ in range(num_envs)]
         self._played: list[list[int]] = [[] for _ in range(num_envs)]
         height, width = game.getScreenDims()
@@ -168,7 +169,7 @@ class AtariVectorEnv(_Atari):
         return frames
 
     def _restart(self, i: int) -> NDArray[np.uint8]:
-        """Start an episode of copy i; return its first frame."""
+        """Start an episode of environment i; return its first frame."""
         emulator = self._emulators[i]
         if self._config["mode"] is not None:
             emulator.setMode(self._config["mode"])
@@ -192,14 +193,14 @@ class AtariVectorEnv(_Atari):
             self._played[i].append(action)
             final[i], rewards[i] = self._repeat(emulator, self._action_set[action])
             terminated[i] = emulator.game_over(with_truncation=False)
-            truncated[i] = emulator.game_truncated() and not terminated[i]  # the game's own end wins
+            truncated[i] = emulator.game_truncated() and not terminated[i]  # the game's own end has priority
         frames, ended = final.copy(), terminated | truncated
         for i in np.flatnonzero(ended).tolist():
             frames[i] = self._restart(i)
         return frames, final, rewards, terminated, truncated, self._life_lost(self._lives_now(), ended)
 
     def _repeat(self, emulator: ale_py.ALEInterface, action: ale_py.Action) -> tuple[NDArray[np.uint8], float]:
-        """The action for 4 frames, or until the episode ends: the frame seen, and the reward."""
+        """Repeat the action for 4 frames, or until the episode ends; return the observed frame and the reward."""
         reward, seen = 0, 0
         for k in range(FRAME_SKIP):
             reward += emulator.act(action)
@@ -215,14 +216,14 @@ class AtariVectorEnv(_Atari):
         return np.array([emulator.lives() for emulator in self._emulators])
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
-        """Draw copy 0 as on the television, uint8 [210, 160, 3]."""
+        """Draw environment 0 in colour, uint8 [210, 160, 3]."""
         if not self._emulators:
             raise gymnasium.error.ResetNeeded(f"call {type(self).__name__}.reset() first")
         screen: NDArray[np.uint8] = self._emulators[0].getScreenRGB()
         return screen
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides what happens next, as a copy: emulators and random streams included."""
+        """Return a copy of everything that decides what happens next, including emulators and random streams."""
         return {
             "config": dict(self._config),
             "starts": [start.copy() for start in self._starts],
@@ -233,7 +234,7 @@ class AtariVectorEnv(_Atari):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken; the running episodes are played again up to there.
+        """Continue exactly where `state_dict` was called; the running episodes are replayed up to there.
 
         Raises:
             ValueError: the state is of an environment built with other arguments. Nothing has been changed then.
@@ -246,7 +247,7 @@ class AtariVectorEnv(_Atari):
         self._starts = [start.copy() for start in state["starts"]]
         self._played = [played.tolist() for played in state["played"]]
         for emulator, start, played in zip(self._emulators, self._starts, self._played, strict=False):
-            emulator.reset_game()  # the action executed last is none, as at the start
+            emulator.reset_game()  # there is no previous action, as at the start
             emulator.restoreState(ale_py.ALEState(start.tobytes()))
             for action in played:
                 for _ in range(FRAME_SKIP):
@@ -259,26 +260,27 @@ class AtariVectorEnv(_Atari):
 
 @cache
 def _game(path: Path) -> ale_py.ALEInterface:
-    """An emulator that is never played: to ask for the game's actions, modes, difficulties and size."""
+    """An emulator that is never played, for reading the game's actions, modes, difficulties and size."""
     emulator = ale_py.ALEInterface()
     emulator.loadROM(path)
     return emulator
 
 
 def _saved_emulator(emulator: ale_py.ALEInterface) -> NDArray[np.uint8]:
-    """An emulator's state, its random stream included."""
+    """An emulator's state, including its random stream."""
     return np.frombuffer(emulator.cloneState(include_rng=True).serialize(), dtype=np.uint8).copy()
 
 
 class ThreadedAtariVectorEnv(_Atari):
-    """N copies of one Atari game in ale-py's C++ vector environment: as `AtariVectorEnv`, without saving and modes.
+    """N environments of one Atari game in ale-py's C++ vector environment, without saving, modes and difficulties.
 
-    Without no-op starts (their number is drawn otherwise in C++) it plays bit for bit as `AtariVectorEnv`, whatever the
-    number of threads, but for one frame: the newest of `final_obs` lacks, in ale-py 0.12, the screen on which the
-    episode ended. It is that of the step before, with the third screen of the last step where that had four.
+    Without no-op starts (C++ draws their number differently) it plays bit for bit as `AtariVectorEnv`, for any number
+    of threads, except for one frame: in ale-py 0.12 the newest frame of `final_obs` does not contain the screen on
+    which the episode ended. It is the frame of the step before, combined with the third screen of the last step if
+    that step had four.
 
     Args:
-        threads: of the emulators, at least 1.
+        threads: number of threads that run the emulators, at least 1.
         others: as for `AtariVectorEnv`.
     """
 
@@ -344,7 +346,7 @@ class ThreadedAtariVectorEnv(_Atari):
         return frames, final, rewards.astype(np.float64), terminated, truncated, lost
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what there is: arguments, seeds, and how often it was resumed. The emulators cannot be saved."""
+        """Return arguments, seeds, and how often the run was resumed. The emulators cannot be saved."""
         return {
             "config": dict(self._config),
             "seeds": None if self._seeds is None else list(self._seeds),
@@ -353,7 +355,7 @@ class ThreadedAtariVectorEnv(_Atari):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin new episodes, with streams that follow from the seeds and the number of resumptions.
+        """Start new episodes, with random streams that depend only on the seeds and the number of resumptions.
 
         Raises:
             ValueError: the state is of an environment built with other arguments.
@@ -369,15 +371,15 @@ class ThreadedAtariVectorEnv(_Atari):
 
 
 def atari_env(env_id: str, num_envs: int = 1, *, threads: int = 0, **rules: Any) -> _Atari:
-    """Build a `ThreadedAtariVectorEnv` with so many threads, or with 0 an `AtariVectorEnv`.
+    """Build a `ThreadedAtariVectorEnv`, or an `AtariVectorEnv` if threads is 0.
 
     Raises:
-        ValueError: as the classes do; a mode or difficulty with threads, whose class has none.
+        ValueError: as the classes do; or a mode or difficulty with threads, which are not supported together.
     """
     if not threads:
         return AtariVectorEnv(env_id, num_envs, **rules)
     if unknown := [name for name in ("mode", "difficulty") if rules.pop(name, None) is not None]:
-        raise ValueError(f"ale-py's vector environment knows no {unknown[0]}: use threads=0")
+        raise ValueError(f"ale-py's vector environment does not support {unknown[0]}: use threads=0")
     return ThreadedAtariVectorEnv(env_id, num_envs, threads=threads, **rules)
 
 
@@ -385,19 +387,21 @@ def rom(env_id: str) -> Path:
     """The game's file in the ale-py package.
 
     Raises:
-        ValueError: there is no such game; near names are told.
+        ValueError: there is no such game; the message names similar ones.
     """
     spec = gymnasium.registry.get(env_id)
     if spec is None or not env_id.startswith("ALE/"):
         known = sorted(name for name in gymnasium.registry if name.startswith("ALE/") and name.endswith("-v5"))
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-        raise ValueError(f"{env_id!r} is no Atari game: ids are ALE/<Game>-v5{f'; near: {near}' if near else ''}")
+        raise ValueError(
+            f"{env_id!r} is not an Atari game: ids are ALE/<Game>-v5{f'; similar: {near}' if near else ''}"
+        )
     return Path(str(ale_py.roms.get_rom_path(spec.kwargs["game"])))
 
 
 @cache
 def _taps(size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
-    """For each of 84 cells of an axis of `size` pixels: its pixels, in order, and the share that each has of it."""
+    """For each of 84 cells of an axis of `size` pixels: its pixels, in order, and the share of the cell of each."""
     scale = size / SIZE
     cells = []
     for cell in range(SIZE):
@@ -415,8 +419,8 @@ def _taps(size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]
 def area_resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize [H, W] to [84, 84]: each cell is the mean of the area that it covers, rounded half to even.
 
-    Summed in float32 along rows first and pixel by pixel, as OpenCV's INTER_AREA does, so that ties round alike:
-    the result equals that of ale-py's vector environment, which uses it.
+    Summed in float32, along rows first and pixel by pixel, as OpenCV's INTER_AREA does: ties round in the same way, and
+    the result equals that of ale-py's vector environment, which uses OpenCV.
     """
     pixels = image.astype(np.float32)
     places, shares = _taps(image.shape[1])

@@ -1,11 +1,11 @@
-"""Catch on a screen: a game as Atari is seen, whose best possible return can be calculated.
+"""Catch on a screen: a small game with Atari's observations, whose best possible return can be computed.
 
-A ball falls through a grid of 12 x 12 cells, a row per step, from a random column; below it a paddle of three cells is
-moved. A caught ball is worth 1, a missed one -1, and the next falls. An episode is ten balls long: a time limit, which
-truncates. With sticky actions (an action is replaced by the one before, with probability 0.25 as in Atari) not even the
-best play catches every ball.
+A ball falls through a grid of 12 x 12 cells, one row per step, from a random column. The agent moves a paddle of three
+cells below it. A caught ball is worth 1, a missed one -1; then the next ball falls. An episode is truncated after ten
+balls. With sticky actions (with probability 0.25, as in Atari, the previous action is repeated) even the best policy
+misses some balls; `best_return` is what it reaches on average.
 
-For tests of agents and for trying one out: what takes millions of frames in Atari takes minutes here.
+Use it to test or try an agent: what takes millions of frames in Atari takes minutes here.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MOVES = np.array([0, -1, 1])  # stay, left, right
 
 
 class CatchVectorEnv(FrameVectorEnv):
-    """N copies of Catch; actions: stay, left, right.
+    """N environments of Catch; actions: stay, left, right.
 
     Args:
         num_envs: N.
-        sticky_action_prob: probability that an action is replaced by the one executed before it in the episode.
+        sticky_action_prob: probability that the action executed before it in the episode is repeated instead.
     Raises:
         ValueError: a number out of range.
     """
 
     def __init__(self, num_envs: int = 1, *, sticky_action_prob: float = 0.25) -> None:
         if not 0.0 <= sticky_action_prob <= 1.0:
-            raise ValueError(f"sticky_action_prob is a probability in [0, 1], got {sticky_action_prob}")
+            raise ValueError(f"sticky_action_prob must be a probability in [0, 1], got {sticky_action_prob}")
         super().__init__(num_envs, len(_MOVES))
         self._config = {"num_envs": num_envs, "sticky_action_prob": float(sticky_action_prob)}
         self._streams = [np.random.default_rng(i) for i in range(num_envs)]
@@ -90,20 +90,20 @@ class CatchVectorEnv(FrameVectorEnv):
     def _drawn(self) -> NDArray[np.uint8]:
         """Frames [N, 84, 84]: the ball white, the paddle grey, the rest black."""
         cells = np.zeros((self.num_envs, GRID, GRID), dtype=np.uint8)
-        copies = np.arange(self.num_envs)
+        each = np.arange(self.num_envs)
         for offset in (-1, 0, 1):
-            cells[copies, GRID - 1, self._paddle + offset] = 128
-        cells[copies, self._row, self._ball] = 255
+            cells[each, GRID - 1, self._paddle + offset] = 128
+        cells[each, self._row, self._ball] = 255
         return cells.repeat(_CELL, axis=1).repeat(_CELL, axis=2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides what happens next, as a copy."""
+        """Return a copy of everything that decides what happens next."""
         numbers = np.stack([self._ball, self._row, self._paddle, self._executed, self._balls])
         streams = [stream.bit_generator.state for stream in self._streams]
         return {"config": dict(self._config), "numbers": numbers, "streams": streams, **self._statistics()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken.
+        """Continue exactly where `state_dict` was called.
 
         Raises:
             ValueError: the state is of an environment built with other arguments.
@@ -117,7 +117,9 @@ class CatchVectorEnv(FrameVectorEnv):
 
 
 def best_return(sticky_action_prob: float = 0.25) -> float:
-    """Expected return of the best play over an episode, by backward induction over all states of the game.
+    """Expected return of the best policy over an episode, by backward induction over all states of the game.
+
+    The yardstick for an agent's return on Catch: nothing in this package calls it.
 
     V_t(ball, paddle, executed) = max_a E[r + V_{t+1}], the expectation over the sticky action and the next ball.
     """
@@ -127,7 +129,7 @@ def best_return(sticky_action_prob: float = 0.25) -> float:
     moved = np.clip(paddles[:, None] + _MOVES, 1, GRID - 2) - 1  # [P, M], where a move leads
     caught = np.abs(np.arange(GRID)[:, None] - paddles) <= 1  # [ball, P]
     for step in reversed(range(BALLS * BALL_STEPS)):
-        if (step + 1) % BALL_STEPS == 0:  # this step lands the ball; the next one falls anywhere
+        if (step + 1) % BALL_STEPS == 0:  # the ball lands in this step; the next one falls anywhere
             value = np.where(caught, 1.0, -1.0)[:, :, None] + value.mean(0)
         after = np.stack([value[:, moved[:, m], m] for m in range(len(_MOVES))], 2)  # [ball, P, M], having executed m
         value = (1 - p) * after.max(2, keepdims=True) + p * after

@@ -1,8 +1,8 @@
 """Environments seen as single frames, and the stack of the last few that an agent sees.
 
-A `FrameVectorEnv` gives one grey frame per copy and step. Shifts (`envs.shifts`) go around it, so that noise or a
-permutation of pixels is applied to a frame once, and `StackFrames` goes around them. A replay memory can then keep
-each frame once and put the stacks together again.
+A `FrameVectorEnv` gives one grey frame per environment and step. Shifts (`envs.shifts`) wrap it: noise or a permutation
+of pixels is applied to each frame once. `StackFrames` wraps the shifts. A replay memory can then keep each frame once
+and put the stacks together again.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Step = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, A
 
 
 class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any]]):
-    """N copies of a game, one grey frame each; a finished game restarts within the same step (SAME_STEP).
+    """N environments of one game, one grey frame each; a finished game restarts within the same step (SAME_STEP).
 
     Observations are uint8 [N, 1, 84, 84], fresh arrays that are safe to keep. Rewards are float64 [N], as the game
     gives them: nothing is clipped. `terminated` and `truncated` are bool [N] and never both true.
 
     When an episode ended in a step (and only then) `infos` holds `final_obs`, `_final_obs`, `episode` and `_episode`
-    as `MinAtarVectorEnv` describes them. When a life was lost and the game goes on, it holds `life_lost`, bool [N].
+    as `MinAtarVectorEnv` describes them. When a life was lost and the game continues, it holds `life_lost`, bool [N].
 
-    Subclasses play: `_begin`, `_play`.
+    Subclasses define `_begin`, `_play` and `with_num_envs`.
     """
 
     resumes_exactly = True
@@ -57,17 +57,17 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
         self._frames: NDArray[np.uint8] | None = None  # [N, 84, 84], what the last reset or step returned
 
     def _begin(self, seeds: list[int] | None) -> NDArray[np.uint8]:
-        """Restart every copy, with streams of these seeds or going on in its own; return frames [N, 84, 84]."""
+        """Start all episodes, with random streams of these seeds or the present ones; return frames [N, 84, 84]."""
         raise NotImplementedError
 
     def _play(
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """One step, finished copies restarted.
+        """One step; finished games are restarted.
 
         Returns:
-            frames [N, 84, 84] to go on from; final frames, where a copy finished, alike elsewhere; rewards [N];
-            terminated [N]; truncated [N]; life_lost [N].
+            frames [N, 84, 84] to continue from; final frames where a game finished, the same frames elsewhere;
+            rewards [N]; terminated [N]; truncated [N]; life_lost [N].
         """
         raise NotImplementedError
 
@@ -78,19 +78,19 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start a new episode in every copy.
+        """Start a new episode in every environment.
 
         Args:
-            seed: an int seeds copy i with `game_seed(seed, i)`, reduced to 31 bits; a sequence of N gives each copy its
-                own number in 0 .. 2**31 - 1; None continues the streams.
+            seed: an int seeds environment i with `game_seed(seed, i)`, reduced to 31 bits; a sequence of N gives each
+                environment its own number in 0 .. 2**31 - 1; None continues the streams.
             options: none are supported, `reset_mask` included.
         Raises:
             ValueError: options were given, a seed is out of range, or there are not N of them.
         """
         if options:
             raise ValueError(
-                f"{type(self).__name__}.reset takes no options, got {sorted(options)}: single copies cannot be reset "
-                "from outside, they restart within the step that ends them"
+                f"{type(self).__name__}.reset takes no options, got {sorted(options)}: single environments cannot "
+                "be reset from outside, they restart within the step that ends an episode"
             )
         seeds: list[int] | None = None
         if isinstance(seed, (int, np.integer)):
@@ -106,10 +106,10 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
         return self.observation(), {}
 
     def step(self, actions: NDArray[np.int64]) -> Step:
-        """Play one action in every copy.
+        """Play one action in every environment.
 
         Raises:
-            ValueError: actions have another shape or type, or one is out of range. No copy has moved then.
+            ValueError: actions have another shape or type, or one is out of range. No environment has moved then.
             gymnasium.error.ResetNeeded: `reset` was never called.
         """
         if self._frames is None:
@@ -143,11 +143,11 @@ class FrameVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any
         return self._frames[:, None].copy()
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
-        """Draw copy 0, uint8 [84, 84, 3]."""
+        """Draw environment 0, uint8 [84, 84, 3]."""
         return np.repeat(self.observation()[0, 0, :, :, None], 3, axis=2)
 
     def _statistics(self) -> dict[str, Any]:
-        """What `step` keeps, as a copy."""
+        """A copy of what `step` keeps."""
         frames = None if self._frames is None else self._frames.copy()
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy(), "frames": frames}
 
@@ -186,14 +186,14 @@ class StackFrames(VectorWrapper):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Restart every copy."""
+        """Start a new episode in every environment."""
         env: Any = self.env
         obs, infos = env.reset(seed=seed, options=options)
         self._stack[:], self._stack[:, -1] = 0, obs[:, 0]
         return self._stack.copy(), infos
 
     def step(self, actions: NDArray[Any]) -> Step:
-        """One step in every copy; `final_obs` is stacked too."""
+        """One step in every environment; `final_obs` is stacked too."""
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
         self._stack[:, :-1] = self._stack[:, 1:]
         self._stack[:, -1] = obs[:, 0]
@@ -211,12 +211,12 @@ class StackFrames(VectorWrapper):
         return self._stack.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides what happens next, of the wrapped environment too, as a copy."""
+        """Return a copy of everything that decides what happens next, including the wrapped environment's state."""
         env: Any = self.env
         return {"stack": self._stack.copy(), "env": env.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was called.
 
         Raises:
             ValueError: the state is of a stack of another shape, or does not fit the wrapped environment.

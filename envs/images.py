@@ -1,7 +1,7 @@
 """Images to classify, as tensors: digits (in this package), CIFAR-10, MNIST and Fashion-MNIST.
 
-Nothing is taken on trust: a file that is truncated, altered or another one than its name says is refused with one line
-that names it. Downloads are made once and kept in a cache; `pooch`, which makes them, is imported only for that.
+Every file is checked: one that is truncated, altered or not what its name says is refused in one line that names it.
+Downloads are kept in a cache; `pooch` downloads them and is imported only for that.
 
 Sources:
     digits: E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
@@ -46,8 +46,8 @@ CIFAR10_ROOT = "cifar-10-batches-bin"
 CIFAR10_RECORDS = 10_000
 """Images in each file of CIFAR-10."""
 
-# Computed from official files. Those of batches 3-5 are not known here: of these only the size is checked, and that
-# every label lies in 0 .. 9 (and, before a downloaded archive is unpacked, the archive's MD5).
+# Computed from official files. Those of batches 3-5 are not known here: for these only the size is checked, that every
+# label lies in 0 .. 9, and, before a downloaded archive is unpacked, the archive's MD5.
 CIFAR10_SHA256 = {
     "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
     "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
@@ -58,7 +58,7 @@ MNIST_URLS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
-# The sums that the publishers give, of the gzipped files. MD5 catches accidents, not an attacker.
+# Published checksums of the gzipped files. MD5 detects accidents, not an attack.
 MNIST_MD5 = {
     ("mnist", "train-images-idx3-ubyte"): "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     ("mnist", "train-labels-idx1-ubyte"): "d53e105ee54ea40749a09fcbcd1e9432",
@@ -69,7 +69,7 @@ MNIST_MD5 = {
     ("fashion-mnist", "t10k-images-idx3-ubyte"): "bef4ecab320f06d8554ea6380940ec79",
     ("fashion-mnist", "t10k-labels-idx1-ubyte"): "bb300cfdad3c16e7a12a480ee83cd310",
 }
-# Images of each class: they tell the unpacked files of one data set, which have the same names, from the other's.
+# Images of each class: they distinguish the unpacked files of the two data sets, which have the same names.
 MNIST_COUNTS = {
     ("mnist", "train"): [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     ("mnist", "t10k"): [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
@@ -91,8 +91,8 @@ class Images:
         test_x: uint8 [M, C, H, W].
         test_y: int64 [M].
         classes: number of classes.
-        name: what `load_images` was asked for.
-        source: a sentence that says what was read; the same on every machine, so without a path.
+        name: the name given to `load_images`.
+        source: a sentence that says what was read; without a path, so it is the same on every machine.
     """
 
     train_x: Tensor
@@ -111,14 +111,14 @@ def load_images(
     cache: str | Path | None = None,
     batches: Sequence[int] | None = None,
 ) -> Images:
-    """Read a data set whole, in the order of its files.
+    """Read a whole data set, in the order of its files.
 
     Args:
-        name: digits (comes with this package and takes no other argument), cifar10, mnist or fashion-mnist.
-        folder: holds the official files, and nothing is downloaded. cifar10: `cifar-10-batches-bin`, unpacked. The
-            MNISTs: the four idx files, gzipped (then compared with the published MD5) or unpacked (then only sizes
-            and class counts are); a gzipped file goes before an unpacked one.
-        cache: without a folder, downloads are kept here, in a folder per data set; by default in `rewarm` below
+        name: digits (included in this package, no other argument), cifar10, mnist or fashion-mnist.
+        folder: has the official files; nothing is downloaded. cifar10: `cifar-10-batches-bin`, unpacked. The MNISTs:
+            the four idx files, gzipped (their MD5 is compared with the published one) or unpacked (only sizes and class
+            counts are checked); a gzipped file is preferred.
+        cache: without a folder, downloads are kept here, in one folder per data set; by default in `rewarm` below
             $XDG_CACHE_HOME or ~/.cache. cifar10 takes 354 MB, mnist 12 MB, fashion-mnist 31 MB.
         batches: which of the five training batches of cifar10, in this order; all of them by default.
     Raises:
@@ -132,7 +132,7 @@ def load_images(
     if batches is not None and name != "cifar10":
         raise ValueError(f"batches has no effect on {name}, only cifar10 comes in batches; drop it")
     if name == "digits" and (folder is not None or cache is not None):
-        raise ValueError("folder and cache have no effect on digits, which comes with this package; drop them")
+        raise ValueError("folder and cache have no effect on digits, which is included in this package; drop them")
     if folder is not None and cache is not None:
         raise ValueError("cache has no effect with a folder, which is read without a download; drop one of them")
     if name == "digits":
@@ -148,23 +148,23 @@ def _digits() -> Images:
     _check_digest(DIGITS, data, "sha256", DIGITS_SHA256)
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         x, y, test = arrays["images"][:, None], arrays["labels"], arrays["test"]  # [1797, 1, 8, 8], [1797], [1797]
-    what = f"UCI's Optical Recognition of Handwritten Digits, the {len(y):,} images that were its test set, split anew"
+    what = f"UCI's Optical Recognition of Handwritten Digits, the {len(y):,} images that were its test set, split again"
     return _images("digits", what, (x[~test], y[~test]), (x[test], y[test]))
 
 
 def _cifar10(place: Path, download: bool, batches: Sequence[int] | None) -> Images:
     numbers = (1, 2, 3, 4, 5) if batches is None else tuple(batches)
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= {1, 2, 3, 4, 5}:
-        raise ValueError(f"batches are different numbers out of 1 .. 5, at least one of them, got {numbers}")
+        raise ValueError(f"batches must be at least one of 1 .. 5, without repetitions, got {numbers}")
     if download:
         place = _unpacked_cifar10(place)
     files = [f"data_batch_{int(number)}.bin" for number in numbers]
     missing = [file for file in (*files, "test_batch.bin") if not os.path.isfile(place / file)]
     if missing:
-        there = tuple(i for i in range(1, 6) if os.path.isfile(place / f"data_batch_{i}.bin"))
+        present = tuple(i for i in range(1, 6) if os.path.isfile(place / f"data_batch_{i}.bin"))
         remedy = f"give the unpacked folder {CIFAR10_ROOT}, or none to download it"
-        if there and "test_batch.bin" not in missing:
-            remedy = f"ask for batches {' '.join(map(str, there))} to read what is there"
+        if present and "test_batch.bin" not in missing:
+            remedy = f"ask for batches {' '.join(map(str, present))}, which are present"
         raise ValueError(f"{place} has no file {', '.join(missing)}; {remedy}")
     parts = [_read_batch(place / file) for file in files]
     train = np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
@@ -186,9 +186,9 @@ def _read_batch(path: Path) -> _Part:
 
 
 def _unpacked_cifar10(cache: Path) -> Path:
-    """Download and unpack the archive, unless that was done; return the folder of its files.
+    """Download and unpack the archive, unless its files exist; return their folder.
 
-    Only the six files, by their known names, are written: nothing in an archive chooses a path.
+    Only the six files are written, under their known names: an archive cannot choose a path.
     """
     files = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
     missing = {f"{CIFAR10_ROOT}/{file}" for file in files if not os.path.isfile(cache / CIFAR10_ROOT / file)}
@@ -203,13 +203,13 @@ def _unpacked_cifar10(cache: Path) -> Path:
                     _write_whole(cache / member.name, stream.read())
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(
-            f"{archive} cannot be unpacked ({_reason(error)}); make room beside it, or delete it to fetch it again"
+            f"{archive} cannot be unpacked ({_reason(error)}); free some disk space, or delete it to download it again"
         ) from error
     return cache / CIFAR10_ROOT
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file that bears its name only once it is complete."""
+    """Write a file that has its name only when it is complete."""
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -228,13 +228,13 @@ def _mnist(name: str, place: Path, download: bool) -> Images:
         path, y = _read_idx(name, f"{part}-labels-idx1-ubyte", (sum(counts),), place, download)
         _check_labels(path, y)
         if np.bincount(y, minlength=10).tolist() != counts:
-            raise _refusal(path, f"is not of {name}: its classes occur at other counts")
+            raise _refusal(path, f"is not of {name}: its classes have other counts")
         parts.append((x[:, None], y))
     return _images(name, f"{name}, the four idx files", *parts)
 
 
 def _read_idx(name: str, file: str, shape: tuple[int, ...], place: Path, download: bool) -> tuple[Path, _Bytes]:
-    """Read an idx file, gzipped or not, that must hold bytes of this shape; return which one was read, too."""
+    """Read an idx file, gzipped or not, that must hold bytes of this shape; return its path and content."""
     path = place / f"{file}.gz"
     if download:
         _download(f"{MNIST_URLS[name]}{file}.gz", MNIST_MD5[name, file], place)
@@ -254,7 +254,7 @@ def _read_idx(name: str, file: str, shape: tuple[int, ...], place: Path, downloa
 
 
 def _parse_idx(path: Path, data: bytes, shape: tuple[int, ...]) -> _Bytes:
-    """Parse 0, 0, 8 (for bytes), the number of dimensions, each dimension as a big-endian uint32, and the bytes."""
+    """Parse an idx file: 0, 0, 8 (bytes), number of dimensions, each as a big-endian uint32, then the bytes."""
     if data[:4] != bytes((0, 0, 8, len(shape))):
         raise _refusal(path, f"begins with {data[:4].hex(' ')}, not with the magic number 00 00 08 {len(shape):02x}")
     start = 4 + 4 * len(shape)
@@ -267,7 +267,7 @@ def _parse_idx(path: Path, data: bytes, shape: tuple[int, ...]) -> _Bytes:
 
 
 def _images(name: str, what: str, train: _Part, test: _Part) -> Images:
-    """Make tensors of images and labels, copying what is a view of a file's bytes."""
+    """Make tensors of images and labels; views of a file's bytes are copied."""
     train_x, test_x = (torch.from_numpy(np.require(x, requirements=["C", "W"])) for x, _ in (train, test))
     train_y, test_y = (torch.from_numpy(y.astype(np.int64)) for _, y in (train, test))
     source = f"{what}: {len(train_y):,} images for training and {len(test_y):,} for testing"
@@ -284,7 +284,7 @@ def _read(path: Path) -> bytes:
 def _check_labels(path: Path, labels: _Bytes) -> None:
     wrong = np.flatnonzero(labels > 9)
     if len(wrong):
-        raise _refusal(path, f"gives image {wrong[0]} the label {labels[wrong[0]]}, outside of 0 .. 9")
+        raise _refusal(path, f"gives image {wrong[0]} the label {labels[wrong[0]]}, outside 0 .. 9")
 
 
 def _check_digest(path: Path, data: bytes, algorithm: str, expected: str) -> None:
@@ -294,7 +294,7 @@ def _check_digest(path: Path, data: bytes, algorithm: str, expected: str) -> Non
 
 
 def _refusal(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} {what}; put the official file in its place, or delete it if it lies in the cache")
+    return ValueError(f"{path} {what}; replace it by the official file, or delete it if it is in the cache")
 
 
 def _cache_folder(cache: str | Path | None, name: str) -> Path:
@@ -303,13 +303,13 @@ def _cache_folder(cache: str | Path | None, name: str) -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rewarm", name)
     except RuntimeError as error:
-        raise ValueError("there is no home directory to keep downloads in; say where with cache") from error
+        raise ValueError("there is no home directory for downloads; give cache") from error
 
 
 def _download(url: str, md5: str, folder: Path) -> Path:
-    """Fetch a file into a folder unless it is there and whole; show a bar on a terminal.
+    """Download a file into a folder unless it exists with the right checksum; show a progress bar on a terminal.
 
-    pooch writes under another name, and gives the file its own one when the checksum is right.
+    pooch writes under another name, and renames the file when the checksum is right.
     """
     path = folder / url.rsplit("/", 1)[1]
     try:
@@ -321,9 +321,9 @@ def _download(url: str, md5: str, folder: Path) -> Path:
         with ExitStack() as stack:
 
             def receive(response: Any, **_: object) -> None:
-                # Some servers call a .gz file an encoding, which requests would undo: take the bytes as they lie.
+                # Some servers declare .gz as an encoding, which requests would decode: take the bytes as they are.
                 response.raw.headers.discard("content-encoding")
-                stack.callback(response.close)  # pooch leaves it open when the download fails
+                stack.callback(response.close)  # pooch does not close it when the download fails
 
             fetch = pooch.HTTPDownloader(
                 progressbar=sys.stderr.isatty(),  # with tqdm
@@ -332,16 +332,16 @@ def _download(url: str, md5: str, folder: Path) -> Path:
                 hooks={"response": receive},
             )
             pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=folder, downloader=fetch)
-    except (OSError, ValueError) as error:  # the system's and those of requests; pooch's on a wrong checksum
+    except (OSError, ValueError) as error:  # from the system, from requests, and from pooch (wrong checksum)
         raise ValueError(
-            f"{url} cannot be downloaded to {path} ({_reason(error)}); try again, or get the official files by other "
-            "means and give their folder"
+            f"{url} cannot be downloaded to {path} ({_reason(error)}); try again, or get the official files in "
+            "another way and give their folder"
         ) from error
     return path
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost words of an error in one line: requests wraps those of the system three times."""
+    """The innermost message of an error in one line: requests wraps system errors three times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,13 +1,13 @@
-"""Space Invaders of MinAtar, all copies at once as NumPy arrays: the package's game step by step, many times as fast.
+"""MinAtar's Space Invaders as NumPy arrays, all environments at once: equal to the package's game, and much faster.
 
-`SpaceInvadersVectorEnv` is a `MinAtarVectorEnv("MinAtar/SpaceInvaders-v0")` (or -v1) in all that it returns, from the
-same seeds. The package's game takes 25 µs a step, ten times those of the other games, and copies cost N times that;
-here a step is some seventy operations on arrays, and 64 copies cost about twice as much as one.
+`SpaceInvadersVectorEnv` returns exactly what `MinAtarVectorEnv("MinAtar/SpaceInvaders-v0")` (or -v1) returns from the
+same seeds. The package's game takes 25 µs a step, ten times as long as the other games, and N environments take N times
+that. Here a step is some seventy operations on arrays, and 64 environments cost about twice as much as one.
 
 The rules are in `Invaders.act`, in the order in which they happen. They were written from the game's description
-(arXiv:1903.03176) and from experiments with the running game: attributes planted, one step, what changed. Remarks that
-begin with "observed" are findings of these that the description does not give. The package stays the reference, and
-the tests compare with it.
+(arXiv:1903.03176) and from experiments with the running game: set attributes, make one step, see what changed. Comments
+that begin with "observed" are results of these experiments that the description does not give. The package is the
+reference, and the tests compare with it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 from envs.minatar import MinAtarVectorEnv, _plain
 
 FASTER_FROM = 2
-"""Copies from which this is faster than the package's game.
+"""Number of environments from which this is faster than the package's game.
 
-Microseconds per step, random actions, the two classes in turn in one process on a busy core, least of 800 to 4000 steps
-(first quartile): one copy 46 (83) against the package's 31 (58), two 44 (49) against 54 (60), eight 52 (91) against 191
-(236), 64 106 (212) against 1,551 (1,829).
+Microseconds per step: random actions, the two classes in turn in one process on a busy core; minimum (first quartile)
+of 800 to 4000 steps.
+
+environments       1         2         8            64
+this          46 (83)   44 (49)   52 (91)     106 (212)
+package       31 (58)   54 (60)  191 (236)  1,551 (1,829)
 """
 
 LEFT, RIGHT, FIRE = 1, 3, 5
-"""Actions, numbered as in every MinAtar game; the others leave the cannon as it is."""
+"""Actions, numbered as in every MinAtar game; the others do not move the cannon."""
 
 COLUMN_STEP: NDArray[np.int64] = np.array([0, -1, 0, 1, 0, 0])
 """Columns by which each action moves the cannon."""
@@ -46,18 +49,18 @@ WAVE[0:4, 2:8] = True
 COLUMNS: NDArray[np.int64] = np.arange(10)
 
 CAME_FROM: NDArray[np.int64] = np.stack([np.roll(np.arange(100), shift) for shift in (-1, 1, 10)])
-"""For every cell of a board, as one line of 100, the one whose alien comes here: [moving left, right, down; cell]."""
+"""For every cell of a board, as one line of 100: the cell whose alien moves there, [moving left, right, down; cell]."""
 
 
 class Invaders:
     """N games. Boards are [row, column] with row 0 on top; the cannon stands in row 9."""
 
     def __init__(self, num_games: int, ramping: bool) -> None:
-        """Begin all games.
+        """Start all games.
 
         Args:
             num_games: N.
-            ramping: whether every wave is faster than the last.
+            ramping: whether every wave is faster than the one before.
         """
         self.ramping = ramping
         self.each = np.arange(num_games)
@@ -73,7 +76,7 @@ class Invaders:
         self.restart(np.ones(num_games, dtype=np.bool_))
 
     def restart(self, which: NDArray[np.bool_]) -> None:
-        """Begin the games of a mask, bool [N], anew. Nothing of this is random."""
+        """Start the games of a mask, bool [N], again. Nothing of this is random."""
         self.cannon[which] = 5
         self.shots[which] = self.bombs[which] = False
         self.aliens[which] = WAVE
@@ -89,7 +92,7 @@ class Invaders:
             actions: [N], 0 .. 5.
         Returns:
             Rewards [N], one for each alien hit, and whether the game is lost, bool [N].
-            observed: the step that loses a game is played to its end; aliens hit in it count.
+            observed: the step that loses a game is completed; aliens hit in it count.
         """
         # The cannon fires, from its own row, or moves; at the edge it stays.
         firing = (actions == FIRE) & (self.gun_timer == 0)
@@ -97,21 +100,21 @@ class Invaders:
         self.gun_timer[firing] = GUN_PAUSE
         self.cannon = np.minimum(np.maximum(self.cannon + COLUMN_STEP[actions], 0), 9)
 
-        # Everything that flies moves by one cell, the shot just fired too. observed: bombs and shots pass each other,
-        # even within a cell; a bomb that was beside the cannon in its row is gone before the cannon can run into it.
+        # Everything that flies moves by one cell, including the shot just fired. observed: bombs and shots pass each
+        # other, even within a cell; a bomb next to the cannon in its row is gone before the cannon can run into it.
         self.shots = _flown(self.shots, up=True)
         self.bombs = _flown(self.bombs, up=False)
         lost = self._at_cannon(self.bombs)
 
-        # observed: an alien on the cannon counts before the aliens move and after, so that they cannot pass by.
+        # observed: an alien on the cannon counts before and after the aliens move, so they cannot pass it.
         lost |= self._at_cannon(self.aliens)
         marching = np.flatnonzero(self.move_timer == 0)
         if len(marching):
             lost[marching] |= self._march(marching)
             lost |= self._at_cannon(self.aliens)
 
-        # observed: bombs are aimed at the cannon and dropped by the aliens where they are now, those included that are
-        # hit in this very step; the bomb stays with its alien until the next.
+        # observed: bombs are aimed at the cannon and dropped by the aliens where they are now, including those that are
+        # hit in this step; the bomb stays with its alien until the next step.
         dropping = np.flatnonzero(self.bomb_timer == 0)
         if len(dropping):
             self._drop(dropping)
@@ -126,8 +129,8 @@ class Invaders:
         self.move_timer -= 1
         self.bomb_timer -= 1
 
-        # After the last alien comes a new wave, a step faster. observed: all else stays: shots and bombs in flight,
-        # timers, and the direction of the last wave.
+        # After the last alien a new wave comes, faster by one step. observed: everything else stays: shots and bombs in
+        # flight, timers, and the direction of the last wave.
         cleared = ~self.aliens.reshape(-1, 100).any(axis=1)
         if cleared.any():
             self.aliens[cleared] = WAVE
@@ -137,8 +140,8 @@ class Invaders:
 
     def _at_cannon(self, board: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether a board [N, 10, 10] has something where the cannon is, bool [N]."""
-        here: NDArray[np.bool_] = board[self.each, 9, self.cannon]
-        return here
+        hit: NDArray[np.bool_] = board[self.each, 9, self.cannon]
+        return hit
 
     def _march(self, which: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The aliens of M games move to the side, or, from the edge, down and turn; returns whether they land, [M].
@@ -152,8 +155,8 @@ class Invaders:
         turns = aliens[game, :, np.where(direction < 0, 0, 9)].any(axis=1)
         landing: NDArray[np.bool_] = np.logical_and(turns, aliens[:, 9].any(axis=1))
         self.direction[which] = np.where(turns, -direction, direction)
-        # None that moves to the side leaves its row: the edge is free. observed: aliens that land come out on top, in
-        # the last observation.
+        # Aliens that move to the side stay in their row: the edge is free. observed: aliens that land appear at the top
+        # in the last observation.
         came_from = CAME_FROM[np.where(turns, 2, direction > 0)]  # [M, 100]
         self.aliens[which] = line[game[:, None], came_from].reshape(-1, 10, 10)
         return landing
@@ -178,11 +181,10 @@ class Invaders:
 
 
 class SpaceInvadersVectorEnv(MinAtarVectorEnv):
-    """N copies of MinAtar's Space Invaders as arrays; a `MinAtarVectorEnv` in arguments, returns, errors and streams.
+    """N environments of MinAtar's Space Invaders as arrays; arguments, results and streams as `MinAtarVectorEnv`.
 
-    States saved by one of the two classes are refused by the other: what they hold is not of one form.
-
-    Arguments are those of `MinAtarVectorEnv`. The `minatar` package is not needed.
+    States saved by one of the two classes are refused by the other: they have different forms. The `minatar` package is
+    not needed.
 
     Raises:
         ValueError: `env_id` is of another game; otherwise as `MinAtarVectorEnv`.
@@ -207,7 +209,7 @@ class SpaceInvadersVectorEnv(MinAtarVectorEnv):
             if seed is not None:
                 self._streams[i] = np.random.RandomState(seed)
                 self._last_actions[i] = 0
-        # The games draw nothing themselves: a copy's stream is of its sticky actions alone.
+        # The games draw nothing themselves: the stream of an environment is used only by its sticky actions.
         self._uniforms = [stream.random_sample for stream in self._streams]
         self._games.restart(np.ones(len(seeds), dtype=np.bool_))
         self._returns = np.zeros(len(seeds), dtype=np.float64)
@@ -246,7 +248,7 @@ class SpaceInvadersVectorEnv(MinAtarVectorEnv):
         return obs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides what happens next, as a copy in plain types and NumPy arrays."""
+        """Return a copy of everything that decides what happens next, in plain types and NumPy arrays."""
         arrays = {name: value for name, value in vars(self._games).items() if name not in ("each", "ramping")}
         return {
             "config": dict(self._config),
@@ -259,7 +261,7 @@ class SpaceInvadersVectorEnv(MinAtarVectorEnv):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken.
+        """Continue exactly where `state_dict` was called.
 
         Args:
             state: from an environment of this class built with the same arguments. It is copied.
@@ -276,7 +278,7 @@ class SpaceInvadersVectorEnv(MinAtarVectorEnv):
 
 
 def _flown(board: NDArray[np.bool_], *, up: bool) -> NDArray[np.bool_]:
-    """Move everything on a board [N, 10, 10] by one row; what leaves it is gone."""
+    """Move everything on a board [N, 10, 10] by one row; what leaves the board disappears."""
     moved = np.zeros_like(board)
     if up:
         moved[:, :-1] = board[:, 1:]

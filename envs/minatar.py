@@ -1,11 +1,11 @@
-"""MinAtar as a Gymnasium vector environment: the games of the `minatar` package, one thin layer above them.
+"""MinAtar as a Gymnasium vector environment: a thin layer around the games of the `minatar` package.
 
-The games are the package's own (`minatar`, GPL-3, installed by the user; nothing of it is contained here). This module
-adds what a training script needs around them: batches, sticky actions, time limits, episode statistics, seeds, exact
-saving, and frames to look at. Trajectories equal those of `minatar.Environment` bit for bit (see `game_seed`).
+The games are the package's own (`minatar`, GPL-3, installed by the user; this module contains no code of it). It adds
+what a training script needs: batches, sticky actions, time limits, episode statistics, seeds, exact saving, and frames
+to look at. Trajectories equal those of `minatar.Environment` bit for bit (see `game_seed`).
 
-`import minatar` costs 2.5-3 s because it imports seaborn and matplotlib. Only the file of the one game asked for is
-loaded here, and that needs nothing but NumPy.
+`import minatar` costs 2.5-3 s because it imports seaborn and matplotlib. Only the file of the
+requested game is loaded here, which needs only NumPy.
 
 Source: the games are MinAtar's (arXiv:1903.03176).
 """
@@ -49,7 +49,7 @@ PALETTE: NDArray[np.uint8] = np.array(
         (213, 94, 0),
         (0, 114, 178),
         (204, 121, 167),
-        (254, 176, 202),  # channels 8 and 9 (Seaquest only): found by search to stay apart from the others
+        (254, 176, 202),  # channels 8 and 9 (Seaquest only): found by search to differ clearly from the others
         (254, 46, 72),
     ],
     dtype=np.uint8,
@@ -79,9 +79,9 @@ class _Game(Protocol):
 def game_seed(seed: int, index: int = 0) -> int:
     """Seed of game `index` in a `MinAtarVectorEnv` reset with the integer `seed`.
 
-    s_i = SeedSequence(seed).spawn(N)[i].generate_state(1)[0]: independent 32-bit numbers that do not depend on N, so
-    that neither neighbouring seeds nor neighbouring games share a stream (seed + i, as in Gymnasium, makes game 1 of
-    seed 0 equal to game 0 of seed 1).
+    s_i = SeedSequence(seed).spawn(N)[i].generate_state(1)[0]: independent 32-bit numbers that do not depend on N.
+    Neither neighbouring seeds nor neighbouring games share a stream (with Gymnasium's seed + i, game 1 of seed 0 equals
+    game 0 of seed 1).
 
     A `minatar.Environment` on which `seed(game_seed(seed, i))` and then `reset()` were called plays as game i does.
 
@@ -99,10 +99,10 @@ def game_seed(seed: int, index: int = 0) -> int:
 
 
 class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[Any]]):
-    """N copies of one MinAtar game; a finished game restarts within the same step (`AutoresetMode.SAME_STEP`).
+    """N environments of one MinAtar game; a finished game restarts within the step (`AutoresetMode.SAME_STEP`).
 
-    Observations are uint8 [N, C, 10, 10] holding 0 or 1: channels first because that is what torch convolutions take,
-    one byte per cell because that is what a replay buffer should hold. C is 4, 4, 7, 10, 6 for Asterix, Breakout,
+    Observations are uint8 [N, C, 10, 10] holding 0 or 1: channels first, as torch convolutions need them, and one byte
+    per cell, as a replay memory should hold them. C is 4, 4, 7, 10, 6 for Asterix, Breakout,
     Freeway, Seaquest and SpaceInvaders. Every call returns fresh arrays, which are safe to keep.
 
     Rewards are float64 [N], as in Gymnasium's own vector environments. `terminated` and `truncated` are bool [N] and
@@ -111,21 +111,22 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
     When an episode ended in a step (and only then) `infos` holds, for all games at once,
 
     * `final_obs`: uint8 [N, C, 10, 10], the observation before the restart; where no episode ended it equals the
-      returned one, so that `infos.get("final_obs", obs)` is the true next observation of every game,
+      returned one, so `infos.get("final_obs", obs)` is the true next observation of every game,
     * `episode`: {"r": float64 [N], "l": int64 [N]}, return and length in steps, 0 where no episode ended,
     * `_final_obs` and `_episode`: bool [N], where an episode ended.
 
-    These take the place of `gymnasium.wrappers.vector.RecordEpisodeStatistics`, which refuses to overwrite `episode`;
-    give it another `stats_key` if it must be there as well.
+    `gymnasium.wrappers.vector.RecordEpisodeStatistics` is not needed. It refuses to overwrite `episode`; give it
+    another `stats_key` to use both.
 
     Sticky actions: with probability `sticky_action_prob` the game receives the previous action instead. As in the
-    package, the previous action outlives the episode, and one number is drawn per step whatever the probability.
+    package, the previous action is kept beyond the end of an episode, and one number is drawn per step even if the
+    probability is 0.
 
-    Freeway ends itself after 2501 steps. As in the package this is a termination, although it is a time limit and the
-    observation does not show the clock.
+    Freeway ends after 2501 steps. As in the package this is a termination, although it is a time limit and the
+    observation does not show the time.
 
     Deviation: `final_obs` is one stacked array, not Gymnasium's array of objects; `reset(seed=...)` also forgets the
-    previous action, which the package keeps, so that a seed alone fixes what follows; `render` returns one frame.
+    previous action, which the package keeps: the seed alone decides what follows; `render` returns one frame.
     """
 
     _saved_in = "games"
@@ -168,7 +169,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         self._set_spaces(num_envs, channels)
 
     def _build(self, game_name: str) -> tuple[list[int], int]:
-        """Make the games, as `_config` says; return the actions that do something, and the number of channels."""
+        """Build the games of `_config`; return the actions that do something, and the number of channels."""
         game_class, rules = _game_class(game_name), self._config
         self._seats = [
             _Seat(game_class(ramping=rules["difficulty_ramping"]), rules["sticky_action_prob"])
@@ -207,7 +208,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         if options:
             raise ValueError(
                 f"MinAtarVectorEnv.reset takes no options, got {sorted(options)}: single games cannot be reset from "
-                "outside, they restart by themselves in step; call reset(seed=...) to restart all of them"
+                "outside, they restart within the step that ends an episode; call reset() to restart all of them"
             )
         seeds = _seeds_per_game(seed, self.num_envs)
         if isinstance(seed, (int, np.integer)):
@@ -217,7 +218,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return self.observation(), {}
 
     def _restart(self, seeds: list[int | None]) -> None:
-        """Start every game anew, each with a stream of its seed, or going on in its own where that is None."""
+        """Start every game again, with a random stream of its seed, or with its present one where the seed is None."""
         for seat, one_seed in zip(self._seats, seeds, strict=True):
             seat.reset(one_seed)
 
@@ -254,14 +255,14 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return obs, np.array(rewards, dtype=np.float64), terminated, truncated, infos
 
     def _game_actions(self, actions: NDArray[np.int64]) -> list[int]:
-        """Check what `step` was given, and that it may be called; return the actions [N] as the games number them."""
+        """Check the actions, and that `reset` was called; return the actions [N] as the games number them."""
         if not self._started:
             raise gymnasium.error.ResetNeeded("call MinAtarVectorEnv.reset() before the first step()")
         array = np.asarray(actions)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
             raise ValueError(f"actions must be integers of shape ({self.num_envs},), got {array.dtype} {array.shape}")
         chosen = array.tolist()
-        # The games index a list with the action, so that -1 would pass unnoticed.
+        # The games index a list with the action: -1 would be accepted silently.
         if min(chosen) < 0 or max(chosen) >= len(self._action_set):
             raise ValueError(f"actions must lie in 0 .. {len(self._action_set) - 1}, got {chosen}")
         return [self._action_set[action] for action in chosen]
@@ -294,7 +295,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return obs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides what happens next, as a copy in plain types and NumPy arrays.
+        """Return a copy of everything that decides what happens next, in plain types and NumPy arrays.
 
         That is every attribute of every game, its random stream, the previous action, and return and length so far of
         the running episode. Not included: the generator of `action_space.sample`, which no game draws from.
@@ -306,7 +307,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken; `observation()` then gives the observations of that moment.
+        """Continue exactly where `state_dict` was called; `observation()` then gives the observations of that moment.
 
         Args:
             state: from an environment of this class built with the same arguments. It is copied.
@@ -339,7 +340,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return dict(self._config)
 
     def frame(self, index: int = 0) -> NDArray[np.uint8]:
-        """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap the last one is seen."""
+        """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap, the last one is drawn."""
         cells = self.observation()[index]  # [C, 10, 10]
         numbers = np.arange(1, cells.shape[0] + 1)[:, None, None]  # [C, 1, 1]; 0 stays for the empty cell
         topmost: NDArray[np.int64] = (cells * numbers).max(axis=0)  # [10, 10]
@@ -354,7 +355,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
 
 
 class _Seat:
-    """One game with what the package keeps around it (stream, previous action) and the running episode's statistics."""
+    """One game, its random stream and previous action (which the package keeps too), and its episode's statistics."""
 
     def __init__(self, game: _Game, sticky_action_prob: float) -> None:
         self.game = game
@@ -364,7 +365,7 @@ class _Seat:
         self.reset(None)
 
     def _use_stream(self, stream: np.random.RandomState) -> None:
-        # Game and sticky actions draw from one stream: only so is their order that of the package.
+        # Game and sticky actions draw from one stream, in the same order as in the package.
         self.stream = self.game.random = stream
         self._uniform = stream.random_sample
 
@@ -400,12 +401,12 @@ class _Seat:
         if saved != here:
             raise ValueError(
                 f"the saved game has other attributes than this one (differing: {sorted(saved ^ here)}); "
-                "load it with the version of minatar it was saved with"
+                "load it with the version of minatar that it was saved with"
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self.game).update(_plain(state["attributes"]))
-        self.stream.set_state(state["random"])  # in place: the game keeps drawing from this very object
+        self.stream.set_state(state["random"])  # in place: the game draws from this object
         self.last_action = state["last_action"]
         self.episode_return = state["episode_return"]
         self.episode_length = state["episode_length"]
@@ -417,7 +418,7 @@ def _as_cells(obs: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _plain(value: Any) -> Any:
-    """Copy nested dicts and lists, with NumPy scalars as Python numbers; refuse what could not be saved exactly."""
+    """Copy nested dicts and lists, with NumPy scalars as Python numbers; refuse what cannot be saved exactly."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -432,7 +433,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parse_id(env_id: str) -> tuple[str, bool]:
-    """Split an environment id into the game's name and whether all six actions are wanted."""
+    """Split an environment id into the game's name and whether it has all six actions."""
     known = {f"MinAtar/{name}-v{version}": (name, version == 0) for name in GAME_FILES for version in (0, 1)}
     if env_id in known:
         return known[env_id]
@@ -469,7 +470,7 @@ def _seeds_per_game(seed: int | Sequence[int | None] | None, num_envs: int) -> l
 
 @cache
 def _game_class(name: str) -> Callable[..., _Game]:
-    """Load the file of one game out of the installed package, without importing the package (and seaborn with it)."""
+    """Load the file of one game from the installed package, without importing the package (which imports seaborn)."""
     spec = importlib.util.find_spec("minatar")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("MinAtar environments need the minatar package: pip install minatar (or, lighter, --no-deps)")

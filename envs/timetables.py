@@ -1,8 +1,8 @@
-"""When a world changes: timetables, in agent steps.
+"""When a task changes: timetables, in agent steps.
 
-A timetable gives the numbers of agent steps after which a change is due. Agent steps are decisions, counted over all
-copies of a vector environment: eight copies make eight of them per `step()`. What changes is said in `envs.shifts`,
-which applies a change at the end of the first `step()` that has reached its number, in all copies together.
+A timetable gives the numbers of agent steps after which a change is due. Agent steps are summed over the environments
+of a vector environment: eight environments make eight per `step()`. `envs.shifts` defines what changes. It applies a
+change at the end of the first `step()` that reaches its number, in all environments together.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class Timetable(Protocol):
 
     @property
     def smallest_gap(self) -> int | None:
-        """Fewest agent steps between two changes, or before the first; None if nothing can be promised."""
+        """Fewest agent steps between two changes, or before the first; None without changes and for random ones."""
 
     def next_change(self, after: int, rng: np.random.Generator) -> int | None:
         """Return the first due number of agent steps greater than `after`; None if there is no further change.
 
         Args:
             after: agent steps so far, or the number at which the last change was due.
-            rng: stream from which a random timetable draws; others leave it alone.
+            rng: stream from which a random timetable draws; others do not use it.
         """
 
 
 @dataclass(frozen=True)
 class NoChange:
-    """No change, ever."""
+    """No changes."""
 
     smallest_gap = None
 
@@ -53,7 +53,7 @@ class EverySteps:
 
     def __post_init__(self) -> None:
         if self.period < 1:
-            raise ValueError(f"a period of {self.period} agent steps: give at least 1")
+            raise ValueError(f"the period must be at least 1 agent step, got {self.period}")
 
     @property
     def smallest_gap(self) -> int | None:
@@ -70,17 +70,17 @@ class AtSteps:
     """Changes at the listed numbers of agent steps.
 
     Raises:
-        ValueError: the list is empty, begins below 1, or does not rise.
+        ValueError: the list is empty, begins below 1, or is not in rising order.
     """
 
     steps: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))  # so that equal timetables compare and print alike
+        object.__setattr__(self, "steps", tuple(self.steps))  # equal timetables must compare and print alike
         if not self.steps:
-            raise ValueError("no step is listed: give at least one, or use NoChange")
+            raise ValueError("no step is listed; give at least one, or use NoChange")
         if min(self._gaps()) < 1:
-            raise ValueError(f"steps {tuple(self.steps)}: they must begin at 1 or later, and rise")
+            raise ValueError(f"steps must begin at 1 or later and rise, got {tuple(self.steps)}")
 
     def _gaps(self) -> list[int]:
         return [later - earlier for earlier, later in zip([0, *self.steps], self.steps, strict=False)]
@@ -97,7 +97,7 @@ class AtSteps:
 
 @dataclass(frozen=True)
 class AtRandom:
-    """Changes at random: after every agent step with probability `rate`, whenever the last one was.
+    """Random changes: after each agent step with probability `rate`, independent of the time since the last change.
 
     Gaps are geometric with mean 1 / rate. The first is drawn when the environment is seeded.
 
@@ -111,7 +111,7 @@ class AtRandom:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1.0:
-            raise ValueError(f"rate {self.rate} is no probability of a change per agent step in (0, 1]")
+            raise ValueError(f"rate must be a probability in (0, 1], got {self.rate}")
 
     def next_change(self, after: int, rng: np.random.Generator) -> int | None:
         """Draw a gap."""

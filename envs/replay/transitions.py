@@ -62,9 +62,9 @@ class TransitionMemory:
             "shape": [self.size, *self.obs.shape[1:]],
             "obs": _packed(self.obs[: self.size]),
             "next_obs": _packed(self.next_obs[: self.size]),
-            "actions": self.actions[: self.size],
-            "rewards": self.rewards[: self.size],
-            "terminated": self.terminated[: self.size],
+            "actions": self.actions[: self.size].copy(),
+            "rewards": self.rewards[: self.size].copy(),
+            "terminated": self.terminated[: self.size].copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

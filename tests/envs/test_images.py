@@ -296,7 +296,7 @@ def replace_byte(position, value):
 def test_a_damaged_cifar_file_is_refused_by_name(cifar, file, damage, words):
     path = cifar / file
     path.write_bytes(damage(path.read_bytes()))
-    with refused(path, *words, "put the official file in its place"):
+    with refused(path, *words, "replace it by the official file"):
         load_images("cifar10", folder=cifar)
 
 
@@ -386,7 +386,7 @@ def test_a_damaged_idx_file_is_refused_by_name(mnist, file, damage, words):
     unpack(mnist)
     path = mnist / file
     path.write_bytes(damage(path.read_bytes()))
-    with refused(path, *words, "put the official file in its place"):
+    with refused(path, *words, "replace it by the official file"):
         load_images("mnist", folder=mnist)
 
 
@@ -541,7 +541,7 @@ def test_a_damaged_unpacked_file_is_refused_and_comes_back_when_deleted(online_c
     first = load_images("cifar10", cache=cache, batches=(4,))
     path = cache / "cifar10" / cifar.name / "data_batch_4.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with refused(path, "61,459 bytes", "delete it if it lies in the cache"):
+    with refused(path, "61,459 bytes", "delete it if it is in the cache"):
         load_images("cifar10", cache=cache, batches=(4,))
     path.unlink()
     assert same(first, load_images("cifar10", cache=cache, batches=(4,)))

@@ -271,10 +271,13 @@ def test_sticky_on_a_screen_is_all_there_is_of_it():
             ScreenWorld((BREAKOUT,), 1, "difficulties", EverySteps(9), values=(0, 3)),
             r"no difficulty 3: there are \[0, 1",
         ),
-        (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4), threads=1), "no mode: use threads=0"),
+        (
+            ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4), threads=1),
+            "does not support mode: use threads=0",
+        ),
         (
             ScreenWorld((BREAKOUT,), 1, "difficulties", EverySteps(9), values=(0, 1), threads=1),
-            "no difficulty: use threads=0",
+            "does not support difficulty: use threads=0",
         ),
         (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 4.5)), "modes must be whole numbers"),
         (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9)), "at least one environment"),
@@ -295,7 +298,7 @@ def test_sticky_on_a_screen_is_all_there_is_of_it():
         (ScreenWorld((CATCH,), timetable=EverySteps(9)), r"\['timetable'\] would change nothing"),
         (ScreenWorld((CATCH,), 1, "noise", EverySteps(9), 3, (0.0, 0.1)), r"\['tasks'\] would change nothing"),
         (ScreenWorld((CATCH,), 1, "pixels", EverySteps(9), values=(1.0,)), r"\['values'\] would change nothing"),
-        (ScreenWorld(("ALE/Brekout-v5",)), "is no Atari game"),
+        (ScreenWorld(("ALE/Brekout-v5",)), "is not an Atari game"),
     ],
 )
 def test_refusals_on_a_screen(world, told):
