@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,19 +49,3 @@ def undisturbed(network: nn.Module, inputs: Tensor, *, batch_statistics: bool = 
             # mode updates running statistics without a new version.
             if batch_statistics or buffer._version != version:
                 buffer.copy_(copy)
-
-
-@contextmanager
-def in_float32(network: Any) -> Iterator[None]:
-    """Inside, a network that computes in bfloat16 while its attribute `bf16` is true computes in float32.
-
-    For `Projection`: to its check, the rounding of bfloat16 looks like a dependence on the scale of the weights.
-
-    Args:
-        network: a module with an attribute `bf16`, which its `forward` reads.
-    """
-    bf16, network.bf16 = network.bf16, False
-    try:
-        yield
-    finally:
-        network.bf16 = bf16
