@@ -46,8 +46,9 @@ For scripts:
     undisturbed        run a network for a measurement and leave no trace in it
     states             checks of saved states
 
-Everything works on tensors and modules only; importing `elr` needs torch and numpy. What a run does without has a null
-object (`NoProjection`, `NoMeter`, `NoProbe`) whose methods do nothing, so a training loop needs no branches.
+Everything works on tensors and modules only; importing `elr` needs torch and numpy. For parts that a run does without
+there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...). Their methods do nothing, so a training loop needs no
+branches.
 """
 
 from elr.changepoint import Cusum

@@ -136,7 +136,7 @@ class L2Init:
         if not parameters_by_name:
             raise ValueError("L2Init needs at least one named parameter, got none")
         if not 0.0 < strength < math.inf:
-            raise ValueError(f"strength must be positive and finite, got {strength}; without a penalty build no L2Init")
+            raise ValueError(f"strength must be positive and finite, got {strength}; without a penalty use NoL2Init")
         self.strength = strength
         self._parameters = dict(parameters_by_name)
         self.remember_()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from elr.matching import ElrMatch
+from elr.matching import ElrMatch, NoElrMatch
 from elr.measure import Meter
 from elr.weights import scalable_weights
 
@@ -73,3 +73,13 @@ def test_state_and_refusals():
     assert second.state_dict() == first.state_dict() and second.target("a", 2) == first.target("a", 2)
     with pytest.raises(ValueError, match="saved targets"):
         second.load_state_dict({"targets": {"a": [[1, 0.1]]}, "updates": 1})
+
+
+def test_no_elr_match_does_nothing():
+    match = NoElrMatch()
+    match.before_step()
+    match.after_step()
+    assert match.state_dict() == {}
+    match.load_state_dict({})
+    with pytest.raises(ValueError, match="NoElrMatch needs exactly"):
+        match.load_state_dict({"targets": {}, "updates": 0})
