@@ -47,8 +47,8 @@ For scripts:
     states             checks of saved states
 
 Everything works on tensors and modules only; importing `elr` needs torch and numpy. For parts that a run does without
-there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...). Their methods do nothing, so a training loop needs no
-branches.
+there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...). Their methods do nothing, so a training loop needs
+no branches.
 """
 
 from elr.changepoint import Cusum
