@@ -372,6 +372,24 @@ def test_the_schedule_restarts_and_moments_follow_their_flag():
         assert bool(optimizer.state[network.hidden.weight]["exp_avg"].any()) == left
 
 
+def test_projection_leaves_out_the_heads_that_it_is_given():
+    assert list(NapArgs(True).build(Network(), inputs=inputs()).weights) == ["hidden"]
+    args = NapArgs(True, allow_scale_dependent=True)
+    assert list(args.build(Network(), inputs=inputs(), heads=["hidden"]).weights) == ["head"]
+
+
+def test_the_meter_measures_the_given_layers_by_the_norm_that_adam_moves():
+    network = Network()
+    norm = network.hidden.weight.detach().norm().item()
+    meter, _ = measuring(ProbeArgs(), network)
+    network(inputs()).square().sum().backward()
+    meter.before_step()
+    meter.after_step()
+    scalars = meter.fresh_scalars()
+    assert {tag.split("/")[-1] for tag in scalars} == {"hidden"}
+    assert scalars["elr_nominal/hidden"] == pytest.approx(PEAK / norm)
+
+
 def test_interventions_do_what_their_flags_say():
     def outcome(**changes):
         network = Network()
