@@ -1,1 +1,1 @@
-"""What a run leaves behind, how to launch many, how to compare them."""
+"""Records of runs, sweeps of many runs, and their analysis: `python -m runs --help`."""

@@ -1,1 +1,1 @@
-"""One file per experiment; `runs/experiment.py` says what stands in them."""
+"""One file per experiment; runs/sweeps/experiment.py says what they define."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runs.experiment import Experiment, Scale
-from runs.experiments._chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.experiments.shared.chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.sweeps.experiment import Experiment, Scale
 
 EXPERIMENT = Experiment(
     name="chain-of-games",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
-from runs.rules import decide, first_reaching, last
+from runs.experiments.shared.rules import decide, first_reaching, last
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
 
 
 def judge(results: Sequence[Result]) -> Verdict:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
-from runs.rules import decide, defined, last
+from runs.experiments.shared.rules import decide, defined, last
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
 
 OFFSETS = (5_000, 8_000)
 DECAY = 4_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.arms import interval
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
-from runs.experiments._warm_start import REGIME, SMOKE, gap, paper
-from runs.rules import decide, difference, mean_rows, measured
+from runs.analysis.statistics import student_interval
+from runs.experiments.shared.rules import decide, difference, mean_rows, measured
+from runs.experiments.shared.warm_start import REGIME, SMOKE, gap, paper
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
 
 PROJECTED, FREE = "fig4-projected-0.1", "fig4-unconstrained-0.1"
 
@@ -16,7 +16,7 @@ def judge(results: Sequence[Result]) -> Verdict:
     """The rule below."""
     gaps = measured(results, gap)
     warm = measured(results, lambda run: 100 * run.scalars["test/accuracy"][-1][1])
-    mean, _ = interval(list(gaps[PROJECTED].values()))
+    mean, _ = student_interval(list(gaps[PROJECTED].values()))
     more = difference(gaps, FREE, PROJECTED)
     return Verdict(
         decide(mean <= 1 and more.sign > 0, mean > 2 or more.sign < 0),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
-from runs.experiments._warm_start import REGIME, SMOKE, gap, paper
-from runs.rules import all_above, difference, mean_rows, measured
+from runs.experiments.shared.rules import all_above, difference, mean_rows, measured
+from runs.experiments.shared.warm_start import REGIME, SMOKE, gap, paper
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
 
 ASSIGNMENTS = ("constant", "fast-features", "slow-features", "even-ratio-abs")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
-from runs.experiments._warm_start import REGIME, SMOKE, gap, paper
-from runs.rules import all_above, difference, mean_rows, measured
+from runs.experiments.shared.rules import all_above, difference, mean_rows, measured
+from runs.experiments.shared.warm_start import REGIME, SMOKE, gap, paper
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
 
 PLAIN = "fig5-right-unconstrained-single"
 BETTER = ("fig5-right-projected-cusum", "fig5-right-projected-single", "fig5-right-unconstrained-cusum")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runs.experiment import Arm, Experiment, Scale, guessed_gpu_hours
-from runs.experiments._high_utd import ARMS, PAPER_GAMES, RULE, atari_arms, judge
+from runs.experiments.shared.high_utd import ARMS, PAPER_GAMES, RULE, atari_arms, judge
+from runs.sweeps.experiment import Arm, Experiment, Scale, guessed_gpu_hours
 
 MINATAR = {name: {"env_id": f"MinAtar/{name}-v1"} for name in ("Breakout", "SpaceInvaders")}
 

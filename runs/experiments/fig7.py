@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runs.experiment import Experiment, Scale, guessed_gpu_hours
-from runs.experiments._high_utd import PAPER_GAMES, RULE, atari_arms, judge
+from runs.experiments.shared.high_utd import PAPER_GAMES, RULE, atari_arms, judge
+from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
 
 EXPERIMENT = Experiment(
     name="fig7",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.arms import interval
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
-from runs.experiments._warm_start import REGIME, SMOKE, gap, paper
-from runs.rules import decide, mean_rows, measured
+from runs.analysis.statistics import student_interval
+from runs.experiments.shared.rules import decide, mean_rows, measured
+from runs.experiments.shared.warm_start import REGIME, SMOKE, gap, paper
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
 
 
 def judge(results: Sequence[Result]) -> Verdict:
     """The rule below."""
     gaps = measured(results, gap)
-    mean, half = interval(list(gaps["fig9-projected"].values()))
+    mean, half = student_interval(list(gaps["fig9-projected"].values()))
     return Verdict(
         decide(mean + half <= 1.5, mean - half > 1),
         f"the projected network's gap is {mean:.2f} ± {half:.2f} points, n = {len(gaps['fig9-projected'])}",

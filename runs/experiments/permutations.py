@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runs.experiment import Experiment, Flags, Scale
-from runs.experiments._chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.experiments.shared.chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.sweeps.experiment import Experiment, Flags, Scale
 
 WORLDS: dict[str, Flags] = {
     kind: {"env_id": "MinAtar/Breakout-v1", "shift.kind": kind, "shift.games": (), "shift.tasks": 3}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runs.experiment import Arm, Experiment, Result, Scale, Verdict
-from runs.rules import decide, mean_rows, measured
+from runs.experiments.shared.rules import decide, mean_rows, measured
+from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
 
 AGENTS = ("dqn", "ppo")
 

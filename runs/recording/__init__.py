@@ -14,9 +14,9 @@ from runs.recording.flag_errors import one_line_errors, reject_unused
 from runs.recording.interrupt import StopOnSignal, exit_with_one_line
 from runs.recording.layout import layout
 from runs.recording.pieces import Pieces
-from runs.recording.serialise import from_plain, to_plain
 from runs.recording.rng import restore_rng, rng_state
 from runs.recording.scalars_file import read_scalars, require_whole
+from runs.recording.serialise import from_plain, to_plain
 from runs.recording.tags import TAGS, Tag, check_tag
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from runs.recording.errors import RunError
 from runs.recording.files import replace_atomically
-from runs.recording.plain import from_plain, to_plain
+from runs.recording.serialise import from_plain, to_plain
 
 _MAGIC = b"rewarm-checkpnt\n"
 _VERSION = 1

@@ -1,15 +1,18 @@
-"""One dataclass of flags per script, named presets, and resuming a run under the flags it was started with."""
+"""Command lines: one dataclass of flags, presets by name, and --resume, which takes the flags of the recorded run."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from runs.recording.config import config_from_dict, config_to_dict
 from runs.recording.directory import CONFIG, read_json
@@ -40,7 +43,7 @@ def parse(
 ) -> T:
     """Read the command line `[preset] [flags]`.
 
-    The first word, if it is not a flag, names the preset that the flags then change; without it they change `cls()`.
+    If the first word is not a flag, it names a preset, and the flags change that preset. Otherwise they change `cls()`.
     With `--resume RUN_DIR` the configuration is RUN_DIR's; a preset, or a flag that differs from it, is refused.
 
     Args:
@@ -64,7 +67,7 @@ def parse(
         return _resumed(cls, directory, preset, words, presets, prog_description)
     except (RunError, ValueError) as error:
         conflict = preset in presets and isinstance(error, ValueError) and bool(words)
-        fail(f"{error} (what you did not type, the preset {preset} set)" if conflict else str(error))
+        fail(f"{error} (flags not on your command line come from the preset {preset})" if conflict else str(error))
         raise AssertionError("unreachable") from error
 
 
@@ -109,16 +112,89 @@ def _resumed(
 
 
 def _ask(cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str) -> T:
-    """Flags over `base`, before `cls` has judged them: its ValueError is to be one line, and tyro would frame it."""
-    import tyro
+    """The flags over `base`, before `cls` has checked them."""
+    unchecked = _unchecked(cls)
+    return _ask_tyro(
+        unchecked, words, default=unchecked(**_values(base)), description=f"{description}\n\n{_list(presets)}".strip()
+    )
+
+
+def read_flags(cls: type[T], words: Sequence[str], *, prog: str, description: str) -> T:
+    """Read the command line of a tool.
+
+    Args:
+        cls: a dataclass; fields may be `tyro.conf.Positional`. Its `__post_init__` may raise ValueError.
+        words: the command line.
+        prog: what --help calls the tool.
+        description: what the tool does, for --help.
+    Raises:
+        RunError: the words cannot be read, or `cls` refuses them; one line.
+        SystemExit: 0, after --help.
+    """
+    try:
+        return _checked(cls, _ask_tyro(_unchecked(cls), words, prog=prog, description=description))
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _unchecked(cls: type[T]) -> type[T]:
+    """`cls` without its checks: a ValueError should become one line, and tyro would put a frame around it."""
 
     class Unchecked(cls):  # type: ignore[valid-type, misc]
         def __post_init__(self) -> None:
             pass
 
-    default = Unchecked(**_values(base))
-    text = f"{description}\n\n{_list(presets)}".strip()
-    return tyro.cli(Unchecked, args=words, default=default, description=text)  # type: ignore[no-any-return]
+    return Unchecked
+
+
+def _ask_tyro(cls: type[T], words: Sequence[str], **options: Any) -> T:
+    """Let tyro read the words. Its framed messages become a RunError of one line."""
+    import tyro
+
+    _refuse_unknown(cls, words)
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(cls, args=list(words), **options)  # type: ignore[no-any-return]
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise RunError(f"{_without_frame(message.getvalue())}; --help lists all flags") from leaving
+
+
+def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
+    known = sorted(_flag_names(cls, "--"))
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if (
+            re.fullmatch(r"--[a-zA-Z][\w.-]*", flag)
+            and flag not in known
+            and not flag.startswith(("--help", "--tyro-"))
+        ):
+            near = difflib.get_close_matches(flag, known, n=1)
+            raise RunError(f"unknown flag {flag}; {f'did you mean {near[0]}?' if near else '--help lists all flags'}")
+
+
+def _flag_names(cls: Any, prefix: str) -> Iterator[str]:
+    """Every flag of a dataclass and its groups, also as --no-flag."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _flag_names(hints[field.name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+            if hints[field.name] is bool:
+                yield f"{prefix}no-{name}"
+
+
+def _without_frame(text: str) -> str:
+    """What a framed message says, as one line: its first section, without the title."""
+    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()][1:]
+    if lines and not lines[0].strip("─-"):  # the frame in ASCII has a rule below the title
+        lines = lines[1:]
+    rule = next((k for k, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
+    return " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0].rstrip(".")
 
 
 def _checked(cls: type[T], unchecked: T) -> T:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.errors import RunError
+from runs.recording.events_file import EventFile
 from runs.recording.files import failures_named, replace_atomically
 from runs.recording.layout import layout
 from runs.recording.lock import RunLock
 from runs.recording.pieces import Pieces
 from runs.recording.provenance import provenance
-from runs.recording.screen import EventFile
-from runs.recording.table import TABLE, ScalarTable, require_length
+from runs.recording.scalars_file import TABLE, ScalarTable, require_length
 from runs.recording.tags import check_tag
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What several experiments share: rules, arms and budgets."""

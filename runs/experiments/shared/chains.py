@@ -1,0 +1,68 @@
+"""What the chains share: arms, the rule of docs/chains.md, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from runs.analysis.changes import Visit, share, split
+from runs.experiments.shared.rules import all_above, difference, mean_rows, measured
+from runs.sweeps.experiment import Arm, Flags, Result, Scale, Verdict
+
+ARMS = ("plain", "reset", "fresh", "nap", "switch", "cusum")
+RULE = (
+    "Per seed, the mean over the visits but the first of the end return (last tenth of the visit) as a share of the "
+    "fresh agent's of the same visit and seed. Re-warmed at the known change (switch) and by CUSUM, each minus plain, "
+    "paired by world and seed. Reproduced if both 95 % intervals are above 0, not reproduced if one is below, "
+    "undecided otherwise."
+)
+CLAIM = (
+    "An agent that is projected and re-warmed when its world changes keeps up with a fresh one better than one that is "
+    "trained on plainly."
+)
+
+
+def budget(visit: int, **flags: object) -> Flags:
+    """Three tasks, twice, of so many steps each."""
+    return {"shift.every_steps": visit, "total_timesteps": 6 * visit, "replay_ratio": 0.25, **flags}
+
+
+def decays(visit: int, **cusum: object) -> dict[str, Flags]:
+    """The rate of the arms that are re-warmed decays over one visit; what CUSUM's arm has besides."""
+    return {
+        "chain-switch": {"schedule.period_steps": visit},
+        "chain-cusum": {"schedule.period_steps": visit, **{f"rewarm.{name}": value for name, value in cusum.items()}},
+    }
+
+
+def smoke(**worlds: Flags) -> Scale:
+    """Visits of 3,000 steps."""
+    return Scale(
+        seeds=(1,),
+        estimate="2 min on two cores",
+        flags=budget(3_000, learning_starts=500, exploration_steps=1_000),
+        by_arm=decays(3_000, block=10, refractory=5),
+        worlds=worlds or {"": {}},
+    )
+
+
+def arms(script: str) -> list[Arm]:
+    """The presets chain-* of a script."""
+    return [Arm(f"chain-{name}", script, f"chain-{name}") for name in ARMS]
+
+
+def judge(results: Sequence[Result]) -> Verdict:
+    """The rule above."""
+    visits: Mapping[tuple[str, str, int], list[Visit]] = {
+        (run.arm, run.world, run.seed): split(run.scalars, run.config["total_timesteps"], run.arm) for run in results
+    }
+    shares = measured(
+        results,
+        lambda run: share(visits[run.arm, run.world, run.seed], visits["chain-fresh", run.world, run.seed]),
+    )
+    ahead = [difference(shares, arm, "chain-plain") for arm in ("chain-switch", "chain-cusum")]
+    return Verdict(
+        all_above(ahead),
+        f"share of the fresh agent's return, minus that of plain training: switch {ahead[0]}, CUSUM {ahead[1]}",
+        ("arm", "n", "share"),
+        mean_rows(shares),
+    )

@@ -1,0 +1,134 @@
+"""What the rules of experiments have in common: runs paired by world and seed, and intervals of their differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runs.analysis.statistics import student_interval
+from runs.sweeps.experiment import Outcome, Result
+
+Measure = Callable[[Result], float]
+Measured = Mapping[str, Mapping[tuple[str, int], float]]
+"""{arm: {(world, seed): value}}"""
+
+
+class Difference(NamedTuple):
+    """Mean of paired differences, and half the width of Student's 95 % interval over the pairs."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the interval leaves out 0 on that side, 0 if it does not or there is none (n < 2)."""
+        return 0 if not abs(self.mean) > self.half else int(math.copysign(1, self.mean))
+
+    def __str__(self) -> str:
+        if math.isnan(self.half):
+            return f"{self.mean:.3g} (n = {self.n} pair{'s' * (self.n != 1)})"
+        return f"{self.mean:.3g} ± {self.half:.2g} (n = {self.n} pairs)"
+
+
+def measured(results: Sequence[Result], measure: Measure) -> dict[str, dict[tuple[str, int], float]]:
+    """What `measure` says of every run.
+
+    Raises:
+        ValueError: it is not defined (nan) for one of them.
+    """
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for result in results:
+        value = measure(result)
+        if math.isnan(value):  # inf is a value: what never came
+            defined(value, "what it measures", result)
+        found.setdefault(result.arm, {})[result.world, result.seed] = value
+    return found
+
+
+def difference(values: Measured, arm: str, other: str) -> Difference:
+    """arm minus other over the worlds and seeds that both have.
+
+    Raises:
+        ValueError: there is no such pair.
+    """
+    pairs = sorted(set(values.get(arm, {})) & set(values.get(other, {})))
+    if not pairs:
+        raise ValueError(f"{arm} and {other} share no world and seed")
+    gaps = [values[arm][pair] - values[other][pair] for pair in pairs]
+    return Difference(*student_interval(gaps), len(gaps))
+
+
+def decide(holds: bool, fails: bool) -> Outcome:
+    """The claim holds by the rule, fails by it, or neither."""
+    return "reproduced" if holds else "not reproduced" if fails else "undecided"
+
+
+def all_above(differences: Sequence[Difference]) -> Outcome:
+    """Reproduced if every interval is above 0, not reproduced if one is below 0, undecided otherwise."""
+    signs = [one.sign for one in differences]
+    return decide(min(signs) > 0, min(signs) < 0)
+
+
+def last(result: Result, tag: str) -> float:
+    """The last value of a tag.
+
+    Raises:
+        ValueError: it was never recorded, or is not finite.
+    """
+    curve = result.scalars.get(tag)
+    return defined(curve[-1][1] if curve else math.nan, f"the last {tag}", result)
+
+
+def defined(value: float, what: str, result: Result) -> float:
+    """The value.
+
+    Raises:
+        ValueError: it is nan or infinite.
+    """
+    if not math.isfinite(value):
+        where = f" in {result.world}" if result.world else ""
+        raise ValueError(f"{what} is not defined for {result.arm}, seed {result.seed}{where}")
+    return value
+
+
+def first_reaching(result: Result, tag: str, level: float) -> float:
+    """Step of the first value of at least `level`, inf if there is none."""
+    return next((float(step) for step, value in result.scalars.get(tag, ()) if value >= level), math.inf)
+
+
+def end_return(result: Result, share: float = 0.1) -> float:
+    """Mean training return of the episodes that ended in the last `share` of the run's steps, nan if none did."""
+    episodes = result.scalars.get("charts/episodic_return", ())
+    start = (1 - share) * result.config["total_timesteps"]
+    values = [value for step, value in episodes if step > start]
+    return float(np.mean(values)) if values else math.nan
+
+
+def per_world(values: Measured) -> dict[str, dict[tuple[str, int], float]]:
+    """Values divided by the mean of all arms and seeds in the same world, so that worlds weigh alike.
+
+    Raises:
+        ValueError: the mean of a world is not above 0.
+    """
+    worlds = {world for runs in values.values() for world, _ in runs}
+    means = {w: float(np.mean([v for runs in values.values() for (x, _), v in runs.items() if x == w])) for w in worlds}
+    for world, mean in means.items():
+        if not mean > 0:
+            raise ValueError(f"the mean score in {world or 'this world'} is {mean}: shares of it say nothing")
+    return {arm: {key: v / means[key[0]] for key, v in runs.items()} for arm, runs in values.items()}
+
+
+def mean_rows(values: Measured, *more: Measured) -> list[list[str]]:
+    """A line per arm: its name, n, and mean and interval of each measure."""
+    rows = []
+    for arm, runs in values.items():
+        cells = []
+        for one in (values, *more):
+            mean, half = student_interval(list(one[arm].values()))
+            cells.append(f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}")
+        rows.append([arm, str(len(runs)), *cells])
+    return rows

@@ -1,0 +1,122 @@
+"""Draw scalars of finished or running runs over their steps: one panel per tag, one curve per run.
+
+    python -m runs plot runs/logs/RUN_A runs/logs/RUN_B --tags charts/episodic_return elr/hidden --out curves.png
+
+Episodic returns are averaged over windows of `--window` steps; other tags are drawn as recorded. Needs the `plots`
+extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from runs.analysis.curves import Curve, read_table, windowed
+from runs.figures import style
+from runs.recording import RunError, read_json
+
+DEFAULT_TAGS = (
+    "charts/episodic_return",
+    "charts/learning_rate",
+    "elr/hidden",
+    "plasticity/flipped_fraction/hidden_relu",
+)
+LOGARITHMIC = ("charts/learning_rate", "elr/", "elr_nominal/")
+EMPTY: Curve = (np.empty(0, dtype=np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
+class Args:
+    """Draw scalars of runs."""
+
+    directories: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique"""
+    tags: tuple[str, ...] = DEFAULT_TAGS
+    """one panel each"""
+    out: Path = Path("curves.png")
+    """picture to write"""
+    window: int = 10_000
+    """steps over which episodic returns are averaged"""
+    until: int | None = None
+    """ignore everything after this step"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that draw nothing."""
+        if self.window < 1:
+            raise ValueError(f"--window must be at least 1 step, got {self.window}")
+        if not self.tags:
+            raise ValueError("--tags is empty: name at least one tag to draw")
+
+
+def windowed_means(curve: Curve, window: int) -> Curve:
+    """Means over the windows (0, window], (window, 2 window], ... of steps, at their ends; empty windows are left out.
+
+    What was recorded at step 0 is a window of its own.
+    """
+    last = int(curve[0].max(initial=0))
+    edges = np.arange(-window, last + window, window, dtype=np.float64)
+    means = windowed(curve, edges)
+    known = ~np.isnan(means)
+    return edges[1:][known].astype(np.int64), means[known]
+
+
+def labels(directories: Sequence[Path]) -> list[str]:
+    """exp_name and seed from each config.json; with the directory where they are not unique."""
+    configs = [read_json(d / "config.json") for d in directories]
+    short = [
+        f"{c.get('exp_name', d.name)}, seed {c.get('seed', '?')}" for c, d in zip(configs, directories, strict=True)
+    ]
+    return [f"{s} ({d})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
+
+
+def curves(directory: Path, tags: Sequence[str], window: int, until: int | None) -> list[Curve]:
+    """The run's curve of each tag.
+
+    Raises:
+        RunError: the run recorded none of the tags. A single missing tag is an empty curve.
+    """
+    table = read_table(directory)
+    if not any(tag in table for tag in tags):
+        raise RunError(f"{directory} holds none of {', '.join(tags)}; it holds {', '.join(sorted(table)) or 'nothing'}")
+    drawn = []
+    for tag in tags:
+        steps, values = table.get(tag, EMPTY)
+        if until is not None:
+            steps, values = steps[steps <= until], values[steps <= until]
+        drawn.append(windowed_means((steps, values), window) if tag == "charts/episodic_return" else (steps, values))
+    return drawn
+
+
+def draw(axes: style.Axes, tag: str, named: Sequence[tuple[str, Curve]], looks: dict[str, style.Look]) -> None:
+    """One panel."""
+    for name, (steps, values) in named:
+        if len(steps):
+            style.draw_arm(axes, steps.astype(np.float64), values[None], looks[name], name)
+    axes.set_title(tag, fontsize=9)
+    style.steps_axis(axes)
+    if tag.startswith(LOGARITHMIC):
+        axes.set_yscale("log")
+
+
+def main(args: Args) -> None:
+    """Read the runs, draw the panels, write the picture."""
+    if not args.directories:
+        raise RunError("there are no runs to draw: give run directories")
+    names = labels(args.directories)
+    looks = style.looks(names)
+    by_run = [curves(directory, args.tags, args.window, args.until) for directory in args.directories]
+    figure, panels = style.begin(len(args.tags), columns=2, width=6.5)
+    for axes, tag, by_name in zip(panels, args.tags, zip(*by_run, strict=True), strict=True):
+        draw(axes, tag, list(zip(names, by_name, strict=True)), looks)
+    style.legend_below(figure, panels)
+    style.save(figure, [args.out])
+    empty = [
+        tag
+        for tag, by_name in zip(args.tags, zip(*by_run, strict=True), strict=True)
+        if not any(len(c[0]) for c in by_name)
+    ]
+    print(f"wrote {args.out}" + (f"; no run has recorded {', '.join(empty)} in this range" if empty else ""))

@@ -1,0 +1,79 @@
+"""Paired differences and the parts that rules are made of."""
+
+import math
+
+import pytest
+
+from runs.experiments.shared import rules
+from runs.experiments.shared.rules import Difference
+from runs.sweeps.experiment import Result
+
+
+def result(arm="a", world="", seed=1, config=None, **scalars):
+    return Result(arm, world, seed, config or {}, {tag.replace("__", "/"): curve for tag, curve in scalars.items()})
+
+
+def test_differences_are_paired_by_world_and_seed():
+    values = {"a": {("x", 1): 3.0, ("x", 2): 5.0, ("y", 1): 9.0}, "b": {("x", 2): 1.0, ("x", 1): 2.0, ("z", 1): 0.0}}
+    one = rules.difference(values, "a", "b")
+    assert one.mean == 2.5 and one.n == 2
+    # gaps 1 and 4: s = 3 / sqrt(2), half = t(0.975, 1) s / sqrt(2)
+    assert one.half == pytest.approx(12.706 * 1.5)
+    assert rules.difference(values, "b", "a").mean == -2.5
+
+
+def test_a_difference_without_pairs_and_a_measure_that_is_not_defined_are_refused():
+    with pytest.raises(ValueError, match="a and b share no world and seed"):
+        rules.difference({"a": {("", 1): 0.0}, "b": {("", 2): 0.0}}, "a", "b")
+    with pytest.raises(ValueError, match="not defined for a, seed 3 in x"):
+        rules.measured([result(seed=2, gap=[(1, 0.0)]), result(world="x", seed=3)], lambda run: rules.last(run, "gap"))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "sign"),
+    [(2.0, 1.0, 1), (-2.0, 1.0, -1), (1.0, 1.0, 0), (-0.5, 1.0, 0), (9.0, math.nan, 0), (0.0, 0.0, 0)],
+)
+def test_the_sign_of_a_difference_needs_an_interval_that_leaves_out_zero(mean, half, sign):
+    assert Difference(mean, half, 3).sign == sign
+
+
+@pytest.mark.parametrize(
+    ("signs", "outcome"),
+    [
+        ((1, 1), "reproduced"),
+        ((1, 0), "undecided"),
+        ((0, 0), "undecided"),
+        ((1, -1), "not reproduced"),
+        ((-1,), "not reproduced"),
+    ],
+)
+def test_all_above(signs, outcome):
+    assert rules.all_above([Difference(float(sign), 0.5, 3) for sign in signs]) == outcome
+
+
+def test_first_reaching_and_last():
+    run = result(acc=[(10, 0.2), (20, 0.9), (30, 0.5)])
+    assert rules.first_reaching(run, "acc", 0.9) == 20 and rules.first_reaching(run, "acc", 0.91) == math.inf
+    assert rules.first_reaching(run, "none", 0.0) == math.inf
+    assert rules.last(run, "acc") == 0.5
+    for tag, curve in (("none", []), ("nan", [(1, math.nan)]), ("inf", [(1, math.inf)])):
+        with pytest.raises(ValueError, match=f"the last {tag} is not defined for"):
+            rules.last(result(**{tag: curve}), tag)
+
+
+def test_end_return_is_the_mean_of_episodes_that_ended_in_the_last_tenth():
+    run = result(config={"total_timesteps": 100}, charts__episodic_return=[(50, 1.0), (90, 7.0), (91, 2.0), (100, 4.0)])
+    assert rules.end_return(run) == 3.0 and rules.end_return(run, 0.5) == pytest.approx(13 / 3)
+    assert math.isnan(rules.end_return(result(config={"total_timesteps": 100}, charts__episodic_return=[(5, 1.0)])))
+
+
+def test_worlds_weigh_alike():
+    values = {"a": {("x", 1): 10.0, ("y", 1): 300.0}, "b": {("x", 1): 30.0, ("y", 1): 100.0}}
+    assert rules.per_world(values) == {"a": {("x", 1): 0.5, ("y", 1): 1.5}, "b": {("x", 1): 1.5, ("y", 1): 0.5}}
+    with pytest.raises(ValueError, match="mean score in x is 0"):
+        rules.per_world({"a": {("x", 1): 0.0}})
+
+
+def test_rows_have_name_n_mean_and_interval():
+    rows = rules.mean_rows({"a": {("", 1): 1.0, ("", 2): 3.0}, "b": {("", 1): 5.0}})
+    assert rows == [["a", "2", "2 ± 13"], ["b", "1", "5"]]

@@ -1,0 +1,65 @@
+"""The plot: averaging, labels, colours, errors, and that it draws a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runs.figures import plot, style
+from runs.recording import Run, RunError
+
+
+def recorded(directory: Path) -> Path:
+    with Run.create(directory, {"exp_name": "nap", "seed": 4}, argv=["x.py"]) as run:
+        for step, value in ((5, 1.0), (10, 3.0), (11, 7.0)):
+            run.scalar("charts/episodic_return", value, step)
+        run.scalar("elr/hidden", 0.25, 20)
+    return directory
+
+
+def pairs(curve):
+    return list(zip(*(array.tolist() for array in curve), strict=True))
+
+
+def test_windowed_means_by_hand():
+    curve = np.array([0, 5, 10, 11, 31]), np.array([9.0, 1.0, 3.0, 7.0, 2.0])
+    assert pairs(plot.windowed_means(curve, 10)) == [(0, 9.0), (10, 2.0), (20, 7.0), (40, 2.0)]
+    assert pairs(plot.windowed_means(plot.EMPTY, 10)) == []
+
+
+def test_curves_of_a_run(tmp_path):
+    directory = recorded(tmp_path / "run")
+    tags = ("charts/episodic_return", "elr/hidden", "elr/conv")
+    whole, cut = plot.curves(directory, tags, 10, None), plot.curves(directory, tags, 10, 10)
+    assert [pairs(curve) for curve in whole] == [[(10, 2.0), (20, 7.0)], [(20, 0.25)], []]
+    assert [pairs(curve) for curve in cut] == [[(10, 2.0)], [], []]
+    with pytest.raises(RunError, match="holds none of"):
+        plot.curves(directory, ["elr/conv"], 10, None)
+
+
+def test_labels_name_the_directory_only_where_needed(tmp_path):
+    first, second = recorded(tmp_path / "run"), recorded(tmp_path / "b" / "run")
+    assert plot.labels([first]) == ["nap, seed 4"]
+    assert plot.labels([first, second]) == [f"nap, seed 4 ({first})", f"nap, seed 4 ({second})"]
+
+
+def test_picture_is_written_in_the_colours_of_all_pictures(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures, save = [], style.save
+    monkeypatch.setattr(style, "save", lambda figure, paths: (figures.append(figure), save(figure, paths)))
+    plot.main(plot.Args((recorded(tmp_path / "run"),), out=tmp_path / "curves.png"))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert figures[0].axes[0].lines[0].get_color() == style.COLOURS[0]
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    directory = recorded(tmp_path / "run")
+    with pytest.raises(RunError, match="cannot write"):
+        plot.main(plot.Args((directory,), out=tmp_path / "no" / "a.png"))
+    with pytest.raises(RunError, match="no runs to draw"):
+        plot.main(plot.Args(()))
+    with pytest.raises(ValueError, match="--window must be at least 1 step, got 0"):
+        plot.Args((directory,), window=0)
+    with pytest.raises(ValueError, match="--tags is empty"):
+        plot.Args((directory,), tags=())

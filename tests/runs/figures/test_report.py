@@ -1,0 +1,234 @@
+"""Pages of experiments, verdicts, and the table of claims."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from runs.__main__ import main
+from runs.figures import report
+from runs.figures.report import Args
+from runs.recording import Run, RunError
+from runs.sweeps import experiment as experiment_module
+from runs.sweeps.experiment import REPOSITORY, Arm, Experiment, Scale, Verdict, plan
+
+
+def judge(results):
+    ends = {arm: [r.scalars["test/accuracy"][-1][1] for r in results if r.arm == arm] for arm in ("high", "low")}
+    better = min(ends["high"]) > max(ends["low"])
+    rows = [[arm, str(len(values)), f"{max(values):.2f}"] for arm, values in ends.items()]
+    return Verdict("reproduced" if better else "not reproduced", "high ends above low", ("arm", "n", "best"), rows)
+
+
+EXPERIMENT = Experiment(
+    name="toy",
+    source="ours",
+    claim="High is better than low.",
+    rule="Reproduced if every run of high ends above every run of low.",
+    arms=[Arm("high", "grokking", "low", {"total_updates": 30}), Arm("low", "grokking", "low", {"total_updates": 30})],
+    scales={
+        "smoke": Scale(seeds=(1,), estimate="1 s"),
+        "laptop": Scale(seeds=(1, 2), estimate="2 s"),
+        "paper": Scale(seeds=(1, 2), estimate="3 s"),
+    },
+    judge=judge,
+    curve="test/accuracy",
+)
+
+
+@pytest.fixture(autouse=True)
+def experiment(monkeypatch):
+    monkeypatch.setattr(experiment_module, "load", lambda name: EXPERIMENT)
+
+
+def finish(job, accuracies):
+    """Record a finished run as the script would."""
+    config = {**job.flags, "directory": str(job.directory)}
+    command = [f"agents/{job.script}.py", job.preset]
+    run = Run.create(job.directory, config, argv=command, device="cpu")
+    for step, value in enumerate(accuracies):
+        run.scalar("test/accuracy", value, 10 * step)
+    run.finish(10 * (len(accuracies) - 1))
+
+
+def finish_all(logs, scale, high=(0.1, 0.9), low=(0.1, 0.2)):
+    jobs = plan(EXPERIMENT, scale, logs)
+    for job in jobs:
+        finish(job, high if job.arm == "high" else low)
+    return jobs
+
+
+@pytest.mark.parametrize(("high", "outcome"), [((0.1, 0.9), "reproduced"), ((0.1, 0.15), "not reproduced")])
+def test_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high, outcome):
+    jobs = finish_all(tmp_path / "logs", "laptop", high)
+    page = report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
+    text = page.read_text()
+    assert f"**Verdict: {outcome}.** High ends above low." in text
+    assert EXPERIMENT.claim in text and EXPERIMENT.rule in text
+    assert f"| high | 2 | {high[-1]:.2f} |" in text and "| low | 2 | 0.20 |" in text
+    assert "4 runs: 2 arms, seeds 1, 2." in text and "python -m runs run toy --scale laptop" in text
+    recorded = json.loads((jobs[0].directory / "provenance.json").read_text())
+    assert recorded["git"]["revision"][:7] in text and recorded["versions"]["torch"] in text
+    assert (tmp_path / "out" / "toy-laptop.png").stat().st_size > 5_000
+    assert "</svg>" in (tmp_path / "out" / "toy-laptop.svg").read_text()
+    record = json.loads((tmp_path / "out" / "toy-laptop.json").read_text())
+    assert record["outcome"] == outcome and record["runs"] == record["planned"] == 4 and record["seeds"] == 2
+
+
+def test_rule_is_not_applied_to_part_of_a_plan(tmp_path):
+    jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(
+        RunError, match=r"no run of toy at laptop is finished in .*: python -m runs run toy --scale laptop --logs /"
+    ):
+        report.write(args, EXPERIMENT)
+    for job in jobs[:3]:
+        finish(job, (0.1, 0.9))
+    with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/low-s2\).*--partial"):
+        report.write(args, EXPERIMENT)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    whole = tmp_path / "out" / "toy-laptop.json"  # an earlier verdict
+    whole.write_text("reproduced")
+    page = report.write(dataclasses.replace(args, partial=True), EXPERIMENT)
+    assert page.name == "toy-laptop-partial.md" and "(toy-laptop-partial.png)" in page.read_text()
+    assert "**No verdict**: 3 of 4 runs are finished." in page.read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["outcome"] is None and whole.read_text() == "reproduced"
+
+
+def test_all_means_experiments_with_finished_runs(tmp_path, monkeypatch, capsys):
+    others = [dataclasses.replace(EXPERIMENT, name=name) for name in ("one", "two")]
+    monkeypatch.setattr(report, "chosen", lambda names, scale: [*others, EXPERIMENT])
+    args = Args(("all",), "smoke", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(RunError, match=r"no experiment has all its runs at smoke finished in .*logs"):
+        report.main(args)
+    finish_all(tmp_path / "logs", "smoke")
+    report.main(args)
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out' / 'toy-smoke.md'}\n"
+    with pytest.raises(RunError, match="no run of one at smoke"):
+        report.main(dataclasses.replace(args, experiments=("one", "toy")))
+    with pytest.raises(RunError, match="name an experiment"):
+        report.main(dataclasses.replace(args, experiments=()))
+
+
+def test_smoke_runs_are_never_judged(tmp_path):
+    finish_all(tmp_path / "logs", "smoke")
+    text = report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), EXPERIMENT).read_text(
+        encoding="utf-8"
+    )
+    assert "**No verdict**: the scale smoke shows that everything runs" in text
+
+
+def test_killed_run_does_not_count_and_resumed_run_names_both_revisions(tmp_path):
+    jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
+    for job in jobs[1:]:
+        finish(job, (0.1, 0.9))
+    killed = Run.create(jobs[0].directory, {**jobs[0].flags}, argv=["agents/grokking.py", "low"], device="cpu")
+    killed.scalar("test/accuracy", 0.9, 0)
+    killed.checkpoint(0, {})
+    killed.interrupt(0)
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    with pytest.raises(RunError, match=r"3 of 4 .*\(not toy/laptop/high-s1\)"):
+        report.write(args, EXPERIMENT)
+    again = Run.resume(jobs[0].directory, argv=["agents/grokking.py", "--resume"])
+    again.take_state()
+    again.scalar("test/accuracy", 0.9, 10)
+    again.finish(10)
+    provenance = jobs[0].directory / "provenance.json"
+    recorded = json.loads(provenance.read_text())
+    recorded["resumed"][0]["git"] = {"revision": "abcdef0123", "dirty": True}
+    provenance.write_text(json.dumps(recorded))
+    assert "abcdef0 with changes" in report.write(args, EXPERIMENT).read_text()
+
+
+def test_rule_that_cannot_be_applied_is_refused(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+
+    def broken(results):
+        raise ValueError("high and low share no world and seed")
+
+    with pytest.raises(RunError, match="the rule of toy cannot be applied at laptop: high and low share no world"):
+        report.write(
+            Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), dataclasses.replace(EXPERIMENT, judge=broken)
+        )
+
+
+def test_run_with_other_flags_is_refused(tmp_path):
+    jobs = finish_all(tmp_path / "logs", "laptop")
+    config = json.loads((jobs[0].directory / "config.json").read_text())
+    (jobs[0].directory / "config.json").write_text(json.dumps({**config, "total_updates": 31}))
+    with pytest.raises(RunError, match="holds another run: its total_updates is 31, that of toy/laptop/high-s1 is 30"):
+        report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
+
+
+def test_table_of_claims_is_rewritten_between_its_marks(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.write_claims(readme, tmp_path / "out")
+        row = "| High is better than low. | ours | laptop | 2 seeds | [reproduced](runs/results/toy-laptop.md) |"
+        table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
+        assert readme.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
+    finish_all(tmp_path / "logs", "smoke")
+    report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
+    assert report.claims(tmp_path / "out") == table  # a page without a verdict is left out
+    readme.write_text("nothing")
+    with pytest.raises(RunError, match="no place for the table of claims"):
+        report.write_claims(readme, tmp_path / "out")
+
+
+def test_table_in_readme_is_made_of_the_results():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme.split(report.BEGIN)[1].split(report.END)[0].strip() == report.claims()
+    for path in report.RESULTS.glob("*.json"):
+        page = path.with_suffix(".md").read_text()
+        record = json.loads(path.read_text())
+        assert f"# {record['experiment']}, {record['scale']}\n" in page and record["claim"] in page
+        assert f"**Verdict: {record['outcome']}.**" in page or record["outcome"] is None
+
+
+def test_report_on_the_command_line(tmp_path, capsys, monkeypatch):
+    finish_all(tmp_path / "logs", "laptop")
+    words = ["report", "toy", "--scale", "laptop", "--logs", str(tmp_path / "logs"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == f"wrote {tmp_path / 'out' / 'toy-laptop.md'}"
+    with pytest.raises(RunError, match="toy has no scale huge"):
+        main([*words, "--scale", "huge"])
+
+
+def test_page_describes_the_runs():
+    worlds = {"easy": {"env_id": "MinAtar/Breakout-v1"}, "hard": {"env_id": "MinAtar/Freeway-v1"}}
+    scale = Scale(seeds=(1,), estimate="1 s", flags={"total_updates": 30, "nap.enabled": False}, worlds=worlds)
+    experiment = dataclasses.replace(EXPERIMENT, scales={"laptop": scale})
+    assert report.work(experiment, "laptop", plan(experiment, "laptop", Path("logs"))) == (
+        "Each run is `agents/grokking.py` with `--total-updates 30 --nap.no-enabled`, and the flags of its arm "
+        "(`python -m runs run toy --scale laptop --dry-run`); easy is `--env-id MinAtar/Breakout-v1`, hard is "
+        "`--env-id MinAtar/Freeway-v1`."
+    )
+    easy = [job for job in plan(experiment, "laptop", Path("logs")) if job.world == "easy"]
+    assert "Freeway" not in report.work(experiment, "laptop", easy)  # on a page of part of the runs
+
+
+def test_all_leaves_out_unfinished_experiments(tmp_path, monkeypatch, capsys):
+    early = dataclasses.replace(EXPERIMENT, name="early")
+    monkeypatch.setattr(report, "chosen", lambda names, scale: [early, EXPERIMENT])
+    finish(plan(early, "laptop", tmp_path / "logs")[0], (0.1, 0.9))
+    finish_all(tmp_path / "logs", "laptop")
+    report.main(Args(("all",), "laptop", tmp_path / "logs", tmp_path / "out"))
+    left, wrote = capsys.readouterr().out.splitlines()
+    assert left.startswith("left out: 1 of 4 runs of early at laptop") and wrote.endswith("toy-laptop.md")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.md")) == ["toy-laptop.md"]
+
+
+def test_own_experiment_is_named_by_its_path_and_its_note_is_on_the_page(tmp_path):
+    own = dataclasses.replace(EXPERIMENT, file="my experiments/own.py", note="Worded after the runs.")
+    args = Args(("my experiments/own.py",), "laptop", tmp_path / "logs", tmp_path / "out", partial=True)
+    with pytest.raises(RunError, match=r"python -m runs run 'my experiments/own.py' --scale laptop --logs "):
+        report.write(args, own)
+    finish(plan(own, "laptop", tmp_path / "logs")[0], (0.1, 0.9))
+    text = report.write(args, own).read_text()
+    assert "*Worded after the runs.*" in text and "--scale laptop --partial`" in text
+    assert "`python -m runs run 'my experiments/own.py' --scale laptop`" in text

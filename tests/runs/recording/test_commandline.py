@@ -1,0 +1,199 @@
+"""The command line: presets, conflicts, errors in one line, resuming, and configurations as JSON."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runs.recording import Preset, Run, RunError, config_from_dict, config_to_dict, parse
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """Re-warming."""
+
+    trigger: Literal["never", "every", "cusum"] = "never"
+    """what restarts the schedule"""
+    every: int | None = None
+    """updates between restarts"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """A script's flags."""
+
+    seed: int = 0
+    """seed of all streams"""
+    learning_rate: float = 1e-3
+    """rate at the start"""
+    normalise: bool = True
+    """LayerNorm before each nonlinearity"""
+    sizes: tuple[int, ...] = (64, 64)
+    """hidden widths"""
+    span: tuple[float, str] = (0.5, "x")
+    """a pair"""
+    data: Path = Path("data")
+    """where the data is"""
+    resume: Path | None = None
+    """continue this run"""
+    rewarm: Rewarm = field(default_factory=Rewarm)
+
+    def __post_init__(self):
+        if (self.rewarm.trigger == "every") != (self.rewarm.every is not None):
+            raise ValueError("--rewarm.every and --rewarm.trigger every\ngo together")
+
+
+PRESETS = {
+    "nap-cyclic": Preset("projection, a cycle of 5 updates", Args(rewarm=Rewarm("every", 5))),
+    "baseline": Preset("plain", Args()),
+}
+
+
+def read(*words):
+    return parse(Args, PRESETS, words, "Trains a thing.")
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as caught:
+        read(*words)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message
+    return message
+
+
+def test_defaults_preset_and_flags_over_a_preset():
+    assert read() == Args()
+    assert read("nap-cyclic") == PRESETS["nap-cyclic"].args
+    assert read("nap-cyclic", "--seed", "3", "--rewarm.every", "7") == Args(seed=3, rewarm=Rewarm("every", 7))
+    assert read("--no-normalise", "--sizes", "1", "2", "3") == Args(normalise=False, sizes=(1, 2, 3))
+    assert type(read("nap-cyclic")) is Args
+
+
+def test_unknown_preset_gets_a_list_and_a_suggestion(capsys):
+    message = refused(capsys, "nap-cyclc", "--seed", "3")
+    assert "nap-cyclic, baseline" in message and "did you mean nap-cyclic?" in message
+
+
+def test_conflicting_flags_are_refused_and_the_preset_is_named(capsys):
+    assert "go together" in refused(capsys, "--rewarm.trigger", "every")
+    message = refused(capsys, "nap-cyclic", "--rewarm.every", "None")
+    assert "go together (flags not on your command line come from the preset nap-cyclic)" in message
+
+
+def test_mistyped_flags_and_values_are_refused_in_one_line(capsys):
+    assert "unknown flag --sede; did you mean --seed?" in refused(capsys, "--sede", "3")
+    assert "unknown flag --rewarm.evry; did you mean --rewarm.every?" in refused(capsys, "--rewarm.evry=3")
+    assert "unknown flag --zzz; --help lists all flags" in refused(capsys, "--zzz")
+    assert "--seed" in refused(capsys, "--seed", "three")
+    assert "--rewarm.trigger" in refused(capsys, "--rewarm.trigger", "sometimes")
+
+
+def test_flags_may_be_written_with_underscores_and_equals_signs():
+    assert read("--learning_rate=0.5", "--no_normalise") == Args(learning_rate=0.5, normalise=False)
+
+
+def test_help_lists_presets_and_flags(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for expected in (
+        "Trains a thing.",
+        "nap-cyclic  projection, a cycle of 5",
+        "baseline    plain",
+        "seed of all streams",
+    ):
+        assert expected in text
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    args = Args(seed=4, learning_rate=0.1, rewarm=Rewarm("every", 9))
+    run = Run.create(tmp_path / "run", config_to_dict(args), argv=["script.py"])
+    run.checkpoint(1, {})
+    run.interrupt(1)
+    return run.directory
+
+
+def test_resume_takes_the_recorded_flags(run_dir):
+    expected = Args(seed=4, learning_rate=0.1, rewarm=Rewarm("every", 9), resume=run_dir)
+    assert read("--resume", str(run_dir)) == expected
+    assert (
+        read(f"--resume={run_dir}", "--seed", "4", "--learning-rate", "1e-1") == expected
+    )
+    assert read("--resume", "None") == Args()
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--seed", "5"], ["--seed is 4", "5 was asked"]),
+        (["--learning_rate", "0.2"], ["--learning-rate is 0.1", "0.2 was asked"]),
+        (["--rewarm.every", "10"], ["--rewarm.every is 9", "10 was asked"]),
+        (["--rewarm.trigger", "never"], ["--rewarm.trigger is 'every'", "'never' was asked"]),  # a conflict, too
+        (["--seed", "0"], ["--seed is 4", "0 was asked"]),  # the script's default is a difference, too
+    ],
+)
+def test_resume_refuses_a_flag_that_differs(capsys, run_dir, words, named):
+    message = refused(capsys, "--resume", str(run_dir), *words)
+    assert all(part in message for part in named)
+
+
+def test_resume_refuses_presets_and_directories_without_a_run(capsys, run_dir, tmp_path):
+    assert "preset baseline" in refused(capsys, "baseline", "--resume", str(run_dir))
+    assert "no such directory" in refused(capsys, "--resume", str(tmp_path / "none"))
+    assert "no config.json" in refused(capsys, "--resume", str(tmp_path))
+    (run_dir / "config.json").write_text("{")
+    assert "not valid JSON" in refused(capsys, "--resume", str(run_dir))
+    (run_dir / "config.json").write_text("{}")
+    assert "missing keys" in refused(capsys, "--resume", str(run_dir))
+
+
+@given(
+    st.builds(
+        Args,
+        seed=st.integers(),
+        learning_rate=st.floats(allow_nan=False),
+        normalise=st.booleans(),
+        sizes=st.lists(st.integers()).map(tuple),
+        span=st.tuples(st.floats(allow_nan=False), st.text()),
+        data=st.sampled_from([Path("a/b"), Path("."), Path("/ä b")]),
+        resume=st.sampled_from([None, Path("x")]),
+        rewarm=st.sampled_from([Rewarm(), Rewarm("cusum"), Rewarm("every", 3)]),
+    )
+)
+def test_configuration_is_the_same_after_json(args):
+    assert config_from_dict(Args, json.loads(json.dumps(config_to_dict(args)))) == args
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": 1.5}, "seed is 1.5, which is not int"),
+        ({"seed": True}, "seed is True"),
+        ({"normalise": 1}, "normalise is 1"),
+        ({"sizes": [1, "2"]}, "sizes is '2'"),
+        ({"span": [1.0]}, "span"),
+        ({"data": 3}, "data is 3"),
+        ({"resume": 3}, "resume is 3"),
+        ({"rewarm": 3}, "rewarm is 3"),
+        ({"rewarm": {"trigger": "sometimes", "every": None}}, r"rewarm\.trigger is 'sometimes'"),
+        ({"rewarm": {"trigger": "never"}}, "missing keys in rewarm: every"),
+        ({"sede": 3}, "unknown keys: sede"),
+    ],
+)
+def test_configuration_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(RunError, match=message):
+        config_from_dict(Args, {**config_to_dict(Args()), **change})
+    with pytest.raises(RunError, match="missing keys: seed"):
+        config_from_dict(Args, {k: v for k, v in config_to_dict(Args()).items() if k != "seed"})
+
+
+def test_values_that_json_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match="data is a set"):
+        config_to_dict(replace(Args(), data={1}))

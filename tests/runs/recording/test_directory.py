@@ -1,0 +1,343 @@
+"""Run directories: what is written, what is refused, and that a resumed run reads as one that never stopped."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from runs.recording import Run, RunError, read_scalars, read_status
+from runs.recording import directory as directory_module
+from runs.recording import provenance as provenance_module
+from runs.recording.provenance import git_state, provenance
+
+CONFIG = {"seed": 3, "rewarm": {"trigger": "cusum"}}
+ARGV = [__file__, "--seed", "3"]
+ROOT = Path(__file__).parents[3]
+
+
+def create(directory):
+    return Run.create(directory, CONFIG, argv=ARGV)
+
+
+def events(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {t: [(e.step, e.value) for e in accumulator.Scalars(t)] for t in accumulator.Tags()["scalars"]}
+
+
+def as_screen(curves):
+    return {tag: [(s, float(np.float32(v))) for s, v in points] for tag, points in curves.items()}
+
+
+def test_a_finished_run_leaves_its_configuration_origin_and_numbers(tmp_path):
+    directory = tmp_path / "runs" / "one"
+    with create(directory) as run:
+        assert read_status(directory)["status"] == "running"
+        run.scalars({"losses/td_loss": 0.1, "charts/epsilon": 1}, 1)
+        run.scalar("losses/td_loss", np.float32(0.1), np.int64(2))
+        run.finish(2)
+    assert json.loads((directory / "config.json").read_text()) == CONFIG
+    record = json.loads((directory / "provenance.json").read_text())
+    assert record["command"] == ARGV and record["versions"]["torch"] == torch.__version__
+    assert {"python", "numpy", "gymnasium", "minatar", "ale-py", "tyro", "tensorboard", "rewarm"} < set(
+        record["versions"]
+    )
+    assert set(record["git"]) == {"revision", "dirty"} and record["threads"] == torch.get_num_threads()
+    assert read_status(directory)["status"] == "finished" and read_status(directory)["step"] == 2
+    assert read_status(directory)["table_bytes"] == (directory / "scalars.csv").stat().st_size
+    assert read_scalars(directory) == {
+        "losses/td_loss": [(1, 0.1), (2, 0.10000000149011612)],
+        "charts/epsilon": [(1, 1.0)],
+    }
+
+
+def test_values_round_trip_exactly_also_through_pandas(tmp_path):
+    values = [0.1, 1 / 3, 1e-300, -1e300, math.pi * 1e17, float("inf"), -float("inf"), float("nan"), 5e-324]
+    with create(tmp_path) as run:
+        for step, value in enumerate(values):
+            run.scalar("train/loss", value, step)
+        run.finish(len(values))
+    read = [v for _, v in read_scalars(tmp_path)["train/loss"]]
+    assert list(map(repr, read)) == list(map(repr, values))
+    frame = pandas.read_csv(tmp_path / "scalars.csv", converters={"value": float})
+    assert list(frame.columns) == ["step", "tag", "value"]
+    assert list(map(repr, map(float, frame["value"]))) == list(map(repr, values))
+
+
+def test_the_screen_shows_the_table(tmp_path):
+    with create(tmp_path) as run:
+        run.layout(["conv", "fc.0"])
+        for step in range(50):
+            run.scalars({"elr/fc.0": 1 / (step + 1), "charts/SPS": step * 1.5}, step)
+        run.finish(50)
+    assert events(tmp_path) == as_screen(read_scalars(tmp_path))
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.ones(2), np.ones(1), "1.0", None, 1j])
+def test_what_is_not_a_number_is_refused(tmp_path, value):
+    with create(tmp_path) as run, pytest.raises(ValueError, match="train/loss was given a"):
+        run.scalar("train/loss", value, 0)
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, True, None])
+def test_what_is_not_a_step_is_refused(tmp_path, step):
+    with create(tmp_path) as run, pytest.raises(ValueError, match="a step is a whole number"):
+        run.scalar("train/loss", 1.0, step)
+
+
+def test_an_undocumented_tag_is_refused(tmp_path):
+    with create(tmp_path) as run, pytest.raises(ValueError, match="losses/td_los"):
+        run.scalar("losses/td_los", 1.0, 0)
+
+
+def record(run, steps):
+    for step in steps:
+        run.scalars({"train/loss": math.sin(step), "train/accuracy": step / 7}, step)
+
+
+@pytest.mark.parametrize("torn", [0, 1, 7])
+def test_a_killed_and_resumed_run_reads_like_one_that_never_stopped(tmp_path, torn):
+    with create(tmp_path / "whole") as run:
+        record(run, range(30))
+        run.finish(30)
+    run = create(tmp_path / "killed")
+    record(run, range(10))
+    run.checkpoint(9, {"counter": 9, "rng": np.arange(3, dtype=np.uint32)})
+    record(run, range(10, 17))
+    run.flush()
+    run._lock.release()  # as the operating system does for a killed process; the status still says running
+    with open(tmp_path / "killed" / "scalars.csv", "ab") as table:
+        table.write(b"17,train/loss,0.12"[: torn * 2])
+    assert read_scalars(tmp_path / "killed")["train/loss"][-1][0] == 16  # the torn line is not read
+    with Run.resume(tmp_path / "killed", argv=["x.py", "--resume"]) as run:
+        state = run.take_state()
+        assert run.step == 9 and state["counter"] == 9 and state["rng"].dtype == np.uint32
+        with pytest.raises(RunError, match="taken before"):
+            run.take_state()
+        record(run, range(10, 30))
+        run.finish(30)
+    whole, resumed = ((tmp_path / name / "scalars.csv").read_bytes() for name in ("whole", "killed"))
+    assert whole == resumed
+    assert events(tmp_path / "killed") == events(tmp_path / "whole") == as_screen(read_scalars(tmp_path / "whole"))
+    sessions = json.loads((tmp_path / "killed" / "provenance.json").read_text())["resumed"]
+    assert [(s["step"], s["command"]) for s in sessions] == [(9, ["x.py", "--resume"])]
+
+
+def test_a_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
+    with create(tmp_path) as run:
+        record(run, range(5))
+        run.checkpoint(4, {"weights": 1})
+        record(run, range(5, 9))
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name}
+    with pytest.raises(KeyError), Run.resume(tmp_path) as run:
+        run.take_state()["biases"]
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name} == before
+    closed = Run.resume(tmp_path)
+    closed.interrupt(4)
+    with pytest.raises(RunError, match="is closed"):
+        closed.flush()
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix == ".csv" or "tfevents" in p.name} == before
+    with Run.resume(tmp_path) as run:
+        run.finish(4)
+    assert read_scalars(tmp_path)["train/loss"][-1][0] == 4
+
+
+def test_a_run_whose_files_cannot_be_opened_is_not_left_locked(tmp_path, monkeypatch):
+    with create(tmp_path) as run:
+        run.checkpoint(4, {})
+    monkeypatch.setattr(directory_module, "EventFile", lambda *_: (_ for _ in ()).throw(RunError("no room")))
+    run = Run.resume(tmp_path)
+    with pytest.raises(RunError, match="no room"):
+        run.finish(5)
+    monkeypatch.undo()
+    Run.resume(tmp_path).finish(4)
+
+
+def test_a_table_shorter_than_the_checkpoint_is_refused(tmp_path):
+    with create(tmp_path) as run:
+        record(run, range(5))
+        run.checkpoint(4, {})
+    os.truncate(tmp_path / "scalars.csv", 20)
+    with pytest.raises(RunError, match="lines are missing"):
+        Run.resume(tmp_path)
+
+
+def test_create_refuses_what_is_there_and_touches_nothing(tmp_path):
+    finished, unfinished, early, foreign = (tmp_path / name for name in ("finished", "unfinished", "early", "foreign"))
+    with create(finished) as run:
+        run.finish(7)
+    with create(unfinished) as run:
+        run.checkpoint(5, {})
+    with create(early) as run:
+        run.interrupt(2)
+    foreign.mkdir()
+    (foreign / "scalars.csv").write_text("mine")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
+    for directory, message in [
+        (finished, r"finished run \(step 7\); choose another"),
+        (unfinished, rf"unfinished run \(step 5\); continue it with --resume {unfinished}"),
+        (early, "before its first checkpoint; choose another"),
+        (foreign, "already holds scalars.csv"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            create(directory)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_create_leaves_other_files_alone(tmp_path):
+    (tmp_path / "stdout.log").write_text("launched")
+    with create(tmp_path) as run:
+        run.finish(0)
+    assert (tmp_path / "stdout.log").read_text() == "launched"
+
+
+def test_resume_refuses_with_one_line_each(tmp_path):
+    with create(tmp_path / "finished") as run:
+        run.checkpoint(5, {})
+        run.finish(8)
+    with create(tmp_path / "early") as run:
+        run.interrupt(1)
+    (tmp_path / "empty").mkdir()
+    with create(tmp_path / "damaged") as run:
+        run.checkpoint(1, {})
+    (tmp_path / "damaged" / "checkpoint.pt").write_bytes(b"rewarm-")
+    for name, message in [
+        ("finished", "already finished at step 8"),
+        ("early", "before its first checkpoint"),
+        ("empty", "no config.json"),
+        ("missing", "no such directory"),
+        ("damaged", "truncated"),
+    ]:
+        with pytest.raises(RunError, match=message) as caught:
+            Run.resume(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_block_marks_how_it_ended(tmp_path):
+    with pytest.raises(ZeroDivisionError), create(tmp_path / "error") as run:
+        run.scalar("train/loss", 1.0, 4)
+        raise ZeroDivisionError("by zero")
+    status = read_status(tmp_path / "error")
+    assert (status["status"], status["step"], status["message"]) == ("failed", 4, "ZeroDivisionError: by zero")
+    assert read_scalars(tmp_path / "error") == {"train/loss": [(4, 1.0)]}
+    with pytest.raises(KeyboardInterrupt), create(tmp_path / "ctrl-c"):
+        raise KeyboardInterrupt
+    assert read_status(tmp_path / "ctrl-c")["status"] == "interrupted"
+    with create(tmp_path / "left"):
+        pass
+    assert read_status(tmp_path / "left")["status"] == "interrupted"
+
+
+def test_a_closed_run_records_nothing_more(tmp_path):
+    run = create(tmp_path)
+    run.finish(0)
+    for call in (lambda: run.scalar("train/loss", 1.0, 1), lambda: run.checkpoint(1, {}), lambda: run.finish(1)):
+        with pytest.raises(RunError, match="is closed"):
+            call()
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from runs.recording import Run\n"
+        "run = Run.create(Path(sys.argv[1]), {}, argv=['x.py']); run.checkpoint(3, {}); print('open', flush=True)\n"
+        "time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
+    ) as first:
+        try:
+            assert first.stdout.readline() == "open\n"
+            for attempt in (lambda: Run.resume(tmp_path), lambda: create(tmp_path)):
+                with pytest.raises(RunError, match=rf"written by another process \(process {first.pid}\)"):
+                    attempt()
+        finally:
+            first.send_signal(signal.SIGKILL)
+    assert read_status(tmp_path)["status"] == "running"
+    Run.resume(tmp_path).finish(3)  # the lock died with its holder
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("full", [0, 1], ids=["table", "events"])
+def test_a_full_disk_while_recording_is_one_run_error(tmp_path, full, capfd):
+    run = create(tmp_path)
+    run.scalar("train/loss", 1.0, 0)
+    file = run._opened_files()[full].file
+    device = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(device, file._handle)
+    os.close(device)
+    with pytest.raises(RunError, match=f"in {tmp_path}: No space left"), run:
+        run.finish(1)
+    assert read_status(tmp_path)["status"] == "running"  # not finished: its numbers are not on the disk
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RunError, match="before its first checkpoint"):  # and no longer locked
+        create(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_one_run_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot make a run"):
+        create(tmp_path / "file" / "run")
+
+
+def test_git_missing_or_no_repository_is_unknown(tmp_path, monkeypatch):
+    assert provenance_module.git_state(tmp_path) == {"revision": "unknown", "dirty": None}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance_module.git_state(ROOT) == {"revision": "unknown", "dirty": None}
+
+
+def test_git_revision_and_changes_are_those_of_the_source_tree(tmp_path):
+    def git(*command):
+        who = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *command], check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    (tmp_path / "script.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    revision = git("rev-parse", "HEAD").strip()
+    assert provenance_module.git_state(tmp_path) == {"revision": revision, "dirty": False}
+    (tmp_path / "script.py").write_text("2")
+    assert provenance_module.provenance([str(tmp_path / "script.py")])["git"] == {"revision": revision, "dirty": True}
+
+
+def test_importing_brings_in_neither_tensorboard_nor_tyro():
+    code = "import sys, runs.recording; print([m for m in sys.modules if 'tensorboard' in m or m == 'tyro'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_provenance_keeps_the_local_version_of_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")  # pip's metadata may say 2.14.1 only
+    assert provenance(ARGV)["versions"]["torch"] == "2.14.1+cu130"
+
+
+def test_git_state_ignores_git_dir_and_reads_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    for name in ("ours", "other"):
+        subprocess.run(["git", "init", "-q", tmp_path / name], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.quotePath=false"]
+    commit = ["git", "-C", tmp_path / "ours", *identity, "commit", "-q", "--allow-empty", "-m", "first"]
+    subprocess.run(commit, check=True)
+    expected = git_state(tmp_path / "ours")
+    assert len(expected["revision"]) == 40 and expected["dirty"] is False
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert git_state(tmp_path / "ours") == expected
+    (tmp_path / "ours" / os.fsdecode(b"caf\xe9")).touch()
+    subprocess.run(["git", "-C", tmp_path / "ours", "config", "core.quotePath", "false"], check=True, env=without_git())
+    assert git_state(tmp_path / "ours")["dirty"] is True
+
+
+def without_git() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
