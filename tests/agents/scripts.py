@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import json
 import math
@@ -96,6 +97,27 @@ def kill_beyond(process: ScriptProcess, directory: Path, step: int, how: signal.
     return process.communicate(timeout=120)[0]
 
 
+def stop_at(monkeypatch: Any, step: int) -> None:
+    """A run in this process stops at this step as if it had been sent a signal."""
+    running = session.Session.running
+    monkeypatch.setattr(session.Session, "running", lambda self: running(self) and self.step < step)
+
+
+def edited(script: Path, folder: Path, *edits: tuple[str, str]) -> ModuleType:
+    """A copy of the script with each (old, new) replaced, imported; every old text must stand there once."""
+    source = script.read_text()
+    for old, new in edits:
+        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the script"
+        source = source.replace(old, new)
+    path = folder / f"my_{script.name}"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 def assert_same(a: Any, b: Any, where: str = "state") -> None:
     """Equal to the last bit, through dictionaries, lists, tensors and arrays."""
     assert type(a) is type(b), where
@@ -126,15 +148,19 @@ def videos(directory: Path) -> dict[str, int]:
 
 
 def unread_flags(script: ModuleType) -> list[str]:
-    """Flags that neither the script (outside the checks of Args) nor its session reads as args.<flag>.
+    """Flags that neither the script nor its session reads; that the checks of Args read them does not count.
 
     What a group does with its own flags is tested in tests/elr/test_flags.py and tests/envs/test_flags.py.
     """
     tree = ast.parse(inspect.getsource(script))
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "Args")]
-    nodes = [*ast.walk(tree), *ast.walk(ast.parse(inspect.getsource(session)))]
-    read = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-    return [field.name for field in dataclasses.fields(script.Args) if f"args.{field.name}" not in read]
+    (args,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    tree.body.remove(args)
+    conversions = [node for node in args.body if isinstance(node, ast.FunctionDef) and node.name != "__post_init__"]
+    read = set()
+    for name, parts in (("args", [tree, ast.parse(inspect.getsource(session))]), ("self", conversions)):
+        nodes = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Attribute)]
+        read |= {node.attr for node in nodes if ast.unparse(node.value) == name and isinstance(node.ctx, ast.Load)}
+    return [field.name for field in dataclasses.fields(script.Args) if field.name not in read]
 
 
 def assert_projected_in_bf16(fine: Path, coarse: Path, network: str) -> None:
