@@ -1,4 +1,4 @@
-"""Three games in turn, twice: does re-warming keep DQN as able to learn as a fresh agent?"""
+"""Three games in turn, twice: with re-warming, does DQN still learn as well as a fresh agent?"""
 
 from __future__ import annotations
 

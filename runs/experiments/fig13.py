@@ -1,4 +1,4 @@
-"""Fig. 13: where features move slowly, a second peak above the first closes more of the gap."""
+"""Fig. 13: with slow features, a second peak above the first closes more of the gap."""
 
 from __future__ import annotations
 

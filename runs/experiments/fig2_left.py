@@ -1,4 +1,4 @@
-"""Fig. 2, left: held at their norm, weights generalise at any decay; left free they do so late or never."""
+"""Fig. 2, left: with projection the network generalises at any weight decay; without, it does so late or never."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def flipped(result: Result) -> tuple[float, float]:
     tags = [tag for tag in result.scalars if tag.startswith("plasticity/flipped_fraction/")]
     before = [v for tag in tags for step, v in result.scalars[tag] if offset - 500 < step <= offset]
     after = [v for tag in tags for step, v in result.scalars[tag] if step > offset]
-    sizes = sum(before) / len(before), float(np.max(after))  # of NumPy's a nan survives
+    sizes = sum(before) / len(before), float(np.max(after))  # NumPy's max keeps a nan
     return defined(sizes[0], "the share flipped before", result), defined(sizes[1], "the largest share after", result)
 
 

@@ -1,4 +1,4 @@
-"""Fig. 4: projected and re-warmed, a network that saw part of the data first is no worse than a fresh one."""
+"""Fig. 4: with projection and re-warming, a warm-started network is as good as a fresh one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fig. 5, left: which layers may move decides whether the gap closes."""
+"""Fig. 5, left: the gap closes only if the features may change fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fig. 7: the same as Fig. 6 for Rainbow."""
+"""Fig. 7: as Fig. 6, for Rainbow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ EXPERIMENT = Experiment(
     rule=RULE,
     arms=list(atari_arms("rainbow_atari", "quick-high-utd").values()),
     scales={
-        # An update takes a core of an AMD EPYC 87 ms: 2M frames, below which most games rank nothing, twelve hours. So
-        # there is no scale `laptop`.
+        # There is no scale `laptop`: an update takes 87 ms on a core of an AMD EPYC, so 2M frames, the least that ranks
+        # arms on most games, take twelve hours.
         "smoke": Scale(
             seeds=(1,),
             estimate="3 min on two cores",
             flags={
-                "total_timesteps": 1_500,  # more than an episode, which is of some 900 steps at the beginning
+                "total_timesteps": 1_500,  # more than an episode, which has about 900 steps at first
                 "learning_starts": 1_300,
                 "buffer_size": 2_000,
                 "target_network_frequency": 100,

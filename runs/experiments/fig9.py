@@ -1,4 +1,4 @@
-"""Fig. 9: cycles of re-warming that do not know when the data grow close the gap as well."""
+"""Fig. 9: periodic re-warming closes the gap, too, although it is not timed to the growth of the data."""
 
 from __future__ import annotations
 

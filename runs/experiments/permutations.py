@@ -1,4 +1,4 @@
-"""The orders of actions or of channels change: does re-warming keep DQN as able to learn as a fresh agent?"""
+"""The order of actions or channels changes: with re-warming, does DQN still learn as well as a fresh agent?"""
 
 from __future__ import annotations
 

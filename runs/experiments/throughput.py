@@ -1,4 +1,4 @@
-"""What projection, meter and probe cost a whole agent in steps per second."""
+"""The cost of projection, meter and probe for a whole agent, in steps per second."""
 
 from __future__ import annotations
 

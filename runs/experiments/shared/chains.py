@@ -1,4 +1,4 @@
-"""What the chains share: arms, the rule of docs/chains.md, the verdict."""
+"""What the experiments with changing tasks share: arms, the rule of docs/chains.md, the verdict."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CLAIM = (
 
 
 def budget(visit: int, **flags: object) -> Flags:
-    """Three tasks, twice, of so many steps each."""
+    """Three tasks in turn, twice, `visit` steps each."""
     return {"shift.every_steps": visit, "total_timesteps": 6 * visit, "replay_ratio": 0.25, **flags}
 
 
 def decays(visit: int, **cusum: object) -> dict[str, Flags]:
-    """The rate of the arms that are re-warmed decays over one visit; what CUSUM's arm has besides."""
+    """The learning rate of the re-warmed arms decays over one visit; `cusum` are more flags of CUSUM's arm."""
     return {
         "chain-switch": {"schedule.period_steps": visit},
         "chain-cusum": {"schedule.period_steps": visit, **{f"rewarm.{name}": value for name, value in cusum.items()}},

@@ -18,7 +18,7 @@ PAPER_GAMES: dict[str, Flags] = {game: {"env_id": f"ALE/{game}-v5"} for game in 
 
 
 def atari_arms(script: str, prefix: str) -> dict[str, Arm]:
-    """The four arms by the presets of an Atari script."""
+    """The four arms, as presets of an Atari script."""
     return {name: Arm(name, script, f"{prefix}-{name}") for name in ARMS}
 
 

@@ -1,4 +1,4 @@
-"""What the rules of experiments have in common: runs paired by world and seed, and intervals of their differences."""
+"""What rules of experiments share: runs paired by task and seed, and intervals of their differences."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from runs.analysis.statistics import student_interval
+from runs.analysis.tables import mean_over_seeds
 from runs.sweeps.experiment import Outcome, Result
 
 Measure = Callable[[Result], float]
 Measured = Mapping[str, Mapping[tuple[str, int], float]]
-"""{arm: {(world, seed): value}}"""
+"""{arm: {(task, seed): value}}"""
 
 
 class Difference(NamedTuple):
@@ -25,7 +26,7 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the interval leaves out 0 on that side, 0 if it does not or there is none (n < 2)."""
+        """1 or -1 if the interval is above or below 0; 0 if it contains 0 or there is none (n < 2)."""
         return 0 if not abs(self.mean) > self.half else int(math.copysign(1, self.mean))
 
     def __str__(self) -> str:
@@ -35,35 +36,35 @@ class Difference(NamedTuple):
 
 
 def measured(results: Sequence[Result], measure: Measure) -> dict[str, dict[tuple[str, int], float]]:
-    """What `measure` says of every run.
+    """The measure of every run.
 
     Raises:
-        ValueError: it is not defined (nan) for one of them.
+        ValueError: it is undefined (nan) for one of them.
     """
-    found: dict[str, dict[tuple[str, int], float]] = {}
+    values: dict[str, dict[tuple[str, int], float]] = {}
     for result in results:
         value = measure(result)
-        if math.isnan(value):  # inf is a value: what never came
-            defined(value, "what it measures", result)
-        found.setdefault(result.arm, {})[result.world, result.seed] = value
-    return found
+        if math.isnan(value):  # inf is a value: an event that never came
+            defined(value, "the measure", result)
+        values.setdefault(result.arm, {})[result.world, result.seed] = value
+    return values
 
 
 def difference(values: Measured, arm: str, other: str) -> Difference:
-    """arm minus other over the worlds and seeds that both have.
+    """arm minus other, over the tasks and seeds that both have.
 
     Raises:
         ValueError: there is no such pair.
     """
     pairs = sorted(set(values.get(arm, {})) & set(values.get(other, {})))
     if not pairs:
-        raise ValueError(f"{arm} and {other} share no world and seed")
+        raise ValueError(f"{arm} and {other} share no task and seed")
     gaps = [values[arm][pair] - values[other][pair] for pair in pairs]
     return Difference(*student_interval(gaps), len(gaps))
 
 
 def decide(holds: bool, fails: bool) -> Outcome:
-    """The claim holds by the rule, fails by it, or neither."""
+    """The outcome: the claim holds by the rule, fails by it, or neither."""
     return "reproduced" if holds else "not reproduced" if fails else "undecided"
 
 
@@ -84,14 +85,14 @@ def last(result: Result, tag: str) -> float:
 
 
 def defined(value: float, what: str, result: Result) -> float:
-    """The value.
+    """The value itself.
 
     Raises:
         ValueError: it is nan or infinite.
     """
     if not math.isfinite(value):
         where = f" in {result.world}" if result.world else ""
-        raise ValueError(f"{what} is not defined for {result.arm}, seed {result.seed}{where}")
+        raise ValueError(f"{what} is undefined for {result.arm}, seed {result.seed}{where}")
     return value
 
 
@@ -101,7 +102,7 @@ def first_reaching(result: Result, tag: str, level: float) -> float:
 
 
 def end_return(result: Result, share: float = 0.1) -> float:
-    """Mean training return of the episodes that ended in the last `share` of the run's steps, nan if none did."""
+    """Mean training return of the episodes that ended in the last `share` of the run's steps; nan if none did."""
     episodes = result.scalars.get("charts/episodic_return", ())
     start = (1 - share) * result.config["total_timesteps"]
     values = [value for step, value in episodes if step > start]
@@ -109,26 +110,22 @@ def end_return(result: Result, share: float = 0.1) -> float:
 
 
 def per_world(values: Measured) -> dict[str, dict[tuple[str, int], float]]:
-    """Values divided by the mean of all arms and seeds in the same world, so that worlds weigh alike.
+    """Values divided by the mean over all arms and seeds of the same task, so that all tasks have the same weight.
 
     Raises:
-        ValueError: the mean of a world is not above 0.
+        ValueError: the mean of a task is not above 0.
     """
     worlds = {world for runs in values.values() for world, _ in runs}
     means = {w: float(np.mean([v for runs in values.values() for (x, _), v in runs.items() if x == w])) for w in worlds}
     for world, mean in means.items():
         if not mean > 0:
-            raise ValueError(f"the mean score in {world or 'this world'} is {mean}: shares of it say nothing")
+            raise ValueError(f"the mean score in {world or 'this task'} must be above 0 to divide by it, got {mean}")
     return {arm: {key: v / means[key[0]] for key, v in runs.items()} for arm, runs in values.items()}
 
 
 def mean_rows(values: Measured, *more: Measured) -> list[list[str]]:
-    """A line per arm: its name, n, and mean and interval of each measure."""
+    """A row per arm: its name, n, and mean and interval of each measure."""
     rows = []
     for arm, runs in values.items():
-        cells = []
-        for one in (values, *more):
-            mean, half = student_interval(list(one[arm].values()))
-            cells.append(f"{mean:.3g}" if math.isnan(half) else f"{mean:.3g} ± {half:.2g}")
-        rows.append([arm, str(len(runs)), *cells])
+        rows.append([arm, str(len(runs)), *(mean_over_seeds(list(one[arm].values())) for one in (values, *more))])
     return rows

@@ -1,4 +1,4 @@
-"""Every experiment: its commands are ones that the scripts take, and its rule decides as it is written."""
+"""Every experiment: the scripts accept its commands, and its rule decides as written."""
 
 import contextlib
 import dataclasses
@@ -19,20 +19,20 @@ def script(name):
 
 
 @pytest.mark.parametrize("name", names())
-def test_its_smoke_commands_are_accepted_by_the_scripts(name):
+def test_smoke_commands_are_accepted_by_the_scripts(name):
     for job in plan(load(name), "smoke", Path("logs")):
-        module, told = script(job.script), io.StringIO()
+        module, errors = script(job.script), io.StringIO()
         try:
-            with contextlib.redirect_stderr(told):
+            with contextlib.redirect_stderr(errors):
                 args = parse(module.Args, module.PRESETS, job.command()[2:])
         except SystemExit:
-            pytest.fail(f"{job.id}: {told.getvalue()}")
+            pytest.fail(f"{job.id}: {errors.getvalue()}")
         assert args.seed == job.seed and args.exp_name == job.arm and args.directory == job.directory
         assert args == changed(module.PRESETS[job.preset].args, {**job.flags, "directory": job.directory})
 
 
 def changed(args, flags):
-    """Flags over a preset, without the command line, which takes a second: unknown names and conflicts raise."""
+    """Flags over a preset, without the slow command line. Unknown names and conflicts raise."""
     groups = {}
     for name, value in flags.items():
         group, _, rest = name.partition(".")
@@ -45,7 +45,7 @@ def changed(args, flags):
 
 
 @pytest.mark.parametrize("name", names())
-def test_its_other_commands_have_flags_of_the_scripts_that_do_not_conflict(name):
+def test_flags_of_other_scales_exist_and_do_not_conflict(name):
     experiment = load(name)
     for scale in set(experiment.scales) - {"smoke"}:
         for job in plan(experiment, scale, Path("logs")):
@@ -55,7 +55,7 @@ def test_its_other_commands_have_flags_of_the_scripts_that_do_not_conflict(name)
 
 
 @pytest.mark.parametrize("name", names())
-def test_it_says_what_it_needs(name):
+def test_claim_rule_and_estimates_are_given(name):
     experiment = load(name)
     assert experiment.name == name and experiment.claim.endswith(".") and experiment.rule.endswith(".")
     assert {"smoke", "paper"} <= set(experiment.scales) and "smoke" not in experiment.judged
@@ -63,15 +63,15 @@ def test_it_says_what_it_needs(name):
     assert {"reproduced", "undecided"} <= set(re.findall(r"[Rr]eproduced|[Uu]ndecided", experiment.rule.lower()))
 
 
-def test_gpu_hours_are_those_of_the_runs_that_are_planned():
+def test_gpu_hours_match_the_planned_runs():
     assert guessed_gpu_hours(8, 1_800_000, 500) == (
         "2.0 GPU-hours if 8 runs of 1,800,000 updates make 500 a second, 4 on a GPU"
     )
     for name in names():
         experiment = load(name)
         for label, scale in experiment.scales.items():
-            if found := re.search(r"if (\d+) runs of", scale.estimate):
-                assert int(found.group(1)) == len(plan(experiment, label, Path("logs"))), (name, label)
+            if runs := re.search(r"if (\d+) runs of", scale.estimate):
+                assert int(runs.group(1)) == len(plan(experiment, label, Path("logs"))), (name, label)
             assert ("GPU-hours" in scale.estimate) == (scale.gpus > 0), (name, label)
 
 
@@ -81,7 +81,7 @@ def test_ids_are_unique_and_stable():
     assert "fig3/laptop/fig3-0.01-offset5000-s4" in ids and "fig6-high-utd/laptop/low--Breakout-s11" in ids
 
 
-# the rules, each outcome once, with numbers made up
+# every rule and outcome, with invented numbers
 
 
 def run(arm, seed=1, world="", config=None, **curves):
@@ -153,7 +153,7 @@ def test_fig3(high, low, rise, outcome):
         (math.nan, 0.2, "the last test/accuracy"),
         (1.0, math.nan, "the largest share after"),
     ):
-        with pytest.raises(ValueError, match=f"{what} is not defined for fig3-0.01-offset5000, seed 9"):
+        with pytest.raises(ValueError, match=f"{what} is undefined for fig3-0.01-offset5000, seed 9"):
             load("fig3").judge([*results, one("0.01", 9, accuracy, after)])
 
 

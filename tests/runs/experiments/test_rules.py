@@ -1,4 +1,4 @@
-"""Paired differences and the parts that rules are made of."""
+"""Paired differences and the building blocks of rules."""
 
 import math
 
@@ -13,7 +13,7 @@ def result(arm="a", world="", seed=1, config=None, **scalars):
     return Result(arm, world, seed, config or {}, {tag.replace("__", "/"): curve for tag, curve in scalars.items()})
 
 
-def test_differences_are_paired_by_world_and_seed():
+def test_differences_are_paired_by_task_and_seed():
     values = {"a": {("x", 1): 3.0, ("x", 2): 5.0, ("y", 1): 9.0}, "b": {("x", 2): 1.0, ("x", 1): 2.0, ("z", 1): 0.0}}
     one = rules.difference(values, "a", "b")
     assert one.mean == 2.5 and one.n == 2
@@ -22,10 +22,10 @@ def test_differences_are_paired_by_world_and_seed():
     assert rules.difference(values, "b", "a").mean == -2.5
 
 
-def test_a_difference_without_pairs_and_a_measure_that_is_not_defined_are_refused():
-    with pytest.raises(ValueError, match="a and b share no world and seed"):
+def test_differences_without_pairs_and_undefined_measures_are_refused():
+    with pytest.raises(ValueError, match="a and b share no task and seed"):
         rules.difference({"a": {("", 1): 0.0}, "b": {("", 2): 0.0}}, "a", "b")
-    with pytest.raises(ValueError, match="not defined for a, seed 3 in x"):
+    with pytest.raises(ValueError, match="undefined for a, seed 3 in x"):
         rules.measured([result(seed=2, gap=[(1, 0.0)]), result(world="x", seed=3)], lambda run: rules.last(run, "gap"))
 
 
@@ -33,7 +33,7 @@ def test_a_difference_without_pairs_and_a_measure_that_is_not_defined_are_refuse
     ("mean", "half", "sign"),
     [(2.0, 1.0, 1), (-2.0, 1.0, -1), (1.0, 1.0, 0), (-0.5, 1.0, 0), (9.0, math.nan, 0), (0.0, 0.0, 0)],
 )
-def test_the_sign_of_a_difference_needs_an_interval_that_leaves_out_zero(mean, half, sign):
+def test_sign_is_zero_if_the_interval_contains_zero(mean, half, sign):
     assert Difference(mean, half, 3).sign == sign
 
 
@@ -57,7 +57,7 @@ def test_first_reaching_and_last():
     assert rules.first_reaching(run, "none", 0.0) == math.inf
     assert rules.last(run, "acc") == 0.5
     for tag, curve in (("none", []), ("nan", [(1, math.nan)]), ("inf", [(1, math.inf)])):
-        with pytest.raises(ValueError, match=f"the last {tag} is not defined for"):
+        with pytest.raises(ValueError, match=f"the last {tag} is undefined for"):
             rules.last(result(**{tag: curve}), tag)
 
 
@@ -67,10 +67,10 @@ def test_end_return_is_the_mean_of_episodes_that_ended_in_the_last_tenth():
     assert math.isnan(rules.end_return(result(config={"total_timesteps": 100}, charts__episodic_return=[(5, 1.0)])))
 
 
-def test_worlds_weigh_alike():
+def test_tasks_have_the_same_weight():
     values = {"a": {("x", 1): 10.0, ("y", 1): 300.0}, "b": {("x", 1): 30.0, ("y", 1): 100.0}}
     assert rules.per_world(values) == {"a": {("x", 1): 0.5, ("y", 1): 1.5}, "b": {("x", 1): 1.5, ("y", 1): 0.5}}
-    with pytest.raises(ValueError, match="mean score in x is 0"):
+    with pytest.raises(ValueError, match="mean score in x must be above 0 to divide by it, got 0"):
         rules.per_world({"a": {("x", 1): 0.0}})
 
 
