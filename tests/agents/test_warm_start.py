@@ -18,8 +18,8 @@ from agents.warm_start import Args, Minibatches, NapArgs, Pixels, ProbeArgs, Rew
 from elr.scale_invariance import check_scale_invariance
 from elr.weights import scalable_weights
 from envs.images import Images, load_images
-from runs.experiment import Result
-from runs.experiments._warm_start import gap
+from runs.experiments.shared.warm_start import gap
+from runs.sweeps.experiment import Result
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
 from tests.agents.scripts import assert_same, finish, kill_beyond
