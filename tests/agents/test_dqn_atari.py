@@ -1,32 +1,38 @@
-"""The shipped DQN for Atari: replay memory, loss, flags, presets, resuming; learning is in test_catch_learning.py."""
+"""The shipped DQN for Atari: network, loss, flags, presets, runs; its learning is in test_catch_learning.py."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import inspect
-import math
 import shlex
 import signal
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from agents import dqn_atari as script
-from agents.dqn_atari import PRESETS, Args, NewestErrors, QNetwork, ReplayMemory, gradient
-from runs.recording import Pieces, RunError, load_checkpoint, parse, read_scalars, read_status
+from agents.dqn_atari import PRESETS, Args, QNetwork, td_gradient
+from elr.interventions import reset_
+from envs.replay import FrameMemory
+from envs.worlds import ScreenWorld
+from runs.recording import RunError, load_checkpoint, parse, read_scalars, read_status
 from runs.recording.video import MAX_FRAMES
+from runs.training import Session
 from tests.agents import scripts
 
-SCRIPT = Path(__file__).parents[2] / "agents" / "dqn_atari.py"
+SCRIPT = Path(script.__file__)
+CPU = torch.device("cpu")
 TINY = {
-    "env_id": "rewarm/Catch-v0", "total_timesteps": 260, "learning_starts": 100, "buffer_size": 200, "batch_size": 4,
-    "eval_every": 130, "eval_episodes": 1, "log_every": 20, "checkpoint_every": 60, "exploration_steps": 200,
-    "target_network_frequency": 40, "probe": script.ProbeArgs(every=10, size=8, meter_every=8),
+    "env_id": "rewarm/Catch-v0", "total_timesteps": 160, "learning_starts": 80, "buffer_size": 120, "batch_size": 4,
+    "eval_every": 0, "log_every": 20, "checkpoint_every": 60, "exploration_steps": 120, "target_network_frequency": 20,
+    "probe": script.ProbeArgs(every=5, size=8, meter_every=4),
 }  # fmt: skip
+EVALUATED = {"eval_every": 80, "eval_episodes": 2}
+UNSEEN = script.ProbeArgs(every=0, meter_every=0)
+PROJECTED = {"network": "normalised", "nap": script.NapArgs(enabled=True)}
 
 
 def tiny(directory, **changes):
@@ -34,200 +40,32 @@ def tiny(directory, **changes):
 
 
 def recorded(directory):
-    """Every scalar but the speed."""
+    """Every scalar except the speed."""
     return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
 
 
-# the replay memory
+def saved(directory):
+    return load_checkpoint(directory / "checkpoint.pt")["state"]
 
 
-class Lane:
-    """What happened in one copy, kept whole: a literal replay memory without an end."""
-
-    def __init__(self):
-        self.steps: list[dict] = []
-
-    def after(self, t, n, gamma):
-        """(R, discount, next state) from step t, or None while the step that decides it has not been made."""
-        total = 0.0
-        for k in range(n):
-            step = self.steps[t + k] if t + k < len(self.steps) else None
-            if step is None:
-                return None
-            total += gamma**k * step["reward"]
-            if step["terminal"]:
-                return total, 0.0, None
-            if step["truncated"]:
-                return total, gamma ** (k + 1), step["final"]
-        if t + n >= len(self.steps):
-            return None
-        return total, gamma**n, self.steps[t + n]["obs"]
+def run(directory, **changes):
+    """The scalars and the last state of a short run."""
+    script.main(tiny(directory, **changes))
+    return recorded(directory), saved(directory)
 
 
-def play(memory, copies, steps, seed=0, ends=0.1):
-    """Random frames, rewards and ends; yields after each step the lanes, and which step is in which slot."""
-    rng = np.random.default_rng(seed)
-    frame = lambda: rng.integers(1, 256, (84, 84), dtype=np.uint8)  # noqa: E731
-    stacks = np.zeros((copies, 4, 84, 84), np.uint8)
-    stacks[:, -1] = [frame() for _ in range(copies)]
-    lanes, where = [Lane() for _ in range(copies)], {}
-    for _ in range(steps):
-        obs, actions = stacks.copy(), rng.integers(5, size=copies)
-        rewards = rng.normal(size=copies).astype(np.float32)
-        terminated = rng.random(copies) < ends
-        truncated = (rng.random(copies) < ends) & ~terminated
-        life_lost = (rng.random(copies) < ends) & ~terminated & ~truncated
-        final = np.roll(stacks, -1, axis=1)
-        final[:, -1] = [frame() for _ in range(copies)]
-        terminal = terminated | life_lost
-        slots = memory.add(obs, actions, rewards, terminal, truncated, terminated | truncated, final)
-        for e, lane in enumerate(lanes):
-            where[int(slots[e])] = e, len(lane.steps)
-            parts = {"obs": obs, "action": actions, "reward": rewards, "terminal": terminal, "truncated": truncated}
-            lane.steps.append({name: part[e] for name, part in (parts | {"final": final}).items()})
-        stacks = final.copy()
-        for e in np.flatnonzero(terminated | truncated):
-            stacks[e], stacks[e, -1] = 0, frame()
-        yield lanes, where
-
-
-@pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("n", [1, 3])
-def test_what_is_sampled_is_what_happened(n, copies):
-    """Against every step kept whole, while the ring wraps several times, through terminal, truncated and lost lives."""
-    memory, rows = ReplayMemory(31 * copies, copies, 0.9, n), 0
-    for t, (lanes, where) in enumerate(play(memory, copies, 150), start=1):
-        if t % 10:
-            continue
-        slots = np.arange(31 * copies)
-        alone = [memory.valid(slots[k : k + 1]).item() for k in range(len(slots))]
-        slots = slots[memory.valid(slots)]
-        assert slots.tolist() == np.flatnonzero(alone).tolist()  # however close a look was taken
-        obs, actions, returns, next_obs, discounts = memory.gather(slots)
-        for i, slot in enumerate(slots):
-            e, step = where[int(slot)]
-            total, discount, state = lanes[e].after(step, n, 0.9)
-            assert np.array_equal(obs[i], lanes[e].steps[step]["obs"]) and actions[i] == lanes[e].steps[step]["action"]
-            assert returns[i] == pytest.approx(total, abs=1e-5) and discounts[i] == pytest.approx(discount, abs=1e-6)
-            assert state is None or np.array_equal(next_obs[i], state)
-        rows += len(slots)
-    assert rows > 150 * copies and len(memory) == 31 * copies
-
-
-def test_everything_that_can_be_known_is_valid():
-    """Before the ring wraps, a step is invalid only while what follows is unknown."""
-    memory = ReplayMemory(1000, 2, 0.9, 3)
-    *_, (lanes, where) = play(memory, 2, 120)
-    slots = np.array(sorted(where))
-    known = [lanes[where[s][0]].after(where[s][1], 3, 0.9) is not None for s in slots.tolist()]
-    assert memory.valid(slots).tolist() == known
-    assert [memory.valid(slots[k : k + 1]).item() for k in range(len(slots))] == known  # alone, most need no close look
-    others = np.setdiff1d(np.arange(1000), slots)
-    assert not any(memory.valid(others[k : k + 1]).any() for k in range(len(others)))
-    assert not memory.valid(others).any()  # states to bootstrap from, and what was never written
-
-
-def test_sampling_is_uniform_over_the_valid():
-    memory = ReplayMemory(40, 2, 0.9)
-    for _ in play(memory, 2, 60):
-        pass
-    slots = np.arange(40)
-    valid, rng = slots[memory.valid(slots)], np.random.default_rng(1)
-    memory.gather = lambda chosen: chosen
-    drawn = np.concatenate([memory.sample(32, rng) for _ in range(400)])
-    counts = np.bincount(drawn, minlength=40)
-    assert counts[np.setdiff1d(slots, valid)].sum() == 0
-    expected = len(drawn) / len(valid)
-    chi2 = float((((counts[valid] - expected) ** 2) / expected).sum())
-    assert chi2 < len(valid) + 4 * math.sqrt(2 * len(valid))  # mean and deviation of chi-squared
-
-
-def test_a_memory_without_a_known_transition_says_so():
-    memory = ReplayMemory(40, 1, 0.9)
-    next(play(memory, 1, 1, ends=0.0))
-    with pytest.raises(RunError, match="holds no transition"):
-        memory.sample(1, np.random.default_rng(0))
-
-
-def test_cleared_it_holds_nothing_of_before():
-    memory = ReplayMemory(50, 1, 0.9)
-    game = play(memory, 1, 60, ends=0.05)
-    for _ in range(30):
-        next(game)
-    memory.clear()
-    assert len(memory) == 0 and not memory.valid(np.arange(50)).any()
-    for _ in range(20):
-        _, where = next(game)
-    valid = np.flatnonzero([memory.valid(np.array([slot])).item() for slot in range(50)])
-    assert len(valid) and all(where[int(slot)][1] >= 30 for slot in valid)
-
-
-def test_saved_in_pieces_it_comes_back_exactly_and_nothing_is_written_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "PIECE_ROWS", 16)
-    pieces, memory = Pieces(tmp_path / "pieces"), ReplayMemory(60, 2, 0.9, 2)
-    written = {}
-    for t, _ in enumerate(play(memory, 2, 100), start=1):
-        if t % 9 == 0:
-            state = memory.save(pieces)
-            pieces.keep_only(name for name, *_ in memory.pieces)
-            for path in (tmp_path / "pieces").iterdir():
-                stamp = path.stat().st_mtime_ns
-                assert written.setdefault(path.name, stamp) == stamp  # a piece is never touched again
-            other = ReplayMemory(60, 2, 0.9, 2)
-            other.load(state, pieces)
-            slots = np.arange(60)
-            assert np.array_equal(other.valid(slots), memory.valid(slots)) and memory.valid(slots).any()
-            for one, two in zip(*(m.gather(slots[m.valid(slots)]) for m in (memory, other)), strict=True):
-                assert np.array_equal(one, two)
-            scripts.assert_same(other.save(pieces), memory.save(pieces))
-    assert len(written) > len(list((tmp_path / "pieces").iterdir()))  # old pieces have gone
-
-
-def test_a_memory_of_another_shape_is_refused(tmp_path):
-    memory = ReplayMemory(40, 2, 0.9)
-    state = memory.save(Pieces(tmp_path))
-    for capacity, copies in ((60, 2), (40, 1)):
-        with pytest.raises(RunError, match="another shape"):
-            ReplayMemory(capacity, copies, 0.9).load(state, Pieces(tmp_path))
-
-
-def test_episodes_that_cannot_be_gone_on_with_end_truncated():
-    memory = ReplayMemory(60, 2, 0.9)
-    for _ in play(memory, 2, 20, ends=0.0):
-        pass
-    seen = np.full((2, 4, 84, 84), 7, np.uint8)
-    assert not memory.valid(np.array([19, 30 + 19])).any()
-    memory.cut(seen)
-    obs, _, _, next_obs, discounts = memory.gather(np.array([19, 30 + 19]))
-    assert memory.valid(np.array([19, 30 + 19])).all() and not memory.valid(np.array([20, 50])).any()
-    assert (next_obs[:, -1] == 7).all() and np.array_equal(next_obs[:, :-1], obs[:, 1:])
-    assert discounts.tolist() == pytest.approx([0.9, 0.9])
-    memory.cut(seen)  # nothing runs any more
-    assert len(memory) == 42
-
-
-def test_a_million_transitions_take_under_eight_gigabytes_and_nothing_before_they_come():
-    memory = ReplayMemory(1_000_000, 1, 0.99)
-    arrays = [value for value in vars(memory).values() if isinstance(value, np.ndarray)]
-    assert 7.05e9 < sum(array.nbytes for array in arrays) < 7.1e9
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 if Path("/proc/self/statm").exists() else 0
-    assert resident < 3e9
-
-
-# network, loss, errors
+# network and loss
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_networks_sizes_are_those_published(normalised):
+def test_the_network_has_the_published_sizes(normalised):
     network = QNetwork(6, normalised)
-    weights = [w for name, w in network.named_parameters() if w.dim() > 1]
-    assert [tuple(w.shape) for w in weights][:5] == [
-        (32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)
-    ] or normalised  # fmt: skip
-    plain = sum(p.numel() for p in QNetwork(6).parameters())
-    assert plain == 8224 + 32832 + 36928 + 1606144 + 3078
+    shapes = {name: tuple(w.shape) for name, w in network.named_parameters() if w.dim() > 1 and "norm" not in name}
+    assert list(shapes.values()) == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
+    plain = 8224 + 32832 + 36928 + 1606144 + 3078
     gains = 2 * (32 * 20 * 20 + 64 * 9 * 9 + 64 * 7 * 7 + 512)
-    assert sum(p.numel() for p in network.parameters()) == plain + normalised * (gains - 32 - 64 - 64 - 512)
+    biases = 32 + 64 + 64 + 512
+    assert sum(p.numel() for p in network.parameters()) == plain + normalised * (gains - biases)
 
 
 def test_pixels_are_divided_by_255():
@@ -248,113 +86,19 @@ def constant_network(values):
 
 @pytest.mark.parametrize("double_q, bootstrapped", [(False, 20.0), (True, 10.0)])
 def test_td_error_by_hand(double_q, bootstrapped):
-    """Q = (2, 1), Q' = (10, 20): the maximum is 20, the online network's choice, action 0, is worth 10."""
+    """Q = (2, 1), Q' = (10, 20): the maximum is 20; the online network chooses action 0, which is worth 10."""
     online, target = constant_network([2.0, 1.0]), constant_network([10.0, 20.0])
     obs = np.zeros((2, 4, 84, 84), np.uint8)
     batch = [obs, np.array([1, 0]), np.array([0.5, 1.0]), obs, np.array([0.9**3, 0.0])]
-    loss, q = gradient(online, target, batch, double_q)
+    loss, q = td_gradient(online, target, batch, double_q=double_q)
     errors = np.array([1.0 - (0.5 + 0.9**3 * bootstrapped), 2.0 - 1.0])
-    assert loss.item() == pytest.approx((errors**2).mean(), rel=1e-12) and q.tolist() == [1.0, 2.0]
+    assert loss.item() == pytest.approx((errors**2).mean(), rel=1e-12)
+    assert q.tolist() == [1.0, 2.0]
     np.testing.assert_allclose(online.head.bias.grad, [errors[1], errors[0]], rtol=1e-12)
     assert all(p.grad is None for p in target.parameters())
 
 
-def test_the_newest_errors_by_hand():
-    newest = NewestErrors(0.5, 2)
-    newest.act(np.array([3.0, 1.0]), np.array([2.0, 1.0]))
-    assert newest.read() == 0.0  # no transition yet
-    newest.step(np.array([1.0, -1.0]), np.array([False, True]), np.array([False, False]))
-    assert newest.read() == (-1 - 1.0) ** 2  # the terminal one: r - Q
-    newest.act(np.array([4.0, 9.0]), np.array([4.0, 8.0]))
-    assert newest.read() == (1 + 0.5 * 4 - 2.0) ** 2  # copy 1 began anew
-    newest.step(np.array([0.0, 0.0]), np.array([False, False]), np.array([True, False]))
-    newest.act(np.array([5.0, 5.0]), np.array([5.0, 5.0]))
-    assert newest.read() == (0 + 0.5 * 5 - 8.0) ** 2  # copy 0 was truncated: left out
-    again = NewestErrors(0.5, 2)
-    newest.step(np.array([1.0, 2.0]), np.array([True, False]), np.array([False, False]))
-    again.load_state_dict(newest.state_dict())
-    scripts.assert_same(again.state_dict(), newest.state_dict())
-    again.cut()
-    again.act(np.array([1.0, 1.0]), np.array([1.0, 1.0]))
-    assert again.read() == (1 - 5.0) ** 2  # of the terminal one alone
-
-
-# flags
-
-
-def test_every_flag_is_read():
-    groups = {f.name: type(getattr(Args(), f.name)) for f in dataclasses.fields(Args) if "." not in f.name}
-    groups = {name: kind for name, kind in groups.items() if dataclasses.is_dataclass(kind)}
-    short_for = {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch", "nap": "nap", "probe": "probe"}
-    assert scripts.unread_flags(script, groups, short_for) == []
-
-
-@pytest.mark.parametrize(
-    "words, named",
-    [
-        ("--nap.enabled", ["--nap.enabled", "--network normalised"]),
-        ("--nap.every 3", ["--nap.every", "--nap.enabled"]),
-        ("--num-envs 3", ["--buffer-size", "--num-envs"]),
-        ("--num-envs 8 --checkpoint-every 50", ["--checkpoint-every", "--num-envs"]),
-        ("--reset.layers head", ["--reset.layers", "--reset.at-steps"]),
-        ("--reset.at-steps 5 3", ["--reset.at-steps"]),
-        ("--reset.at-steps 20000000", ["--reset.at-steps", "--total-timesteps"]),
-        ("--rewarm.trigger every", ["--rewarm.trigger", "--schedule.kind"]),
-        ("--shift.kind modes --shift.every-steps 100", ["--shift.kind modes", "--shift.values"]),
-        ("--eval-every 0 --eval-epsilon 0.1", ["--eval-epsilon", "--eval-every"]),
-        ("--eval-every 0 --record-video", ["--record-video", "--eval-every 0"]),
-        ("--weight-decay -1", ["--weight-decay"]),
-        ("--learning-rate 1e-7 --schedule.kind cyclic", ["--schedule.low", "--learning-rate"]),
-        ("--device cuda", ["--device"]),
-    ],
-)
-def test_flags_that_contradict_or_do_nothing_are_refused_by_name(words, named, capsys):
-    if "cuda" in words and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(SystemExit) as end:
-        parse(Args, PRESETS, shlex.split(words))
-    message = capsys.readouterr().err.strip()
-    assert end.value.code == 2 and "\n" not in message and all(name in message for name in named), message
-
-
-@pytest.mark.parametrize(
-    "changes, named",
-    [
-        ({"env_id": "ALE/Pongg-v5"}, "ALE/Pong-v5"),
-        ({"env_id": "ALE/Pong-v5", "shift": script.ShiftArgs("modes", every_steps=50, values=(0, 77))}, "no mode 77"),
-        ({"shift": script.ShiftArgs("modes", every_steps=50, values=(0, 1))}, "mode"),
-        ({"env_threads": 1}, "threads"),
-    ],
-)
-def test_worlds_that_do_not_exist_are_one_line(tmp_path, changes, named):
-    with pytest.raises(RunError, match=named):
-        script.main(tiny(tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_papers_arms():
-    """arXiv:2507.20057, App. A.3: rates, cycles, budget."""
-    arms = {name: PRESETS[f"high-utd-{name}"].args for name in ("baseline", "low", "cyclic", "cyclic-annealed")}
-    for args in arms.values():
-        assert (args.replay_ratio, args.adam_eps, args.total_timesteps, args.network) == (
-            1,
-            1.5e-4,
-            50_000_000,
-            "plain",
-        )
-        assert not args.nap.enabled and args.weight_decay == 0
-    assert [arms[name].learning_rate for name in arms] == [6.25e-5, 1e-6, 6.25e-5, 6.25e-5]
-    assert arms["cyclic"].schedule == script.ScheduleArgs("cyclic", 1e-6, 1_000_000, 0.1, 10)
-    for name, frames in (("cyclic-annealed", 40), ("cyclic-annealed-8M", 8), ("cyclic-annealed-20M", 20)):
-        schedule = PRESETS[f"high-utd-{name}"].args.schedule
-        assert schedule.kind == "cyclic-then-constant" and schedule.low == 1e-6
-        assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
-    assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
-    quick = PRESETS["quick-high-utd-cyclic-annealed"].args
-    assert quick.total_timesteps * 100 == 50_000_000 and quick.schedule.period_steps * 100 == 1_000_000
-
-
-def test_weight_decay_is_decoupled(tmp_path):
+def test_weight_decay_is_decoupled():
     network = QNetwork(3)
     optimizer = script.make_optimizer(network, Args(weight_decay=0.5, learning_rate=0.1))
     before = network.head.weight.detach().clone()
@@ -364,196 +108,394 @@ def test_weight_decay_is_decoupled(tmp_path):
     torch.testing.assert_close(network.head.weight.detach(), before * (1 - 0.1 * 0.5))
 
 
+@pytest.mark.parametrize("layers", ["head", "dense", "all"])
+@pytest.mark.parametrize("network", ["plain", "normalised"])
+def test_a_reset_renews_its_layers_and_their_moments_alone(layers, network):
+    args = Args(network=network, reset=script.ResetArgs((5,), layers))
+    ours, fresh = (script.make_network(3, args, seed, CPU) for seed in (1, 2))
+    optimizer = script.make_optimizer(ours, args)
+    for p in ours.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    named = {"head": ours.heads, "dense": ours.dense, "all": None}[layers]
+    reset_(ours, fresh, modules=named, optimizer=optimizer, moments="reset")
+    renewed = {"head": ["head."], "dense": ["head.", "hidden.", "hidden_norm."], "all": [""]}[layers]
+    for (name, p), q in zip(ours.named_parameters(), fresh.parameters(), strict=True):
+        new = any(name.startswith(start) for start in renewed)
+        assert torch.equal(p, q) == new, name
+        assert (optimizer.state[p]["exp_avg"].abs().sum() == 0) == new
+        assert (optimizer.state[p]["step"] == 0) == new
+
+
+# flags and presets
+
+
+def test_every_flag_is_read():
+    assert scripts.unread_flags(script) == []
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        # one of each group: its check is called
+        ("--nap.every 3", ["--nap.every", "--nap.enabled"]),
+        ("--nap.enabled", ["--nap.enabled", "--network normalised"]),
+        ("--learning-rate 1e-7 --schedule.kind cyclic", ["--schedule.low", "--learning-rate"]),
+        ("--schedule.kind cyclic --schedule.period-steps 3", ["--schedule.period-steps must be at least 4"]),
+        ("--rewarm.trigger every", ["--rewarm.trigger", "--schedule.kind"]),
+        ("--shift.kind modes --shift.every-steps 100", ["--shift.kind modes", "--shift.values"]),
+        ("--shift.kind rewards --shift.every-steps 99 --shift.values 1 9", ["--shift.values", "--clip-rewards"]),
+        ("--env-id rewarm/Catch-v0 --env-threads 2", ["--env-id", "--env-threads"]),
+        ("--switch.replay clear", ["--switch.replay", "--shift.kind none"]),
+        ("--reset.layers head", ["--reset.layers", "--reset.at-steps"]),
+        ("--probe.every 0 --probe.size 9", ["--probe.size", "--probe.every 0"]),
+        # the script's own
+        ("--num-envs 3", ["--buffer-size", "--num-envs"]),
+        ("--num-envs 8 --checkpoint-every 50", ["--checkpoint-every", "--num-envs"]),
+        ("--buffer-size 6 --batch-size 4 --n-step 2", ["--buffer-size 6", "--n-step 2"]),
+        ("--batch-size 64 --buffer-size 32", ["--batch-size 64", "--buffer-size 32"]),
+        ("--learning-starts 5 --n-step 3 --num-envs 2", ["--learning-starts 5", "--n-step 3", "--num-envs 2"]),
+        ("--total-timesteps 20000", ["--learning-starts 20000", "--total-timesteps 20000"]),
+        ("--start-e 0.1 --end-e 0.2", ["--start-e", "--end-e"]),
+        ("--gamma 1", ["--gamma 1"]),
+        ("--eval-epsilon 2", ["--eval-epsilon 2"]),
+        ("--eval-every 0 --eval-epsilon 0.1", ["--eval-epsilon", "--eval-every"]),
+        ("--eval-every 0 --record-video", ["--record-video", "--eval-every 0"]),
+        ("--weight-decay -1", ["--weight-decay"]),
+        ("--device abacus", ["--device", "abacus"]),
+        # where groups meet the script's flags
+        ("chain-cusum --learning-starts 3 --num-envs 2", ["--learning-starts 3", "--rewarm.trigger cusum"]),
+        ("chain-fresh --learning-starts 5000000", ["--learning-starts 5000000", "--switch"]),
+        (
+            "chain-plain --switch.exploration restart --end-e 0.1 --start-e 0.1",
+            ["--switch.exploration", "--start-e", "--end-e"],
+        ),
+    ],
+)  # fmt: skip
+def test_flags_that_contradict_or_do_nothing_are_refused_by_name(words, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Args, PRESETS, shlex.split(words))
+    message = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert "\n" not in message
+    assert all(name in message for name in named), message
+
+
+def test_what_is_next_to_a_refusal_is_accepted():
+    Args(learning_starts=6, n_step=3, num_envs=2)
+    Args(replay_ratio=1e-5)  # a period of less than one update, but the rate is constant
+    Args(nap=script.NapArgs(enabled=True, allow_scale_dependent=True))
+    Args(shift=script.ShiftArgs("rewards", every_steps=99, values=(1.0, 9.0)), clip_rewards=False)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"env_id": "ALE/Pongg-v5"}, "ALE/Pong-v5"),
+        ({"env_id": "ALE/Pong-v5", "shift": script.ShiftArgs("modes", every_steps=50, values=(0, 77))}, "no mode 77"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_what_does_not_exist_is_one_line_and_nothing_is_written(tmp_path, changes, named):
+    with pytest.raises(RunError, match=named):
+        script.main(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_arms():
+    """arXiv:2507.20057, App. A.3: rates, cycles, budget."""
+    arms = {name: PRESETS[f"high-utd-{name}"].args for name in ("baseline", "low", "cyclic", "cyclic-annealed")}
+    for args in arms.values():
+        assert (args.replay_ratio, args.adam_eps, args.total_timesteps) == (1, 1.5e-4, 50_000_000)
+        assert (args.network, args.nap.enabled, args.weight_decay) == ("plain", False, 0)
+    assert [arms[name].learning_rate for name in arms] == [6.25e-5, 1e-6, 6.25e-5, 6.25e-5]
+    assert arms["cyclic"].schedule == script.ScheduleArgs("cyclic", 1e-6, 1_000_000, 0.1, 10)
+    for name, frames in (("cyclic-annealed", 40), ("cyclic-annealed-8M", 8), ("cyclic-annealed-20M", 20)):
+        schedule = PRESETS[f"high-utd-{name}"].args.schedule
+        assert (schedule.kind, schedule.low) == ("cyclic-then-constant", 1e-6)
+        assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
+    assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
+
+
+def test_quick_arms_have_a_hundredth_of_the_budget():
+    arms = [name for name in PRESETS if name.startswith("quick-")]
+    assert len(arms) == 4
+    for name in arms:
+        whole, quick = PRESETS[name.removeprefix("quick-")].args, PRESETS[name].args
+        assert quick.total_timesteps * 100 == whole.total_timesteps
+        assert (quick.replay_ratio, quick.learning_rate) == (whole.replay_ratio, whole.learning_rate)
+        assert (quick.schedule.kind, quick.schedule.cycles) == (whole.schedule.kind, whole.schedule.cycles)
+        if whole.schedule.kind != "constant":
+            assert quick.schedule.period_steps * 100 == whole.schedule.period_steps
+
+
+def test_every_preset_parses_and_differs():
+    parsed = {name: parse(Args, PRESETS, [name, "--seed", "5"]) for name in ("high-utd-low", "chain-cusum")}
+    assert all(args == dataclasses.replace(PRESETS[name].args, seed=5) for name, args in parsed.items())
+    assert all(preset.args.exp_name == name for name, preset in PRESETS.items())
+    assert len({repr(dataclasses.replace(preset.args, exp_name="")) for preset in PRESETS.values()}) == len(PRESETS)
+    assert dataclasses.replace(PRESETS["baseline"].args, exp_name="dqn") == Args()
+
+
 # runs
 
 
-def test_rewards_are_clipped_for_learning_and_counted_as_they_are(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run with everything off except measurements and evaluations: its directory, scalars and last state."""
+    directory = tmp_path_factory.mktemp("plain") / "run"
+    return directory, *run(directory, **EVALUATED)
+
+
+def literal_dqn(args: Args) -> tuple[list[tuple[int, float]], QNetwork]:
+    """DQN on torch.optim, with nothing of elr: a list of all transitions."""
+    streams = np.random.SeedSequence(args.seed).spawn(6)
+    init_seed, env_seed = (int(s.generate_state(1)[0]) for s in streams[:2])
+    minibatches, exploration = (np.random.default_rng(s) for s in streams[3:5])
+    env, memory, returns = ScreenWorld([args.env_id]).make(), [], []
+    with torch.random.fork_rng():
+        torch.manual_seed(init_seed)
+        network = QNetwork(3)
+    target = QNetwork(3)
+    target.load_state_dict(network.state_dict())
+    adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    obs, _ = env.reset(seed=env_seed)
+    for step in range(1, args.total_timesteps + 1):
+        epsilon = args.start_e + (args.end_e - args.start_e) * min((step - 1) / args.exploration_steps, 1)
+        explores, action = exploration.random() < epsilon, int(exploration.integers(3))
+        if not explores:
+            with torch.no_grad():
+                action = int(network(torch.from_numpy(obs)).argmax())
+        next_obs, reward, terminated, truncated, infos = env.step(np.array([action]))
+        assert not terminated[0]  # Catch has a time limit
+        clipped = np.float32(min(max(reward[0], -1.0), 1.0))
+        memory.append((obs[0], action, clipped, infos["final_obs"][0] if truncated[0] else next_obs[0]))
+        if truncated[0]:
+            memory.append(None)  # its place in the memory holds the last state
+            returns.append((step, float(infos["episode"]["r"][0])))
+        obs = next_obs
+        if step > args.learning_starts and (step - args.learning_starts) % 4 == 0:
+            batch = []
+            while len(batch) < args.batch_size:  # the newest transition is known only when its next state is stored
+                rows = [memory[-1 - i] for i in minibatches.integers(len(memory), size=args.batch_size)]
+                newest = memory[-1]
+                batch += [row for row in rows if row is not None and row is not newest]
+            o, a, r, n = (torch.from_numpy(np.stack(part)) for part in zip(*batch[: args.batch_size], strict=True))
+            with torch.no_grad():
+                y = r + torch.full_like(r, args.gamma) * target(n).max(1).values
+            loss = (network(o).gather(1, a[:, None])[:, 0] - y).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        if step % args.target_network_frequency == 0:
+            target.load_state_dict(network.state_dict())
+    return returns, network
+
+
+def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
+    """Through the end of an episode, with a target network that is copied."""
+    args = tiny(tmp_path / "run", probe=UNSEEN, buffer_size=1000)
+    script.main(args)
+    returns, network = literal_dqn(args)
+    assert len(returns) == 1
+    assert recorded(tmp_path / "run")["charts/episodic_return"] == returns
+    for name, p in network.state_dict().items():
+        assert torch.equal(p, saved(tmp_path / "run")["q_network"][name]), name
+
+
+def test_the_same_seed_repeats_the_run_and_another_does_not(plain, tmp_path):
+    _, scalars, state = plain
+    again, same = run(tmp_path / "again", **EVALUATED)
+    assert again == scalars
+    scripts.assert_same(same, state)
+    other, _ = run(tmp_path / "other", seed=2)
+    for tag in ("losses/td_loss", "plasticity/effective_rank/hidden_relu"):
+        assert other[tag][0] != scalars[tag][0]
+
+
+def test_measurements_and_evaluations_change_nothing(plain, tmp_path):
+    _, measured, state = plain
+    quiet, other = run(tmp_path / "off", probe=UNSEEN)
+    assert {"elr/hidden", "plasticity/delta_a/conv1_relu", "eval/episodic_return"} <= measured.keys() - quiet.keys()
+    assert quiet == {tag: measured[tag] for tag in quiet}
+    scripts.assert_same(other["q_network"], state["q_network"])
+
+
+def test_an_evaluation_is_epsilon_greedy_in_freshly_seeded_environments(tmp_path, monkeypatch):
+    seen = []
+
+    def play(env, policy, seed, *, epsilon):
+        seen.append((env.num_envs, policy(np.zeros((2, 4, 84, 84), np.uint8)).shape, seed, epsilon))
+        return np.zeros(env.num_envs)
+
+    monkeypatch.setattr(script, "play", play)
+    args = tiny(tmp_path / "run", **EVALUATED, eval_epsilon=0.25, total_timesteps=90, probe=UNSEEN)
+    script.main(args)
+    first = int(np.random.SeedSequence(1).spawn(6)[1].generate_state(1)[0])
+    assert seen == [(2, (2, 3), first + step, 0.25) for step in (80, 90)]
+
+
+def test_without_evaluations_no_environment_is_built_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "evaluation_world", lambda *_: pytest.fail("an environment was built"))
+    run(tmp_path / "run", total_timesteps=90, probe=UNSEEN)
+
+
+def test_rewards_are_clipped_for_learning_and_recorded_as_they_are(tmp_path, monkeypatch):
     """Catch with rewards of 5: returns are multiples of 5, the memory holds -1, 0 and 1."""
-    held = []
-    add = ReplayMemory.add
-    monkeypatch.setattr(ReplayMemory, "add", lambda self, *a: held.append(a[2]) or add(self, *a))
-    shift = script.ShiftArgs("rewards", at_steps=(250,), values=(5.0, -1.0))
+    held, add = [], FrameMemory.add
+    monkeypatch.setattr(FrameMemory, "add", lambda self, *a: held.append(a[2]) or add(self, *a))
+    shift = script.ShiftArgs("rewards", at_steps=(150,), values=(5.0, -1.0))
     for clip in (True, False):
         held.clear()
-        script.main(tiny(tmp_path / str(clip), shift=shift, clip_rewards=clip, learning_starts=240))
-        returns = [value for _, value in read_scalars(tmp_path / str(clip))["charts/episodic_return"]]
+        changes = {"shift": shift, "clip_rewards": clip, "learning_starts": 150, "probe": UNSEEN}
+        scalars, _ = run(tmp_path / str(clip), **changes)
+        returns = [value for _, value in scalars["charts/episodic_return"]]
         assert returns and all(value % 5 == 0 for value in returns)
         assert {abs(float(x)) for row in held for x in row} == ({0.0, 1.0} if clip else {0.0, 5.0})
 
 
-class TwoCopies:
-    """Rewards of 1 and 10 a step; copy 0 ends after 2 steps, copy 1 after 50, and both go on for who steps them."""
+@pytest.mark.parametrize("protocol", ["machado", "classic"])
+def test_a_lost_life_ends_the_return_in_the_classic_protocol_alone(tmp_path, monkeypatch, protocol):
+    """Random play loses a life of Breakout every few dozen steps; stacks reach back over it, as the game continues."""
+    lost, add = [], FrameMemory.add
 
-    num_envs, single_action_space = 2, gymnasium.spaces.Discrete(3)
+    def spy(self, obs, actions, rewards, terminal, truncated, restarted, final_obs):
+        lost.append((terminal & ~restarted).copy())
+        slots = add(self, obs, actions, rewards, terminal, truncated, restarted, final_obs)
+        if lost[-1][0]:
+            assert self.terminal[0, slots[0]]
+            assert self.next_age[0] == min(len(lost), 3)
+        return slots
 
-    def reset(self, seed):
-        self.seen, self.t = [], 0
-        return np.zeros((2, 4, 84, 84), np.uint8), {}
-
-    def step(self, actions):
-        self.seen.append(actions.tolist())
-        self.t += 1
-        ended = np.array([self.t % 2 == 0, self.t == 50])
-        return self.reset_obs(), np.array([1.0, 10.0]), ended & [True, False], ended & [False, True], {}
-
-    def reset_obs(self):
-        return np.zeros((2, 4, 84, 84), np.uint8)
-
-
-def test_an_evaluation_counts_one_episode_of_each_copy_and_acts_at_random_so_often():
-    env, network = TwoCopies(), constant_network([1.0, 0.0, 2.0]).float()
-    assert script.evaluate(network, env, 3, 0.0).tolist() == [2.0, 500.0]
-    assert {action for actions in env.seen for action in actions} == {2}
-    script.evaluate(network, env, 3, 1.0)
-    assert {action for actions in env.seen for action in actions} == {0, 1, 2}
+    monkeypatch.setattr(FrameMemory, "add", spy)
+    flags = {"env_id": "ALE/Breakout-v5", "total_timesteps": 130, "learning_starts": 129, "exploration_steps": 10**6}
+    run(tmp_path / "run", protocol=protocol, probe=UNSEEN, **flags)
+    assert (sum(one.sum() for one in lost) >= 1) == (protocol == "classic")
 
 
-def test_a_video_of_each_evaluation_changes_no_number(tmp_path, monkeypatch):
-    lengths, evaluate = [], script.evaluate
+def test_a_video_of_each_evaluation_changes_no_number(plain, tmp_path, monkeypatch):
+    directory, scalars, state = plain
+    lengths, play = [], script.play
 
-    def watched(network, env, *rest):
-        returns = evaluate(network, env, *rest)
+    def watched(env, *rest, **more):
+        returns = play(env, *rest, **more)
         lengths.append(len(env.frames))
         return returns
 
-    script.main(tiny(tmp_path / "bare", eval_episodes=2))
-    monkeypatch.setattr(script, "evaluate", watched)
-    script.main(tiny(tmp_path / "filmed", eval_episodes=2, record_video=True))
-    assert recorded(tmp_path / "filmed") == recorded(tmp_path / "bare")
-    scripts.assert_same(*(load_checkpoint(tmp_path / name / "checkpoint.pt")["state"] for name in ("bare", "filmed")))
-    assert scripts.videos(tmp_path / "filmed") == dict(zip(("step-130.gif", "step-260.gif"), lengths, strict=True))
-    assert min(lengths) > 1 and not (tmp_path / "bare" / "video").exists()
+    monkeypatch.setattr(script, "play", watched)
+    filmed, same = run(tmp_path / "filmed", **EVALUATED, record_video=True)
+    assert filmed == scalars
+    scripts.assert_same(same, state)
+    assert scripts.videos(tmp_path / "filmed") == dict(zip(("step-80.gif", "step-160.gif"), lengths, strict=True))
+    assert min(lengths) > 1
+    assert not (directory / "video").exists()
     assert f"its first {MAX_FRAMES:,} steps" in inspect.getsource(Args)
 
 
 def test_a_resumed_run_writes_the_same_video_again(tmp_path, monkeypatch):
-    """Stopped at step 140: its checkpoint is of step 120, before the evaluation at 130."""
+    """Broken at step 100: its checkpoint is of step 60, before the evaluation at step 80."""
+    flags = {**EVALUATED, "total_timesteps": 120, "record_video": True}
     for name in ("whole", "broken"):
         with monkeypatch.context() as patch, contextlib.suppress(ZeroDivisionError):
             if name == "broken":
-                patch.setattr(script.Progress, "show", lambda self, step, *rest: 1 / (step - 140))
-            script.main(tiny(tmp_path / name, record_video=True))
-    whole, broken = (tmp_path / name / "video" / "step-130.gif" for name in ("whole", "broken"))
-    assert broken.read_bytes() == whole.read_bytes() and read_status(tmp_path / "broken")["status"] == "failed"
+                patch.setattr(Session, "show_speed", lambda self, line: 1 / (self.step - 100))
+            run(tmp_path / name, **flags)
+    whole, broken = (tmp_path / name / "video" / "step-80.gif" for name in ("whole", "broken"))
+    assert broken.read_bytes() == whole.read_bytes()
+    assert read_status(tmp_path / "broken")["status"] == "failed"
     broken.write_bytes(b"half of")
     script.main(parse(Args, PRESETS, ["--resume", str(tmp_path / "broken")]))
-    assert broken.read_bytes() == whole.read_bytes() and recorded(tmp_path / "broken") == recorded(tmp_path / "whole")
+    assert broken.read_bytes() == whole.read_bytes()
+    assert recorded(tmp_path / "broken") == recorded(tmp_path / "whole")
 
 
-def changed_world(directory, **switch):
-    """A change of the actions at step 150 of 260; the run's last state and its scalars."""
-    args = tiny(
-        directory, switch=script.SwitchArgs(**switch), shift=script.ShiftArgs("actions", at_steps=(150,)),
-        eval_every=0, eval_episodes=5, target_network_frequency=10**6, exploration_steps=100,
-    )  # fmt: skip
-    script.main(args)
-    return load_checkpoint(directory / "checkpoint.pt")["state"], read_scalars(directory)
+def changed_task(directory, **switch):
+    """A change of the actions at step 100 of 160, with 5 updates before it and 15 after it, and no copy of the target
+    network: scalars and last state."""
+    shift = script.ShiftArgs("actions", at_steps=(100,))
+    flags = {"target_network_frequency": 10**6, "exploration_steps": 60, "learning_starts": 80, "probe": UNSEEN}
+    return run(directory, switch=script.SwitchArgs(**switch), shift=shift, **{**flags, "log_every": 10})
 
 
 def adam_steps(state):
     return {int(one["step"]) for one in state["optimizer"]["state"].values()}
 
 
-def test_what_happens_at_a_change_is_what_the_flags_say(tmp_path):
-    """Up to step 150 there are 12 updates; a pause of 100 steps leaves room for 2 more of the 40."""
-    plain, scalars = changed_world(tmp_path / "plain")
-    assert plain["updates"] == 40 and adam_steps(plain) == {40} and scalars["shift/boundary"] == [(150, 1.0)]
-    rates = dict(scalars["charts/epsilon"])
-    assert rates[140] == pytest.approx(0.01) and rates[260] == pytest.approx(0.01)
-    start = script.make_network(3, Args(), 0, torch.device("cpu")).state_dict().keys()
-    begun = dict(plain["target_network"])  # never copied: as at the start
+@pytest.fixture(scope="module")
+def unanswered(tmp_path_factory):
+    return changed_task(tmp_path_factory.mktemp("unanswered") / "run")
 
-    state, _ = changed_world(tmp_path / "clear", replay="clear")
-    assert state["updates"] == 14 and adam_steps(state) == {14} and state["learns_from"] == 250
-    _, scalars = changed_world(tmp_path / "explore", exploration="restart")
-    assert dict(scalars["charts/epsilon"])[160] == pytest.approx(1 - 0.99 * 0.09)
-    state, _ = changed_world(tmp_path / "moments", optimizer="reset")
-    assert state["updates"] == 40 and adam_steps(state) == {28}
-    state, _ = changed_world(tmp_path / "target", target="copy")
-    assert any(not torch.equal(begun[name], state["target_network"][name]) for name in start)
-    state, scalars = changed_world(tmp_path / "fresh", fresh_agent=True)
-    assert state["updates"] == 14 and adam_steps(state) == {2} and dict(scalars["charts/epsilon"])[160] > 0.9
-    for name in start:
+
+def test_by_default_nothing_but_the_task_changes(unanswered):
+    scalars, state = unanswered
+    assert state["counters"]["updates"] == 20
+    assert adam_steps(state) == {20}
+    assert scalars["shift/boundary"] == [(100, 1.0)]
+    assert scalars["shift/task"] == [(0, 0.0), (100, 1.0)]
+    assert [dict(scalars["charts/epsilon"])[step] for step in (100, 160)] == pytest.approx([0.01, 0.01])
+
+
+def test_a_cleared_replay_memory_pauses_the_updates(tmp_path):
+    """Until 80 steps after the change, when the run is over."""
+    _, state = changed_task(tmp_path / "run", replay="clear")
+    assert state["counters"] == {"updates": 5, "exploration_start": 0, "learning_start": 180, "updates_before": 5}
+    assert (state["replay"]["written"] - state["replay"]["forgotten"]).tolist() == [60]
+
+
+def test_exploration_restarts(tmp_path):
+    scalars, _ = changed_task(tmp_path / "run", exploration="restart")
+    assert dict(scalars["charts/epsilon"])[110] == pytest.approx(1 - 0.99 * 9 / 60)
+
+
+def test_moments_are_reset(tmp_path):
+    _, state = changed_task(tmp_path / "run", optimizer="reset")
+    assert adam_steps(state) == {15}
+    assert state["counters"]["updates"] == 20
+
+
+def test_the_target_network_is_copied(unanswered, tmp_path):
+    _, state = changed_task(tmp_path / "run", target="copy")
+    initial = unanswered[1]["target_network"]
+    assert not torch.equal(state["target_network"]["head.weight"], initial["head.weight"])
+
+
+def test_a_fresh_agent_starts_anew_in_everything(unanswered, tmp_path):
+    scalars, state = changed_task(tmp_path / "run", fresh_agent=True)
+    assert state["counters"] == {"updates": 5, "exploration_start": 100, "learning_start": 180, "updates_before": 5}
+    assert adam_steps(state) == {0}
+    assert dict(scalars["charts/epsilon"])[110] > 0.8
+    for name, initial in unanswered[1]["target_network"].items():
         if "weight" in name:
-            assert not torch.equal(begun[name], state["target_network"][name])
+            assert not torch.equal(state["target_network"][name], initial)
+            assert torch.equal(state["target_network"][name], state["q_network"][name])
 
 
-def test_a_reset_comes_at_the_first_step_from_its_number_on(tmp_path):
-    script.main(tiny(tmp_path / "run", num_envs=2, reset=script.ResetArgs((151, 180)), eval_every=0, eval_episodes=5))
-    assert read_scalars(tmp_path / "run")["reset/event"] == [(152, 1.0), (180, 1.0)]
-
-
-@pytest.mark.parametrize("protocol", ["machado", "classic"])
-def test_a_lost_life_ends_the_return_in_the_classic_protocol_alone(tmp_path, monkeypatch, protocol):
-    """Breakout at random loses a life every few dozen steps; the stack reaches back over it, as the game goes on."""
-    lost, add = [], ReplayMemory.add
-
-    def spy(self, obs, actions, rewards, terminal, truncated, restarted, final_obs):
-        lost.append((terminal & ~restarted).copy())
-        slots = add(self, obs, actions, rewards, terminal, truncated, restarted, final_obs)
-        if lost[-1][0]:
-            assert self.terminal[0, slots[0]] and self.next_age[0] == min(len(lost), 3)
-        return slots
-
-    monkeypatch.setattr(ReplayMemory, "add", spy)
-    flags = {"env_id": "ALE/Breakout-v5", "total_timesteps": 130, "learning_starts": 129, "exploration_steps": 10**6}
-    script.main(tiny(tmp_path / "run", protocol=protocol, eval_every=0, eval_episodes=5, **flags))
-    assert (sum(one.sum() for one in lost) >= 1) == (protocol == "classic")
-
-
-def test_the_same_seed_repeats_and_another_does_not(tmp_path):
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        script.main(tiny(tmp_path / name, seed=seed, total_timesteps=240, eval_every=0, eval_episodes=5))
-    a, b, c = (recorded(tmp_path / name) for name in "abc")
-    assert a == b and a["losses/td_loss"] != c["losses/td_loss"]
-    assert (
-        a["plasticity/effective_rank/hidden_relu"][0] != c["plasticity/effective_rank/hidden_relu"][0]
-    )  # init and probe
-
-
-def test_measurements_change_nothing(tmp_path):
-    off = script.ProbeArgs(every=0, meter_every=0)
-    for name, probe in (("on", TINY["probe"]), ("off", off)):
-        script.main(tiny(tmp_path / name, probe=probe, total_timesteps=140, eval_every=0, eval_episodes=5))
-    on, off = (load_checkpoint(tmp_path / name / "checkpoint.pt")["state"]["q_network"] for name in ("on", "off"))
-    scripts.assert_same(dict(on), dict(off))
-
-
-def test_projection_holds_the_norms_and_resets_bring_new_ones(tmp_path):
-    nap = {"network": "normalised", "nap": script.NapArgs(enabled=True)}
-    script.main(tiny(tmp_path / "run", reset=script.ResetArgs((200,)), **nap))
-    scalars = read_scalars(tmp_path / "run")
-    assert scalars["reset/event"] == [(200, 1.0)]
+def test_projection_holds_the_norms_and_a_reset_brings_new_ones(tmp_path):
+    """With two environments a reset comes at the first step from its number on."""
+    scalars, _ = run(tmp_path / "run", reset=script.ResetArgs((119, 150)), num_envs=2, **PROJECTED)
+    assert scalars["reset/event"] == [(120, 1.0), (150, 1.0)]
     for layer in ("conv1", "hidden"):
         norms = scalars[f"norms/parameter/{layer}"]
-        for part in ([v for s, v in norms if s < 200], [v for s, v in norms if s > 200]):
-            assert len(part) > 1 and max(part) == pytest.approx(min(part), rel=1e-5)
+        before, after = ([v for s, v in norms if a < s <= b] for a, b in ((0, 120), (120, 150)))
+        assert len(before) > 1 and max(before) == pytest.approx(min(before), rel=1e-5)
+        assert len(after) > 1 and max(after) == pytest.approx(min(after), rel=1e-5)
+        assert before[0] != pytest.approx(after[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("layers", ["head", "dense", "all"])
-@pytest.mark.parametrize("network", ["plain", "normalised"])
-def test_a_reset_renews_its_layers_and_their_moments_alone(layers, network):
-    args = Args(network=network, reset=script.ResetArgs((5,), layers))
-    ours, fresh = (script.make_network(3, args, seed, torch.device("cpu")) for seed in (1, 2))
-    optimizer = script.make_optimizer(ours, args)
-    for p in ours.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    script.reset_(ours, fresh, modules=script.layers_to_reset(args), optimizer=optimizer, moments="reset")
-    renewed = {"head": ["head."], "dense": ["head.", "hidden.", "hidden_norm."], "all": [""]}[layers]
-    for (name, p), q in zip(ours.named_parameters(), fresh.parameters(), strict=True):
-        new = any(name.startswith(start) for start in renewed)
-        assert torch.equal(p, q) == new, name
-        assert (optimizer.state[p]["exp_avg"].abs().sum() == 0) == new and (optimizer.state[p]["step"] == 0) == new
+def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
+    """Reset in the middle: the new norms are checked in float32 too."""
+    for bf16 in (False, True):
+        run(tmp_path / str(bf16), bf16=bf16, reset=script.ResetArgs((101,)), total_timesteps=140, **PROJECTED)
+    scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "q_network")
 
 
 EVERYTHING = shlex.split(
-    "chain-cusum --env-id ALE/Pong-v5 --shift.games ALE/Breakout-v5 --seed 5 --total-timesteps 420 "
-    "--learning-starts 60 --buffer-size 160 --batch-size 4 --num-envs 2 --n-step 3 --double-q --shift.every-steps "
-    "150 --protocol classic --exploration-steps 200 --target-network-frequency 40 --checkpoint-every 20 "
+    "chain-cusum --env-id ALE/Pong-v5 --shift.games ALE/Breakout-v5 --seed 5 --total-timesteps 300 "
+    "--learning-starts 60 --buffer-size 120 --batch-size 4 --num-envs 2 --n-step 3 --double-q --shift.every-steps "
+    "110 --protocol classic --exploration-steps 200 --target-network-frequency 40 --checkpoint-every 40 "
     "--log-every 20 --eval-every 0 --schedule.period-steps 100 --rewarm.block 2 --rewarm.burn-in 5 "
-    "--rewarm.refractory 5 --rewarm.threshold 1 --rewarm.slack 0.1 --rewarm.moments reset --nap.every 3 "
-    "--reset.at-steps 260 --reset.layers head --probe.every 20 --probe.size 8 --probe.meter-every 7 "
+    "--rewarm.refractory 5 --rewarm.threshold 0.2 --rewarm.slack 0.01 --rewarm.moments reset --nap.every 3 "
+    "--reset.at-steps 190 --reset.layers head --probe.every 20 --probe.size 8 --probe.meter-every 7 "
 )
 
 
@@ -561,35 +503,59 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     """Two games in turn, both emulators and the memory in pieces; the ring wraps."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     scripts.finish(scripts.start(SCRIPT, *EVERYTHING, "--directory", whole))
-    scripts.kill_beyond(scripts.start(SCRIPT, *EVERYTHING, "--directory", killed), killed, 80, signal.SIGKILL)
+    scripts.kill_beyond(scripts.start(SCRIPT, *EVERYTHING, "--directory", killed), killed, 60, signal.SIGKILL)
     assert list((killed / "pieces").glob("replay-0-*.pt"))
-    scripts.kill_beyond(scripts.start(SCRIPT, "--resume", killed), killed, 240, signal.SIGKILL)
+    scripts.kill_beyond(scripts.start(SCRIPT, "--resume", killed), killed, 160, signal.SIGKILL)
     scripts.finish(scripts.start(SCRIPT, "--resume", killed))
-    assert recorded(killed) == recorded(whole) and "reset/event" in recorded(whole)
-    states = [load_checkpoint(d / "checkpoint.pt")["state"] for d in (whole, killed)]
+    assert recorded(killed) == recorded(whole)
+    assert {"reset/event", "rewarm/event", "shift/boundary"} <= recorded(whole).keys()
+    states = [saved(directory) for directory in (whole, killed)]
     for state in states:
         state["replay"].pop("pieces")  # cut where the run was
     scripts.assert_same(*states)
-    assert read_status(killed)["status"] == "finished" and not (killed / "pieces").exists()
+    assert read_status(killed)["status"] == "finished"
+    assert not (killed / "pieces").exists()
 
 
-def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path):
-    flags = shlex.split(
-        "--env-id ALE/Pong-v5 --env-threads 1 --num-envs 2 --total-timesteps 200 --learning-starts 60 --batch-size 4 "
-        "--buffer-size 160 --checkpoint-every 20 --log-every 20 --target-network-frequency 40 --eval-every 0 "
-        "--probe.every 0"
-    )
-    run = tmp_path / "run"
-    scripts.kill_beyond(scripts.start(SCRIPT, *flags, "--directory", run), run, 60, signal.SIGKILL)
-    cut = read_status(run)["step"]
-    scripts.finish(scripts.start(SCRIPT, "--resume", run))
-    state = load_checkpoint(run / "checkpoint.pt")["state"]
-    assert state["env"]["env"]["resumptions"] == 1 and state["env"]["env"]["lengths"].tolist() == [(200 - cut) // 2] * 2
-    assert state["replay"]["written"].tolist() == [101, 101]  # one more state in each lane, to bootstrap from
+def test_with_threads_a_resumed_run_starts_new_episodes(tmp_path, monkeypatch):
+    args = tiny(
+        tmp_path / "run", env_id="ALE/Pong-v5", env_threads=1, num_envs=2, total_timesteps=120, learning_starts=90,
+        probe=UNSEEN,
+    )  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, 100)
+        script.main(args)
+    assert read_status(args.directory)["step"] == 100
+    script.main(dataclasses.replace(args, resume=args.directory))
+    state = saved(args.directory)
+    assert state["env"]["env"]["resumptions"] == 1
+    assert state["env"]["env"]["lengths"].tolist() == [10, 10]
+    assert state["replay"]["written"].tolist() == [61, 61]  # one more state in each lane, to bootstrap from
 
 
-def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
-    projected = {"network": "normalised", "nap": script.NapArgs(enabled=True), "eval_every": 0, "eval_episodes": 5}
-    for bf16 in (False, True):
-        script.main(tiny(tmp_path / str(bf16), bf16=bf16, **projected))
-    scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "q_network")
+# a copy of the script
+
+
+def test_a_copy_with_a_wider_and_an_added_hidden_layer_is_three_edits_of_the_network(tmp_path):
+    copy = scripts.edited(
+        SCRIPT, tmp_path,
+        ("bf16, not normalised, 512", "bf16, not normalised, 1024"),
+        (
+            '        self.head = nn.Linear(width, actions)\n        self.probed = ["conv1_relu", ',
+            "        self.hidden2, self.hidden2_norm = nn.Linear(width, width, bias=bias), norm(width)\n"
+            "        self.hidden2_relu = nn.ReLU()\n"
+            '        self.head = nn.Linear(width, actions)\n        self.probed = ["hidden2_relu", "conv1_relu", ',
+        ),
+        (
+            "self.hidden(x)))  # [B, 512]\n",
+            "self.hidden(x)))\n            x = self.hidden2_relu(self.hidden2_norm(self.hidden2(x)))\n",
+        ),
+    )  # fmt: skip
+    copy.main(copy.Args(**{**TINY, **PROJECTED, "total_timesteps": 110, "directory": tmp_path / "run"}))
+    scalars, state = recorded(tmp_path / "run"), saved(tmp_path / "run")
+    assert state["q_network"]["hidden2.weight"].shape == (1024, 1024)
+    assert scalars["elr/hidden2"][-1][1] > 0
+    assert scalars["plasticity/delta_a/hidden2_relu"][-1][1] > 0
+    norms = [value for _, value in scalars["norms/parameter/hidden2"]]
+    assert len(norms) > 1 and max(norms) == pytest.approx(min(norms), rel=1e-4)
+    assert not torch.equal(state["q_network"]["hidden2.weight"], state["target_network"]["hidden2.weight"])
