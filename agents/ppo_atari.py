@@ -1,213 +1,84 @@
 """PPO on Atari with normalize-and-project and a re-warmed learning rate, in one file.
 
     python agents/ppo_atari.py --env-id ALE/Breakout-v5       plain PPO (Schulman et al. 2017), rate annealed to 0
-    python agents/ppo_atari.py nap-cyclic --seed 1            weights projected, learning rate re-warmed on a cycle
+    python agents/ppo_atari.py nap-cyclic --seed 1            weights projected, learning rate cycles
     python agents/ppo_atari.py chain-switch                   three games in turn, twice; re-warmed at each change
-    python agents/ppo_atari.py catch                          Catch, a test world, in minutes on a CPU core
-    python agents/ppo_atari.py --resume runs/logs/RUN         go on with a killed or interrupted run
+    python agents/ppo_atari.py catch                          Catch, a small test game: minutes on a CPU core
+    python agents/ppo_atari.py --resume runs/logs/RUN         continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
 those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800; both heads are left out, and it
-needs --network normalised, LayerNorm before each nonlinearity.
+needs `--network normalised`.
 
-All flags are in agent steps. A step is one decision of the agent in one copy of the game and lasts four frames (in
-Catch one): the default's 10 million steps are 40 million frames. An iteration is --num-steps steps of all --num-envs
-copies, followed by --update-epochs x --num-minibatches updates.
+All flags count agent steps. One step is one decision in one of the num_envs environments and lasts four frames (in
+Catch one), so the default's 10 million steps are 40 million frames. An iteration is num_steps steps in each
+environment, then update_epochs * num_minibatches updates. Runs are made of whole iterations.
 
 Details and constants as commonly published for Atari (Huang et al. 2022): generalised advantage estimation, advantages
-normalised by minibatch, clipped value loss (--no-clip-vloss), rewards clipped to [-1, 1] for learning alone
-(--no-clip-rewards), orthogonal initialisation, gradients clipped by their norm, Adam's epsilon 1e-5. Not as there: an
-episode that is truncated bootstraps from its last observation; the rate falls with every update, not every iteration;
-and the protocol is that of Machado et al. 2018. --protocol classic is theirs: no sticky actions, up to 30 frames
-without action at the start, and a lost life ends the return that is learned, while the game, and what is recorded of
-its episodes, goes on. They also press FIRE where an episode begins; here the agent has to. Recorded losses are of an
-iteration's last minibatch.
+normalised per minibatch, clipped value loss, rewards clipped to [-1, 1] for learning only, orthogonal initialisation,
+gradients clipped by their norm, Adam's epsilon 1e-5. Deviations: a truncated episode bootstraps from its last
+observation; the rate falls with every update, not every iteration; sticky actions, and only game over ends an episode
+(Machado et al. 2018). `--protocol classic` is theirs: no sticky actions, up to 30 no-op frames at the start, and a lost
+life ends the return that is learned, while the game and its recorded return continue; but nobody presses FIRE for the
+agent.
 
-With --shift the world changes (envs/shifts.py), and --switch says what else happens then, at the end of the iteration
-in which it changed; by default nothing but the change. Plain continual training is that with --schedule.kind constant:
-the default's rate is annealed over the whole run, and late tasks would be learned at next to none. A period that is a
-multiple of --num-envs x --num-steps changes the world where an iteration ends. The probe's observations are of the
-first task.
+--shift changes the task during training, and --switch sets how the agent reacts, at the end of the iteration in which
+the task changed; by default it does not react (plain continual learning). Give a continual run a constant or a
+re-warmed rate: the default is annealed to 0 over the whole run, and later tasks would be learned at almost no rate.
+The probe always uses observations of the first task. --rewarm.trigger cusum watches the mean squared TD error of the
+steps of an iteration, as valued when they were taken: one number for all its updates. The paper uses the loss, which is
+measured after the first updates have adapted.
 
---rewarm.trigger cusum watches the mean squared TD error of an iteration's steps, as they were acted, in its logarithm:
-one value for all updates of the iteration. The paper says the loss; that of the updates is seen only after the first of
-them have learned.
-
-With --env-threads 0 a killed run resumes exactly; ale-py's vector environment (--env-threads 1 or more) is faster and
-cannot be saved, so that a resumed run begins new episodes.
+With --env-threads 0 a killed run resumes exactly; ale-py's own vector environment (--env-threads 1 or more) is faster
+but cannot be saved, so a resumed run starts new episodes. Results: docs/results.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import shlex
-import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from datetime import datetime
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.vector import VectorEnv
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from elr.changepoint import Cusum
+from elr import flags
 from elr.fast.flat_adam import FlatAdam
-from elr.interventions import reset_, shrink_and_perturb_
-from elr.measure import Meter
+from elr.flags import NapArgs, RewarmArgs, SwitchArgs
 from elr.moments import reset_moments_
-from elr.probe import Probe
-from elr.projection import Projection
-from elr.rewarming import Rewarming
-from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, Schedule, WarmupCosine
-from elr.triggers import Every, Never, OnCusum, Trigger
 from elr.weights import scalable_weights
-from envs.catch import ENV_ID as CATCH
-from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
-from envs.worlds import ScreenWorld, evaluation_world, resumed_observation
-from runs.recording import (
-    NonFiniteError,
-    Preset,
-    Run,
-    StopOnSignal,
-    config_to_dict,
-    describe_nonfinite,
-    exit_with_one_line,
-    one_line_errors,
-    parse,
-    reject_unused,
-    restore_rng,
-    rng_state,
-    weights_and_gradients,
-)
+from envs.evaluation import play, uniform_observations
+from envs.flags import ScreenShiftArgs as ShiftArgs
+from envs.worlds import evaluation_world, resumed_observation
+from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
+from runs.training import Returns, Session, require, require_device, require_not_negative, require_positive
+from runs.training.freed_memory import keep_freed_memory
+from runs.training.precision import in_float32
 
-# ------------------------------------------------------------------------------------------------------------ flags
+# ------------------------------------------------------------------------------------------------- hyperparameters
 
 
-# same as agents/dqn_minatar.py::NapArgs
 @dataclass(frozen=True)
-class NapArgs:
-    """Normalize-and-project: hold every hidden weight tensor at its initial norm."""
-
-    enabled: bool = False
-    """project the weights"""
-    every: int = 1
-    """updates between projections"""
-    gains: Literal["joint", "regularise", "decay", "free"] = "joint"
-    """LayerNorm gains g and offsets b: hold their joint norm, pull them to 1 and 0, decay g to 0, or leave them"""
-    gain_strength: float = 0.0
-    """strength of regularise or decay, multiplied by the learning rate as in decoupled weight decay"""
-    allow_scale_dependent: bool = False
-    """project even a network whose output changes when a weight tensor is scaled"""
-
-
-# same as agents/ppo_minatar.py::ScheduleArgs
-@dataclass(frozen=True)
-class ScheduleArgs:
+class ScheduleArgs(flags.ScheduleArgs):
     """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
 
-    kind: Literal[
-        "constant", "linear-decay", "warmup-cosine", "cyclic", "cyclic-then-constant", "one-cycle"
-    ] = "linear-decay"  # fmt: skip
+    kind: flags.ScheduleKind = "linear-decay"
     """shape of the schedule"""
-    low: float = 0.0
-    """rate at the bottom of a cycle or at the end of a decay"""
     period_steps: int = 0
     """agent steps of one cycle or decay, warm-up included; 0 is the whole run"""
-    warmup_frac: float = 0.1
-    """share of the period spent rising"""
-    cycles: int = 3
-    """cycles before the rate stays low (cyclic-then-constant)"""
 
 
-# same as agents/dqn_minatar.py::RewarmArgs
 @dataclass(frozen=True)
-class RewarmArgs:
-    """Restart the schedule (Algorithm 1)."""
-
-    trigger: Literal["never", "every", "cusum", "switch"] = "never"
-    """what restarts it: nothing, a fixed period, a change point in the squared TD errors of new steps, or a change of
-    the world (told)"""
-    every_steps: int = 50_000
-    """agent steps between restarts (trigger every)"""
-    moments: Literal["keep", "reset"] = "keep"
-    """Adam's moments at a restart"""
-    threshold: float = 8.0
-    """CUSUM alarm threshold h, in standard deviations of a block mean"""
-    slack: float = 1.5
-    """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
-    block: int = 100
-    """updates (not agent steps) whose errors are averaged into one value of the CUSUM"""
-    burn_in: int = 20
-    """blocks from which mean and deviation are estimated before the CUSUM may fire"""
-    refractory: int = 40
-    """blocks after an alarm in which none is raised"""
-    smoothing: float = 0.05
-    """weight of the newest block in mean and deviation, which follow slow growth so that it is no alarm"""
-
-
-# same as agents/dqn_atari.py::ShiftArgs
-@dataclass(frozen=True)
-class ShiftArgs:
-    """A world that changes. The running episode is truncated at a change; exactly one flag says when changes come."""
-
-    kind: Literal[
-        "none", "games", "modes", "difficulties", "actions", "pixels", "rewards", "sticky", "noise"
-    ] = "none"  # fmt: skip
-    """what changes: the game (with all 18 actions), its mode or difficulty, the meaning of actions, the places of
-    pixels, the factor of rewards, the probability of sticky actions (then drawn per step), of noise"""
-    every_steps: int = 0
-    """a change after each so many agent steps"""
-    at_steps: tuple[int, ...] = ()
-    """changes after these agent steps"""
-    rate: float = 0.0
-    """changes at random, with this probability after each agent step"""
-    games: tuple[str, ...] = ()
-    """the games after --env-id, visited in turn (kind games)"""
-    tasks: int = 2
-    """number of permutations, the identity first, visited in turn (actions, pixels)"""
-    values: tuple[float, ...] = ()
-    """factors, probabilities, modes or difficulties, the first from the start, visited in turn"""
-
-
-# same as agents/ppo_minatar.py::SwitchArgs
-@dataclass(frozen=True)
-class SwitchArgs:
-    """What else happens when the world has changed, at the end of that iteration."""
-
-    fresh_agent: bool = False
-    """a new agent learns each task (the oracle): a reset of all that follows, schedule and trigger included"""
-    optimizer: Literal["keep", "reset"] = "keep"
-    """Adam's moments and step counts: kept, or set to zero as in an optimiser that is built anew"""
-    intervention: Literal["none", "shrink-and-perturb", "reset", "reset-head"] = "none"
-    """what is done to the weights; the heads are those of policy and value"""
-    shrink: float = 0.4
-    """W <- shrink * W + perturb * W_fresh (shrink-and-perturb; Ash and Adams' code has 0.4 and 0.1)"""
-    perturb: float = 0.1
-    """see shrink"""
-
-
-# same as agents/ppo_minatar.py::ProbeArgs
-@dataclass(frozen=True)
-class ProbeArgs:
+class ProbeArgs(flags.ProbeArgs):
     """Measurements that never change training."""
 
     every: int = 1000
     """updates between feature-learning measurements on the probe (the interval T of Delta_C, Delta_A); 0 is off"""
-    size: int = 256
-    """observations in the probe, from an environment and uniform policy of its own"""
-    tau: float = 0.1
-    """a unit is dormant when its share of the layer's mean activation is at most tau"""
     meter_every: int = 100
     """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
 
@@ -221,15 +92,15 @@ class Args:
     seed: int = 1
     """seed of every random stream"""
     total_timesteps: int = 10_000_000
-    """agent steps of the run, summed over the copies; the last iteration is whole; a step is four frames"""
+    """agent steps of the run, of four frames, summed over the environments; rounded up to whole iterations"""
     learning_rate: float = 2.5e-4
     """Adam's rate at the peak of the schedule"""
     adam_eps: float = 1e-5
     """Adam's epsilon"""
     num_envs: int = 8
-    """copies of the game"""
+    """environments stepped together"""
     num_steps: int = 128
-    """steps of each copy per iteration"""
+    """steps in each environment per iteration"""
     gamma: float = 0.99
     """discount"""
     gae_lambda: float = 0.95
@@ -265,16 +136,16 @@ class Args:
     eval_every: int = 250
     """iterations between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 5
-    """episodes of one evaluation, greedy, each in a freshly seeded copy and up to half an hour of play long"""
+    """greedy episodes per evaluation, each in a freshly seeded game, up to half an hour of play long"""
     record_video: bool = False
-    """what the agent sees in the first episode of each evaluation, its first 2,700 steps (3 minutes), becomes a GIF:
+    """write what the agent sees in the first episode of each evaluation, its first 2,700 steps (3 minutes), as a GIF:
     video/step-<step>.gif in the run directory"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
     device: str = "cpu"
-    """cpu or cuda; the latter has not been run yet"""
+    """cpu or cuda"""
     bf16: bool = False
-    """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
+    """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms as well); outputs, losses,
     weights and updates stay in float32"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
@@ -285,308 +156,112 @@ class Args:
     directory: Path | None = None
     """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
     resume: Path | None = None
-    """run directory to go on with; all other flags come from its config.json"""
+    """run directory to resume; all other flags come from its config.json"""
+
+    @property
+    def iteration_steps(self) -> int:
+        """Agent steps of one iteration."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def run_steps(self) -> int:
+        """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
+        return math.ceil(self.total_timesteps / self.iteration_steps) * self.iteration_steps
+
+    def updates(self, steps: int) -> int:
+        """Agent steps -> optimiser updates; 0 steps are the whole run."""
+        iterations = (steps or self.run_steps) / self.iteration_steps
+        return max(1, round(iterations * self.update_epochs * self.num_minibatches))
 
     def __post_init__(self) -> None:
-        positive = "total_timesteps learning_rate adam_eps num_envs num_steps num_minibatches update_epochs clip_coef"
-        for name in [*positive.split(), "max_grad_norm", "checkpoint_every", "threads", "eval_episodes"]:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("ent_coef", "vf_coef", "eval_every", "env_threads"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
-        if not 0 <= self.gamma < 1 or not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"--gamma {self.gamma} must lie in [0, 1), --gae-lambda {self.gae_lambda} between 0 and 1")
-        batch = self.num_envs * self.num_steps
-        if batch % self.num_minibatches:
-            raise ValueError(
-                f"--num-minibatches {self.num_minibatches} does not divide --num-envs {self.num_envs} x --num-steps "
-                f"{self.num_steps}"
-            )
-        if self.norm_adv and batch == self.num_minibatches:
-            raise ValueError(
-                f"--num-minibatches {self.num_minibatches} leaves one step in each, which --norm-adv cannot normalise"
-            )
-        if min(self.probe.every, self.probe.meter_every) < 0:
-            raise ValueError("--probe.every and --probe.meter-every must be >= 0")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(
-                f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
-            )
-        self._refuse_inert_flags()
-        refuse_inert_shifts(self)
-        refuse_blind_detector(self)
-        self._refuse_misfit_worlds()
-        gaps = [after - before for before, after in pairwise(self.shift.at_steps)]
-        if 0 < (gap := self.shift.every_steps or min(gaps, default=0)) < batch:
-            raise ValueError(
-                f"--shift has changes {gap} steps apart, less than one iteration, --num-envs x --num-steps = {batch}: "
-                "re-warming and --switch come where an iteration ends, once for all changes in it"
-            )
-
-    def _refuse_inert_flags(self) -> None:
-        nap, schedule, rewarm, probe = self.nap, self.schedule, self.rewarm, self.probe
-        if not nap.enabled:
-            unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
-            reject_unused("nap", nap, unused, "without --nap.enabled")
-        elif self.network == "plain" and not nap.allow_scale_dependent:
-            raise ValueError(
-                "--nap.enabled needs --network normalised: without LayerNorm the scale of a weight matters, unless "
-                "--nap.allow-scale-dependent says that this is meant"
-            )
-        unused = {"low", "period_steps", "warmup_frac", "cycles"} - set(SCHEDULE_FLAGS[schedule.kind])
-        reject_unused("schedule", schedule, sorted(unused), f"with --schedule.kind {schedule.kind}")
-        if schedule.kind != "constant" and schedule.low >= self.learning_rate:
-            raise ValueError(
-                f"--schedule.low {schedule.low} is not below --learning-rate {self.learning_rate}, its peak"
-            )
-        cusum_flags = ["threshold", "slack", "block", "burn_in", "refractory", "smoothing"]
-        unused = {
-            "never": ["every_steps", "moments", *cusum_flags],
-            "every": cusum_flags,
-            "cusum": ["every_steps"],
-            "switch": ["every_steps", *cusum_flags],
-        }
-        reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
-        if rewarm.trigger != "never" and schedule.kind == "constant" and rewarm.moments == "keep":
-            raise ValueError(
-                f"--rewarm.trigger {rewarm.trigger} restarts nothing with --schedule.kind constant and "
-                "--rewarm.moments keep; choose another schedule, or --rewarm.moments reset"
-            )
-        if schedule.period_steps < 0:
-            raise ValueError(f"--schedule.period-steps {schedule.period_steps} is no length: give at least 0")
-        if rewarm.trigger == "every" and rewarm.every_steps < self.num_envs * self.num_steps:
-            raise ValueError(
-                f"--rewarm.every-steps {rewarm.every_steps} is less than one iteration, --num-envs x --num-steps"
-            )
-        if rewarm.trigger == "every" and rewarm.every_steps >= self.total_timesteps:
-            raise ValueError(
-                f"--rewarm.every-steps {rewarm.every_steps} never comes in --total-timesteps {self.total_timesteps}"
-            )
-        if (
-            rewarm.trigger == "every"
-            and schedule.kind == "cyclic"
-            and to_updates(self, rewarm.every_steps) % to_updates(self, schedule.period_steps) == 0
-        ):
-            raise ValueError(
-                f"--rewarm.every-steps {rewarm.every_steps} restarts --schedule.kind cyclic just where a cycle of "
-                f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
-            )
-        if probe.size < 2:
-            raise ValueError(f"--probe.size {probe.size} compares nothing: give at least 2 observations")
-        if probe.every == 0:
-            inert = ["tau"] if nap.enabled else ["size", "tau"]  # projection is checked on the probe's observations
-            reject_unused("probe", probe, inert, "with --probe.every 0")
+        require_positive(self, "total_timesteps learning_rate adam_eps num_envs num_steps num_minibatches")
+        require_positive(self, "update_epochs clip_coef max_grad_norm eval_episodes checkpoint_every threads")
+        require_not_negative(self, "ent_coef vf_coef eval_every env_threads")
+        require_device(self)
+        require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
+        require(0 <= self.gae_lambda <= 1, self, "gae_lambda", "must lie in [0, 1]")
+        batch, parts = self.iteration_steps, "num_envs num_steps num_minibatches"
+        require(batch % self.num_minibatches == 0, self, parts, f"{batch} steps do not divide into the minibatches")
+        require(batch > self.num_minibatches or not self.norm_adv, self, parts, "--norm-adv needs two steps in each")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
-
-    def _refuse_misfit_worlds(self) -> None:
-        shift, atari_only = self.shift, ("games", "modes", "difficulties")
-        if CATCH in (self.env_id, *shift.games):
-            which = "--env-id" if self.env_id == CATCH else "--shift.games"
-            if self.env_threads:
-                raise ValueError(f"--env-threads {self.env_threads} are for Atari: with {which} {CATCH} give 0")
-            if shift.kind in atari_only:
-                raise ValueError(
-                    f"--shift.kind {shift.kind} is for Atari, and {which} {CATCH} has none: choose another"
-                )
-        if self.env_threads and shift.kind in ("modes", "difficulties"):
-            raise ValueError(
-                f"--env-threads {self.env_threads} knows no --shift.kind {shift.kind}: ale-py's vector environment "
-                "has none, give 0"
-            )
-        refuse_unseen_factors(self)
+        self.nap.check(self.network == "normalised")
+        self.schedule.check(self.learning_rate)
+        clip, threads = self.clip_rewards, self.env_threads
+        self.shift.check(self.env_id, self.total_timesteps, clip_rewards=clip, threads=threads)
+        self.switch.check(self.shift.on)
+        self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
+        self.probe.check(size_is_read=self.nap.enabled)
+        apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
+        require(
+            apart >= batch, self, "num_envs num_steps",
+            f"changes of --shift come {apart} steps apart, in less than one iteration, which answers one change only",
+        )  # fmt: skip
 
 
-# same as agents/dqn_atari.py::refuse_unseen_factors
-def refuse_unseen_factors(args: Args) -> None:
-    """Factors of rewards, which are whole numbers in these games, that clipping makes alike."""
-    shift = args.shift
-    if args.clip_rewards and shift.kind == "rewards" and len({min(max(v, -1.0), 1.0) for v in shift.values}) == 1:
-        raise ValueError(
-            f"--shift.values {shift.values} are factors that --clip-rewards makes alike: nothing changes for the "
-            "learner; give --no-clip-rewards, or others"
-        )
-
-
-# same as agents/dqn_atari.py::refuse_inert_shifts
-def refuse_inert_shifts(args: Args) -> None:
-    """Flags of --shift and --switch that would change nothing, alone or beside another."""
-    shift, switch = args.shift, args.switch
-    others = [f.name for f in fields(SwitchArgs) if f.name not in ("fresh_agent", "shrink", "perturb")]
-    if shift.kind == "none":
-        why = "with --shift.kind none: the world does not change"
-        reject_unused("shift", shift, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], why)
-        reject_unused("switch", switch, ["fresh_agent", *others, "shrink", "perturb"], why)
-        if args.rewarm.trigger == "switch":
-            raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
-        return
-    if (shift.every_steps != 0) + (shift.at_steps != ()) + (shift.rate != 0) != 1:
-        raise ValueError(
-            f"--shift.kind {shift.kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
-        )
-    permuted = ("actions", "pixels")
-    valued = ("rewards", "sticky", "noise", "modes", "difficulties")
-    unused = [*(["games"] * (shift.kind != "games")), *(["tasks"] * (shift.kind not in permuted))]
-    reject_unused("shift", shift, unused + ["values"] * (shift.kind not in valued), f"with --shift.kind {shift.kind}")
-    if shift.kind == "games" and not shift.games:
-        raise ValueError("--shift.kind games needs --shift.games, those that follow --env-id")
-    if shift.kind in valued and len(shift.values) < 2:
-        raise ValueError(f"--shift.kind {shift.kind} needs at least two --shift.values to go between")
-    if shift.kind in valued and len(set(shift.values)) == 1:
-        raise ValueError(f"--shift.values {shift.values} are all alike: nothing changes")
-    if shift.kind == "games" and set(shift.games) == {args.env_id}:
-        raise ValueError(f"--shift.games {shift.games} are --env-id {args.env_id}: nothing changes")
-    last = shift.every_steps or max(shift.at_steps, default=0)
-    if last >= args.total_timesteps:
-        raise ValueError(f"--shift's change at step {last} never comes in --total-timesteps {args.total_timesteps}")
-    if switch.fresh_agent:
-        reject_unused("switch", switch, others, "with --switch.fresh-agent, which does all of it")
-        if args.rewarm.trigger == "switch":
-            raise ValueError(
-                "--rewarm.trigger switch adds nothing to --switch.fresh-agent, whose schedule is new: use never"
-            )
-    if switch.optimizer == "reset" and args.rewarm.trigger == "switch" and args.rewarm.moments == "reset":
-        raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
-    if switch.intervention != "shrink-and-perturb":
-        why = f"with --switch.intervention {switch.intervention}"
-        reject_unused("switch", switch, ["shrink", "perturb"], why)
-    elif (switch.shrink, switch.perturb) in ((1, 0), (0, 0)) or not (
-        0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf
-    ):
-        raise ValueError(
-            f"--switch.shrink {switch.shrink} and --switch.perturb {switch.perturb}: give a share in [0, 1] and a "
-            "number at or above 0 that change the weights and leave some"
-        )
-
-
-# same as agents/dqn_minatar.py::refuse_blind_detector
-def refuse_blind_detector(args: Args) -> None:
-    """A CUSUM that rests while the world changes finds nothing, or only every other change."""
-    rewarm, shift = args.rewarm, args.shift
-    if rewarm.trigger != "cusum":
-        return
-    gaps = [after - before for before, after in pairwise(shift.at_steps)]
-    gaps = gaps or [shift.every_steps or args.total_timesteps]
-    for flag, blocks, steps in (
-        ("burn-in", rewarm.burn_in, min(shift.at_steps, default=gaps[0])),
-        ("refractory", rewarm.refractory, min(gaps)),
-    ):
-        if blocks * rewarm.block >= (updates := to_updates(args, steps)):
-            raise ValueError(
-                f"--rewarm.{flag} {blocks} blocks of --rewarm.block {rewarm.block} updates outlast the {updates} "
-                "updates between changes (of the run, if there are none), so that the next is missed: give fewer "
-                f"than {updates / rewarm.block:g} blocks, or shorter ones"
-            )
-
-
-# same as agents/dqn_minatar.py::SCHEDULE_FLAGS
-SCHEDULE_FLAGS: dict[str, list[str]] = {
-    "constant": [],
-    "linear-decay": ["low", "period_steps"],
-    "warmup-cosine": ["low", "period_steps", "warmup_frac"],
-    "cyclic": ["low", "period_steps", "warmup_frac"],
-    "cyclic-then-constant": ["low", "period_steps", "warmup_frac", "cycles"],
-    "one-cycle": ["low", "period_steps", "warmup_frac"],
-}
-
-
-# same as agents/ppo_minatar.py::run_steps
-def run_steps(args: Args) -> int:
-    """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
-    iteration = args.num_envs * args.num_steps
-    return math.ceil(args.total_timesteps / iteration) * iteration
-
-
-# same as agents/ppo_minatar.py::to_updates
-def to_updates(args: Args, steps: int) -> int:
-    """Agent steps -> optimiser updates; 0 steps are the whole run."""
-    iterations = (steps or run_steps(args)) / (args.num_envs * args.num_steps)
-    return max(1, round(iterations * args.update_epochs * args.num_minibatches))
-
-
-_nap: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
-_constant = ScheduleArgs(kind="constant")
-_cyclic = ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # the paper's cycles: 4 million frames
+NAP: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
+CONSTANT, CYCLIC = ScheduleArgs("constant"), ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # the paper's 4 million frames
 # With all 18 actions a random policy meets 7 (Breakout) to 25 (Pong) rewards in 1,000 steps of these three games, so
-# that there is something to learn from (10,000 steps each); in Freeway it met none.
-_visit = 1024 * 8 * 128
-_chain: dict[str, Any] = {
-    "env_id": "ALE/Pong-v5",
-    "shift": ShiftArgs(kind="games", games=("ALE/Breakout-v5", "ALE/SpaceInvaders-v5"), every_steps=_visit),
-    "total_timesteps": 6 * _visit,
-}
-_decay = ScheduleArgs("warmup-cosine", 2.5e-6, _visit)
-_cusum = RewarmArgs(trigger="cusum", block=128, smoothing=0.1)  # a block is 8 iterations, 8,192 steps
-PRESETS = {
-    "baseline": Preset("rate annealed linearly to 0, no projection", Args(exp_name="baseline")),
-    "constant": Preset("constant rate, no projection", Args(exp_name="constant", schedule=_constant)),
-    "cyclic": Preset("rate cycles between high and low", Args(exp_name="cyclic", schedule=_cyclic)),
-    "nap": Preset("normalize-and-project, rate annealed to 0", Args(exp_name="nap", **_nap)),
-    "nap-constant": Preset(
-        "normalize-and-project, constant rate", Args(exp_name="nap-constant", schedule=_constant, **_nap)
-    ),
-    "nap-cyclic": Preset("normalize-and-project, cycling rate", Args(exp_name="nap-cyclic", schedule=_cyclic, **_nap)),
-    "adaptive": Preset(
-        "normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
-        Args(exp_name="adaptive", schedule=_decay, rewarm=_cusum, **_nap),
-    ),
-    "chain-plain": Preset(
-        "three games in turn, twice: plain continual training",
-        Args(exp_name="chain-plain", schedule=_constant, **_chain),
-    ),
-    "chain-fresh": Preset(
-        "the same games, a fresh agent for each visit (here the same as a reset of network and moments)",
-        Args(exp_name="chain-fresh", schedule=_constant, switch=SwitchArgs(fresh_agent=True), **_chain),
-    ),
-    "chain-nap": Preset(
-        "the same games, normalize-and-project, constant rate",
-        Args(exp_name="chain-nap", schedule=_constant, **_nap, **_chain),
-    ),
-    "chain-switch": Preset(
-        "the same games, normalize-and-project, rate decays and is re-warmed at each change",
-        Args(exp_name="chain-switch", schedule=_decay, rewarm=RewarmArgs(trigger="switch"), **_nap, **_chain),
-    ),
-    "chain-cusum": Preset(
-        "the same games, normalize-and-project, rate decays and is re-warmed when CUSUM fires on new TD errors",
-        Args(exp_name="chain-cusum", schedule=_decay, rewarm=_cusum, **_nap, **_chain),
-    ),
-    "catch": Preset(
-        "Catch on a screen, learned in minutes on a CPU core: normalize-and-project, rate annealed to 0",
-        Args(
-            exp_name="catch",
-            env_id="rewarm/Catch-v0",
-            total_timesteps=200 * 512,
-            learning_rate=5e-4,
-            num_steps=64,
-            gamma=0.95,
-            clip_coef=0.2,
-            probe=ProbeArgs(every=400),
-            eval_every=50,
-            eval_episodes=20,
-            **_nap,
+# there is something to learn from (10,000 steps each); in Freeway it met none.
+VISIT = 1024 * 8 * 128  # 1,024 iterations
+DECAY = ScheduleArgs("warmup-cosine", 2.5e-6, VISIT)
+CUSUM = RewarmArgs("cusum", block=128, smoothing=0.1)  # a block is 8 iterations, 8,192 steps
+CHAIN: dict[str, Any] = {
+    "env_id": "ALE/Pong-v5", "total_timesteps": 6 * VISIT,
+    "shift": ShiftArgs("games", games=("ALE/Breakout-v5", "ALE/SpaceInvaders-v5"), every_steps=VISIT),
+}  # fmt: skip
+PRESETS = presets(
+    Args,
+    {
+        "baseline": ("rate annealed linearly to 0, no projection", {}),
+        "constant": ("constant rate, no projection", {"schedule": CONSTANT}),
+        "cyclic": ("rate cycles between high and low", {"schedule": CYCLIC}),
+        "nap": ("normalize-and-project, rate annealed to 0", NAP),
+        "nap-constant": ("normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT}),
+        "nap-cyclic": ("normalize-and-project, rate cycles", {**NAP, "schedule": CYCLIC}),
+        "adaptive": (
+            "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
+            {**NAP, "schedule": DECAY, "rewarm": CUSUM},
         ),
-    ),
-}
+        "chain-plain": ("three games in turn, twice: plain continual training", {"schedule": CONSTANT, **CHAIN}),
+        "chain-fresh": (
+            "the same games, a fresh agent for each (here the same as a reset of network and moments)",
+            {"schedule": CONSTANT, "switch": SwitchArgs(fresh_agent=True), **CHAIN},
+        ),
+        "chain-nap": (
+            "the same games, normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT, **CHAIN}
+        ),
+        "chain-switch": (
+            "the same games, normalize-and-project, rate decays, re-warmed at each change",
+            {**NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
+        ),
+        "chain-cusum": (
+            "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
+            {**NAP, "schedule": DECAY, "rewarm": CUSUM, **CHAIN},
+        ),
+        "catch": (
+            "Catch on a screen, learned in minutes on a CPU core: normalize-and-project, rate annealed to 0",
+            {
+                "env_id": "rewarm/Catch-v0", "total_timesteps": 200 * 512, "learning_rate": 5e-4, "num_steps": 64,
+                "gamma": 0.95, "clip_coef": 0.2, "probe": ProbeArgs(every=400), "eval_every": 50, "eval_episodes": 20,
+                **NAP,
+            },
+        ),
+    },
+)  # fmt: skip
 
-# ------------------------------------------------------------------------------------------------------ environment
-
-# same as agents/dqn_atari.py::PROTOCOLS
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "machado": {"sticky_action_prob": 0.25, "noop_max": 0},
-    "classic": {"sticky_action_prob": 0.0, "noop_max": 30},
-}
+# --------------------------------------------------------------------------------------------------------- rollout
 
 
 # same as agents/ppo_minatar.py::Rollout
 class Rollout:
-    """What T steps of N copies brought: T = --num-steps, N = --num-envs."""
+    """What T steps in N environments gave: T = --num-steps, N = --num-envs."""
 
-    def __init__(self, steps: int, copies: int, shape: tuple[int, ...]):
-        self.obs = np.zeros((steps, copies, *shape), dtype=np.uint8)
-        self.actions = np.zeros((steps, copies), dtype=np.int64)
-        self.logprobs, self.values, self.rewards = (np.zeros((steps, copies), dtype=np.float32) for _ in range(3))
-        self.dones = np.zeros((steps, copies), dtype=bool)  # the episode ended with this step
+    def __init__(self, steps: int, num_envs: int, shape: tuple[int, ...]):
+        self.obs = np.zeros((steps, num_envs, *shape), dtype=np.uint8)
+        self.actions = np.zeros((steps, num_envs), dtype=np.int64)
+        self.logprobs, self.values, self.rewards = (np.zeros((steps, num_envs), dtype=np.float32) for _ in range(3))
+        self.dones = np.zeros((steps, num_envs), dtype=bool)  # the episode ended with this step
 
     def flat(self, advantages: np.ndarray, device: torch.device) -> dict[str, Tensor]:
         """The T x N samples of the update, [T * N, ...] each."""
@@ -597,77 +272,30 @@ class Rollout:
         return {name: torch.from_numpy(a.reshape(-1, *a.shape[2:])).to(device) for name, a in parts.items()}
 
 
-# same as agents/dqn_minatar.py::make_timetable
-def make_timetable(shift: ShiftArgs) -> Timetable:
-    """When the world changes."""
-    if shift.kind == "none":
-        return NoChange()
-    if shift.rate:
-        return AtRandom(shift.rate)
-    return AtSteps(shift.at_steps) if shift.at_steps else EverySteps(shift.every_steps)
-
-
-# same as agents/dqn_atari.py::make_world
-def make_world(args: Args, timetable: Timetable, copies: int) -> VectorEnv:
-    """Copies of the world that the flags describe."""
-    shift, rules = args.shift, PROTOCOLS[args.protocol]
-    if args.env_id == CATCH:  # it begins at once
-        rules = rules | {"noop_max": 0}
-    games = (args.env_id, *shift.games)
-    return ScreenWorld(
-        games, copies, shift.kind, timetable, shift.tasks, shift.values, threads=args.env_threads, **rules
-    ).make()
-
-
-# same as agents/dqn_atari.py::collect_probe
-def collect_probe(env: VectorEnv, size: int, seed: int) -> Tensor:
-    """[size, 4, 84, 84]: every fifth observation of a uniform policy in a game of its own."""
-    rng = np.random.default_rng(seed)
-    obs, _ = env.reset(seed=seed)
-    kept = [obs[0]]
-    for step in range(1, 5 * size - 4):
-        obs = env.step(rng.integers(env.single_action_space.n, size=1))[0]
-        if step % 5 == 0:
-            kept.append(obs[0])
-    return torch.from_numpy(np.stack(kept))
-
-
-# same as agents/ppo_minatar.py::evaluate
-def evaluate(network: ActorCritic, env: VectorEnv, seed: int) -> np.ndarray:
-    """Undiscounted returns [N] of the policy's likeliest actions, one episode in each of the N seeded copies."""
-    device = network.actor.weight.device
-    obs, _ = env.reset(seed=seed)
-    returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
-    while running.any():
-        with torch.no_grad():
-            actions = network(torch.from_numpy(obs).to(device))[0].argmax(1).cpu().numpy()
-        obs, rewards, terminated, truncated, _ = env.step(actions)
-        returns += rewards * running
-        running &= ~(terminated | truncated)
-    return returns
-
-
-# ---------------------------------------------------------------------------------------------------------- network
+# --------------------------------------------------------------------------------------------------------- network
 
 
 class ActorCritic(nn.Module):
     """Policy logits and value of a stack of four 84 x 84 frames: three convolutions and 512 hidden units (Mnih et al.
     2015), two linear heads.
 
-    normalised: LayerNorm before each nonlinearity, whose offset makes the layer's own bias redundant.
-    bf16: convolutions and hidden layers in bfloat16, but not the heads.
+    normalised: LayerNorm before each nonlinearity; its offset makes the layer's own bias redundant.
+    bf16: convolutions and hidden layers in bfloat16, the heads in float32.
     """
 
     def __init__(self, channels: int, actions: int, normalised: bool = False, bf16: bool = False):
         super().__init__()
-        self.bf16, bias = bf16, not normalised
+        self.bf16, width, bias = bf16, 512, not normalised
         norm = nn.LayerNorm if normalised else lambda shape: nn.Identity()
         self.conv1 = nn.Conv2d(channels, 32, 8, 4, bias=bias)
         self.conv1_norm, self.conv1_relu = norm((32, 20, 20)), nn.ReLU()
         self.conv2, self.conv2_norm, self.conv2_relu = nn.Conv2d(32, 64, 4, 2, bias=bias), norm((64, 9, 9)), nn.ReLU()
         self.conv3, self.conv3_norm, self.conv3_relu = nn.Conv2d(64, 64, 3, 1, bias=bias), norm((64, 7, 7)), nn.ReLU()
-        self.hidden, self.hidden_norm, self.hidden_relu = nn.Linear(64 * 7 * 7, 512, bias=bias), norm(512), nn.ReLU()
-        self.actor, self.critic = nn.Linear(512, actions), nn.Linear(512, 1)
+        self.hidden = nn.Linear(64 * 7 * 7, width, bias=bias)
+        self.hidden_norm, self.hidden_relu = norm(width), nn.ReLU()
+        self.actor, self.critic = nn.Linear(width, actions), nn.Linear(width, 1)
+        self.heads = ["actor", "critic"]  # never projected
+        self.probed = ["conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu"]  # after the nonlinearity
         gains = dict.fromkeys([self.conv1, self.conv2, self.conv3, self.hidden], 2**0.5)
         for layer, gain in {**gains, self.actor: 0.01, self.critic: 1.0}.items():
             nn.init.orthogonal_(layer.weight, gain)
@@ -675,38 +303,49 @@ class ActorCritic(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:  # [B, 4, 84, 84] uint8 -> [B, A], [B]
-        x = obs.to(self.actor.weight.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
-        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+        w = self.conv1.weight
+        x = obs.to(w.device).to(w.dtype, memory_format=torch.channels_last) / 255  # convolutions are faster so
+        with torch.autocast(w.device.type, torch.bfloat16, enabled=self.bf16):
             x = self.conv1_relu(self.conv1_norm(self.conv1(x)))  # [B, 32, 20, 20]
             x = self.conv2_relu(self.conv2_norm(self.conv2(x)))  # [B, 64, 9, 9]
             x = self.conv3_relu(self.conv3_norm(self.conv3(x)))  # [B, 64, 7, 7]
             x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 512]
-        x = x.to(self.actor.weight.dtype)
+        x = x.to(w.dtype)
         return self.actor(x), self.critic(x)[:, 0]
 
 
-HEADS = ["actor", "critic"]
-PROBED = ["conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu"]  # after it dead, dormant, pattern are defined
+def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
+    """A network with the initial weights that this seed gives it."""
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
+        torch.manual_seed(seed)
+        return ActorCritic(channels, actions, args.network == "normalised", args.bf16).to(device)
 
 
 # same as agents/ppo_minatar.py::act
 @torch.no_grad()
 def act(network: ActorCritic, obs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Actions [N] drawn from the policy, the logarithms of their probabilities [N], and values [N]."""
-    logits, values = network(torch.from_numpy(obs).to(network.actor.weight.device))
+    logits, values = network(torch.from_numpy(obs))
     logprobs = F.log_softmax(logits, 1).cpu().numpy()  # [N, A]
     actions = (logprobs + rng.gumbel(size=logprobs.shape)).argmax(1)  # argmax of log p + Gumbel noise is a draw from p
     return actions, logprobs[np.arange(len(actions)), actions], values.cpu().numpy()
+
+
+# same as agents/ppo_minatar.py::logits
+@torch.no_grad()
+def logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
+    """Preferences for actions [N, A]; the largest is the greedy action."""
+    return network(torch.from_numpy(obs))[0].cpu().numpy()
 
 
 # same as agents/ppo_minatar.py::value
 @torch.no_grad()
 def value(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
     """V [N]."""
-    return network(torch.from_numpy(obs).to(network.actor.weight.device))[1].cpu().numpy()
+    return network(torch.from_numpy(obs))[1].cpu().numpy()
 
 
-# ----------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------------------------ loss
 
 
 # same as agents/ppo_minatar.py::gae
@@ -717,7 +356,7 @@ def gae(
 
     delta_t = r_t + gamma V(s_{t+1}) (1 - done_t) - V(s_t),  A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}
 
-    A step that truncates an episode is done too; its reward is expected to hold gamma V(final observation) already.
+    A step that truncates an episode is done too; its reward must hold gamma V(final observation) already.
 
     Args:
         rewards, values, dones: [T, N], of the steps.
@@ -726,16 +365,16 @@ def gae(
     advantages, deltas = np.zeros_like(rewards), np.zeros_like(rewards)
     following, next_values = np.zeros_like(last_values), last_values
     for t in reversed(range(len(rewards))):
-        goes_on = 1.0 - dones[t]
-        deltas[t] = rewards[t] + gamma * next_values * goes_on - values[t]
-        advantages[t] = following = deltas[t] + gamma * lam * goes_on * following
+        continues = 1.0 - dones[t]
+        deltas[t] = rewards[t] + gamma * next_values * continues - values[t]
+        advantages[t] = following = deltas[t] + gamma * lam * continues * following
         next_values = values[t]
     return advantages, deltas
 
 
 # same as agents/ppo_minatar.py::ppo_loss
 def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a minibatch and its parts.
+    """The loss of a minibatch [] and its parts.
 
     L = -E min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef / 2 E max((V - R)^2, (V_clipped - R)^2) - ent_coef E H,
     r = pi(a | s) / pi_old(a | s)   (arXiv:1707.06347)
@@ -767,272 +406,79 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
-# ------------------------------------------------------------------------------------------------------------- main
-
-
-# same as agents/dqn_minatar.py::make_schedule
-def make_schedule(args: Args) -> Schedule:
-    """Updates since the last trigger -> learning rate."""
-    s, peak = args.schedule, args.learning_rate
-    period = to_updates(args, s.period_steps)
-    warmup = round(s.warmup_frac * period)
-    match s.kind:
-        case "constant":
-            return Constant(peak)
-        case "linear-decay":
-            return LinearDecay(peak, s.low, period)
-        case "warmup-cosine":
-            return WarmupCosine(peak, warmup, period - warmup, s.low, initial=s.low)
-        case "cyclic":
-            return Cyclic(s.low, peak, period, s.warmup_frac)
-        case "cyclic-then-constant":
-            return CyclicThenConstant(s.low, peak, period, s.cycles, s.warmup_frac)
-        case "one-cycle":
-            return OneCycle(s.low, peak, period, final=s.low, warmup_frac=s.warmup_frac)
-
-
-# same as agents/dqn_minatar.py::make_trigger
-def make_trigger(args: Args) -> Trigger:
-    """What restarts the schedule."""
-    r = args.rewarm
-    match r.trigger:
-        case "never" | "switch":  # at a change of the world, which comes between updates, `main` restarts the schedule
-            return Never()
-        case "every":
-            return Every(to_updates(args, r.every_steps))
-        case "cusum":
-            return OnCusum(
-                Cusum(
-                    threshold=r.threshold,
-                    slack=r.slack,
-                    block=r.block,
-                    burn_in=r.burn_in,
-                    refractory=r.refractory,
-                    smoothing=r.smoothing,
-                    # Errors grow with the returns, slowly: what counts is by which factor, and at once. 5 % is no
-                    # change; one block of a jump shall not hide the rest of it.
-                    log=True,
-                    min_relative_deviation=0.05,
-                    clip=3.0,
-                )
-            )
-
-
-def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
-    """A network with the weights that this seed gives it."""
-    with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
-        torch.manual_seed(seed)
-        return ActorCritic(channels, actions, args.network == "normalised", args.bf16).to(device)
-
-
-# same as agents/dqn_atari.py::in_float32
-@contextlib.contextmanager
-def in_float32(network: nn.Module) -> Iterator[None]:
-    """Without --bf16 for a moment: to projection's check its rounding looks like a dependence on the weights' scale."""
-    bf16, network.bf16 = network.bf16, False
-    try:
-        yield
-    finally:
-        network.bf16 = bf16
-
-
-# same as agents/ppo_minatar.py::intervene
-def intervene(switch: SwitchArgs, network: ActorCritic, fresh: ActorCritic, projection: Projection | None) -> None:
-    """What --switch does to the weights, in place; `fresh` is a newly initialised network."""
-    match "reset" if switch.fresh_agent else switch.intervention:
-        case "shrink-and-perturb":
-            shrink_and_perturb_(network, fresh, shrink=switch.shrink, perturb=switch.perturb)
-            if projection:  # of shrinking and perturbing a new direction is left
-                projection.project_()
-        case "reset":
-            reset_(network, fresh)
-        case "reset-head":
-            reset_(network, fresh, modules=HEADS)
-
-
-# same as agents/dqn_minatar.py::run_directory
-def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>."""
-    what = f"{args.exp_name}__{Path(__file__).stem}__{args.env_id.split('/')[-1]}__s{args.seed}"
-    return args.directory or Path("runs/logs", f"{what}__{datetime.now():%Y%m%d-%H%M%S-%f}")
-
-
-# same as agents/dqn_minatar.py::Progress
-class Progress:
-    """The line on the terminal, and the speed since the line before."""
-
-    def __init__(self, total_timesteps: int, step: int):
-        self.total, self.step, self.time, self.shown = total_timesteps, step, time.perf_counter(), 0.0
-
-    def steps_per_second(self, step: int) -> float:
-        now = time.perf_counter()
-        rate = (step - self.step) / (now - self.time)
-        self.step, self.time = step, now
-        return rate
-
-    def show(self, step: int, sps: float, returns: deque[float], rate: float) -> None:
-        now, terminal = time.perf_counter(), sys.stdout.isatty()
-        if now - self.shown < (1.0 if terminal else 10.0) and step < self.total:
-            return
-        self.shown, mean = now, f"{np.mean(returns):.2f}" if returns else "none"
-        line = f"step {step:,} of {self.total:,}   {sps:.0f} steps/s   mean return {mean}   learning rate {rate:.2e}"
-        print(f"\r{line:<100}" if terminal else line, end="" if terminal else "\n", flush=True)
-
-
-# same as agents/ppo_minatar.py::keep_freed_memory
-def keep_freed_memory() -> None:
-    """Have glibc keep the large blocks that an update frees and takes again; elsewhere nothing happens.
-
-    Handing 16 MB back to the system and faulting it in again, at every operation, costs as much as the arithmetic.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-    for option, size in ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20)):
-        mallopt(option, size)
+# ------------------------------------------------------------------------------------------------------------ main
 
 
 def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     keep_freed_memory()
-    torch.set_num_threads(args.threads)
-    threadpool_limits(args.threads)  # NumPy's BLAS: two threads that wait for each other are slower than one
+    run = Session(
+        args, f"{Path(__file__).stem}__{args.env_id.split('/')[-1]}", total=args.run_steps,
+        streams="init env probe minibatch action switch",
+    )  # fmt: skip
+    minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
+    world = partial(args.shift.world, args.env_id, protocol=args.protocol, threads=args.env_threads)
 
-    # Every random draw below comes from one of these streams.
-    with one_line_errors("--seed"):
-        streams = np.random.SeedSequence(args.seed).spawn(6)
-    init_seed, env_seed, probe_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
-    minibatch_rng, action_rng = (np.random.default_rng(s) for s in streams[3:5])
+    with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
+        env = world(args.num_envs)
+        channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
+        network = make_network(channels, actions, args, run.seed("init"), run.device)
+        optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+        rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
-    with one_line_errors("--env-id, --shift" if args.shift.kind != "none" else ""):
-        env = make_world(args, make_timetable(args.shift), args.num_envs)
-    channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-    with one_line_errors("--device", also=(RuntimeError,)):
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
-    network = make_network(channels, actions, args, init_seed, device)
-    optimizer = FlatAdam(list(network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
-    rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
+        # elr attaches to the network and the optimiser; what is switched off does nothing.
+        layers = scalable_weights(network, heads=network.heads)  # convolutions and hidden
+        probe_obs = uniform_observations(world(1, changing=False), args.probe.size, run.seed("probe")).to(run.device)
+        with in_float32(network):
+            projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
+        schedule = args.schedule.build(args.learning_rate, args.updates)
+        rewarming = args.rewarm.build(optimizer, schedule, args.updates)
+        meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
 
-    # elr attaches to the network and the optimiser.
-    layers = scalable_weights(network, heads=HEADS)  # convolutions and hidden
-    probe_obs = collect_probe(make_world(args, NoChange(), 1), args.probe.size, probe_seed).to(device)
+    returns = Returns(window=100)
+    run.keep(
+        network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
+        probe=probe, returns=returns,
+    )  # fmt: skip
+    run.watch(network, optimizer)
+    obs, _ = env.reset(seed=run.seed("env"))  # [N, 4, 84, 84] uint8
 
-    def make_rewarming() -> Rewarming:
-        """Schedule and trigger, from their start."""
-        with one_line_errors("--schedule, --rewarm"):
-            return Rewarming(optimizer, make_schedule(args), make_trigger(args), args.rewarm.moments)
+    def make_evaluation_env() -> Any:
+        """Environments that stay in the present task; None without evaluations."""
+        evaluation_env = evaluation_world(env, args.eval_episodes) if args.eval_every else None
+        return FirstEpisode(evaluation_env) if args.record_video else evaluation_env
 
-    rewarming = make_rewarming()
-    meter = probe = None
-
-    def make_projection() -> Projection | None:
-        """What holds the norms where they are now."""
-        if not args.nap.enabled:
-            return None
-        with one_line_errors("--nap"), in_float32(network):
-            return Projection(
-                network,
-                every=args.nap.every,
-                gains=args.nap.gains,
-                gain_strength=args.nap.gain_strength,
-                heads=HEADS,
-                check_inputs=probe_obs,
-                allow_scale_dependent=args.nap.allow_scale_dependent,
-            )
-
-    projection = make_projection()
-    if args.probe.meter_every:
-        meter = Meter(layers, every=args.probe.meter_every, optimizer=optimizer, nominal_power=1)
-    if args.probe.every:
-        with one_line_errors("--probe"):
-            probe = Probe(network, probe_obs, PROBED, every=args.probe.every, tau=args.probe.tau)
-
-    stateful: dict[str, Any] = {
-        "network": network, "optimizer": optimizer, "rewarming": rewarming, "projection": projection, "meter": meter,
-        "probe": probe, "env": env,
-    }  # fmt: skip
-    stateful = {name: part for name, part in stateful.items() if part is not None}
-    iteration_steps = args.num_envs * args.num_steps
-    end = run_steps(args)
-    global_step, updates, recent_returns, returns = 0, 0, deque[float](maxlen=100), None
-    obs, _ = env.reset(seed=env_seed)  # [N, 4, 84, 84] uint8
-
-    def evaluation() -> VectorEnv | None:
-        """The present task, for good."""
-        world = evaluation_world(env, args.eval_episodes) if args.eval_every else None
-        return FirstEpisode(world) if args.record_video else world
-
-    evaluation_env = evaluation()
-
-    def switch_world(step: int) -> None:
-        """The world has changed at `step`: what the flags have happen then."""
-        nonlocal projection, rewarming, evaluation_env
-        switch, fresh = args.switch, args.switch.fresh_agent
-        key = np.random.SeedSequence(args.seed, spawn_key=(*streams[5].spawn_key, step))
-        new = make_network(channels, actions, args, int(key.generate_state(1)[0]), device)
-        intervene(switch, network, new, projection)
-        if projection and (fresh or switch.intervention == "reset"):
-            projection = stateful["projection"] = make_projection()  # the norms are the new network's
-        if fresh or switch.optimizer == "reset":
+    def switch_task(changed: int) -> None:
+        """The task changed at this step of the iteration that has just ended: do what --switch asks for."""
+        switch = args.switch
+        fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
+        with in_float32(network):
+            switch.intervene_(network, fresh, projection, heads=network.heads)
+        if switch.does("optimizer"):
             reset_moments_(optimizer)
-        if fresh:
-            optimizer.param_groups[0]["lr"] = args.learning_rate
-            rewarming = stateful["rewarming"] = make_rewarming()
+        if switch.fresh_agent:
+            rewarming.reset()
         elif args.rewarm.trigger == "switch":
             rewarming.restart()
-            run.scalar("rewarm/event", 1, global_step)
-        if probe and (fresh or switch.intervention != "none"):
-            probe.forget()  # what the intervention did to the features is no learning
-        recent_returns.clear()
-        evaluation_env = evaluation()
+            run.scalar("rewarm/event", 1)
+        if switch.does("intervention"):
+            probe.forget()  # what the intervention did to the features is not learning
+        returns.clear()
 
-    def require_finite(what: str = "") -> None:
-        """Stop before a broken network is saved, measured or stepped; the checkpoint on disk is from before."""
-        named = list(weights_and_gradients(network))
-        if what or not all(bool(torch.isfinite(t).all()) for _, t in named):
-            raise NonFiniteError(
-                f"{what or 'a network that is'} not finite at step {global_step}, update {updates}, learning rate "
-                f"{rewarming.rate:g}: {describe_nonfinite(named)}; the last checkpoint is from before"
-            )
-
-    def checkpoint() -> None:
-        require_finite()
-        counters = {"global_step": global_step, "updates": updates, "recent_returns": list(recent_returns)}
-        draws = {"action_rng": rng_state(action_rng), "minibatch_rng": rng_state(minibatch_rng)}
-        run.checkpoint(global_step, counters | draws | {n: part.state_dict() for n, part in stateful.items()})
-
-    if args.resume:
-        run = Run.resume(args.resume, device=device)
-    else:
-        run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
-    with run, StopOnSignal() as stop:
-        if args.resume:
-            state = run.take_state()
-            misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
-            with one_line_errors(misfit, also=(KeyError, RuntimeError)):
-                for name, part in stateful.items():
-                    part.load_state_dict(state[name])
-                restore_rng(action_rng, state["action_rng"])
-                restore_rng(minibatch_rng, state["minibatch_rng"])
-                global_step, updates = state["global_step"], state["updates"]
-                recent_returns.extend(state["recent_returns"])
-                (obs, episodes_go_on), evaluation_env = resumed_observation(env), evaluation()
-                if not episodes_go_on:
-                    print(f"--env-threads {args.env_threads}: emulators cannot be saved, new episodes begin")
+    with run.open():
+        if run.resumed:
+            run.restore()
+            obs, continues = resumed_observation(env)
+            if not continues:
+                print(f"--env-threads {args.env_threads}: emulators cannot be saved, so new episodes start")
         else:
-            charts = {"task": ["shift/task"]} if args.shift.kind != "none" else {}
-            run.layout(list(layers), PROBED, rewarming=args.rewarm.trigger != "never", charts=charts)
-            if args.shift.kind != "none":
-                run.scalar("shift/task", 0, global_step)
-            if probe:
-                run.scalars(probe.measure(), global_step)
-            checkpoint()
-        progress = Progress(end, global_step)
-        while global_step < end and not stop.requested:
-            # Act: T steps in each of the N copies.
+            run.layout(layers, network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.scalars(probe.measure())
+            run.checkpoint()
+        evaluation_env = make_evaluation_env()
+
+        while run.running():
+            # Act: T steps in each of the N environments.
             changed = 0
             for t in range(args.num_steps):
                 drawn, rollout.logprobs[t], rollout.values[t] = act(network, obs, action_rng)
@@ -1040,94 +486,64 @@ def main(args: Args) -> None:
                 obs, rewards, terminated, truncated, infos = env.step(drawn)
                 if args.clip_rewards:
                     rewards = np.clip(rewards, -1, 1)
-                if truncated.any():  # the episode would have gone on: its last observation says how well
+                if truncated.any():  # the episode was cut, not finished: add the value of its last observation
                     rewards = rewards + args.gamma * value(network, infos["final_obs"]) * truncated
-                # In the classic protocol a lost life ends the return, though the game goes on.
+                # In the classic protocol a lost life ends the return, although the game continues.
                 lost = infos.get("life_lost", False) if args.protocol == "classic" else False
                 rollout.rewards[t], rollout.dones[t] = rewards, terminated | truncated | lost
-                global_step += args.num_envs
-                if "shift" in infos and global_step < end:
-                    (told,) = infos["shift"].values()
-                    changed = global_step
-                    run.scalar("shift/task", told["task"], global_step)
-                    run.scalar("shift/boundary", 1, global_step)
-                if "episode" in infos:  # one that a change cut short says little of the task
-                    whole = infos["_episode"] & ~truncated if "shift" in infos else infos["_episode"]
-                    for copy in np.flatnonzero(whole):
-                        recent_returns.append(float(infos["episode"]["r"][copy]))
-                        run.scalar("charts/episodic_return", recent_returns[-1], global_step)
-                        run.scalar("charts/episodic_length", int(infos["episode"]["l"][copy]), global_step)
+                run.step += args.num_envs
+                if "shift" in infos and run.step < run.total:
+                    changed = run.step
+                    run.shifted(infos)
+                returns.record(infos, truncated, run)  # of episodes that ended
             advantages, deltas = gae(
                 rollout.rewards, rollout.values, rollout.dones, value(network, obs), args.gamma, args.gae_lambda
             )
-            surprise = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches, in its logarithm
-            samples = rollout.flat(advantages, device)
+            signal = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches; it takes the logarithm
+            samples = rollout.flat(advantages, run.device)
 
-            # Learn: Algorithm 1 of arXiv:2507.20057 for each minibatch.
+            # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
             for _ in range(args.update_epochs):
-                order = torch.from_numpy(minibatch_rng.permutation(iteration_steps)).to(device)
+                order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
                 for index in order.chunk(args.num_minibatches):
                     loss, parts = ppo_loss(network, {name: x[index] for name, x in samples.items()}, args)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.clip_(args.max_grad_norm)
-                    if not math.isfinite(loss.item()):
-                        require_finite(f"loss {loss.item()},")
-                    if meter:
-                        meter.before_step()
+                    run.require_finite(loss=loss.item())
+                    meter.before_step()
                     optimizer.step()
-                    measured = meter is not None and meter.after_step()  # the step really taken, before the projection
-                    if projection:
-                        projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
+                    meter.after_step()  # measures the step really taken, before the projection
+                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
                     rate = rewarming.rate
-                    # trigger? restart the schedule; set the next update's rate
-                    rewarmed = rewarming.step(surprise)
-                    updates += 1
+                    rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
+                    run.updates += 1
 
-                    if measured:
-                        run.scalars(meter.scalars(), global_step)
+                    run.scalars(meter.fresh_scalars())
                     if rewarmed:
-                        run.scalar("rewarm/event", 1, global_step)
-                    if probe and probe.due(updates):
-                        require_finite()
-                        run.scalars(probe.measure(), global_step)
+                        run.scalar("rewarm/event", 1)
+                    if probe.due(run.updates):
+                        run.require_finite()
+                        run.scalars(probe.measure())
 
-            # Report.
-            iteration = global_step // iteration_steps
-            sps = progress.steps_per_second(global_step)
-            spread = float(np.var(advantages + rollout.values))
-            unexplained = float(np.var(advantages)) / spread if spread else math.nan
-            run.scalars({name: float(part) for name, part in parts.items()}, global_step)
-            if not math.isnan(unexplained):  # returns that are all alike leave nothing to explain
-                run.scalar("losses/explained_variance", 1 - unexplained, global_step)
-            run.scalars({"charts/learning_rate": rate, "charts/SPS": sps}, global_step)
-            if rewarming.statistic is not None:
-                run.scalar("rewarm/statistic", rewarming.statistic, global_step)
-            progress.show(global_step, sps, recent_returns, rewarming.rate)
-            if args.eval_every and (iteration % args.eval_every == 0 or global_step == end):
-                returns = evaluate(network, evaluation_env, seed=env_seed + global_step)
-                run.scalar("eval/episodic_return", returns.mean(), global_step)
-                run.scalar("eval/episodic_return_std", returns.std(), global_step)
+            # Report, evaluate, change.
+            run.scalars({name: float(part) for name, part in parts.items()})  # of the last minibatch
+            if spread := float(np.var(advantages + rollout.values)):  # returns all alike leave nothing to explain
+                run.scalar("losses/explained_variance", 1 - float(np.var(advantages)) / spread)
+            run.scalar("charts/learning_rate", rate)
+            run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+            run.scalars(rewarming.scalars())
+            if run.due(args.eval_every * args.iteration_steps, last=True):
+                run.evaluated(play(evaluation_env, partial(logits, network), run.seed("env") + run.step))
                 if args.record_video:
-                    evaluation_env.write(run.directory / "video" / f"step-{global_step}.gif")
-            if changed and global_step < end:
-                switch_world(changed)
-            if iteration % args.checkpoint_every == 0 and global_step < end:
-                checkpoint()
-
-        checkpoint()
-        if global_step < end:
-            run.interrupt(global_step)
-            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run.directory)])
-            print(f"\nstopped at step {global_step}; go on with: {command}")
-            raise SystemExit(130)
-        run.finish(global_step)
-    print(f"\nfinished {global_step:,} steps in {run.directory}")
-    if recent_returns:
-        print(f"training return {np.mean(recent_returns):.2f}, mean of the last {len(recent_returns)} episodes")
-    if returns is not None:
-        print(f"greedy return {returns.mean():.2f}, mean of {args.eval_episodes} episodes")
-    print(f"look at it with: tensorboard --logdir {run.directory}")
+                    evaluation_env.write(run.directory / "video" / f"step-{run.step}.gif")
+            if changed and run.step < run.total:
+                switch_task(changed)
+                evaluation_env = make_evaluation_env()
+            if run.due(args.checkpoint_every * args.iteration_steps, last=False):
+                run.checkpoint()
+        run.end()
+    run.farewell(f"training return {returns.mean}, mean of the last {len(returns)} episodes")
 
 
 if __name__ == "__main__":

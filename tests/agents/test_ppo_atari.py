@@ -1,7 +1,7 @@
 """The shipped PPO for Atari: network, flags, presets, what is learned from, resuming; all off is plain PPO bit for bit.
 
-Estimates, loss and interventions are those of ppo_minatar.py, word for word (test_same.py), and tested in
-test_ppo_minatar.py; that it learns, in test_catch_learning.py.
+Estimates and loss are those of ppo_minatar.py, word for word (test_same.py), and tested in test_ppo_minatar.py. That
+the agent learns is tested in test_catch_learning.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import os
 import shlex
 import signal
 from pathlib import Path
@@ -51,7 +50,7 @@ def saved(directory):
 
 
 def recorded(directory):
-    """Every scalar but the speed."""
+    """Every scalar except the speed."""
     return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
 
 
@@ -82,7 +81,7 @@ def test_the_network_is_the_published_one_and_starts_as_published(normalised):
         w = weights[f"{name}.weight"].flatten(1)
         assert torch.allclose(w @ w.T, gain * torch.eye(len(w)), atol=1e-5 * gain), name
         bias = getattr(network, name).bias
-        assert bias is None if normalised and name not in script.HEADS else not bias.any()
+        assert bias is None if normalised and name not in network.heads else not bias.any()
     plain = 8224 + 32832 + 36928 + 1606144 + 7 * 513
     offsets = 2 * (32 * 20 * 20 + 64 * 9 * 9 + 64 * 7 * 7 + 512) - (32 + 64 + 64 + 512)
     assert sum(p.numel() for p in network.parameters()) == plain + normalised * offsets
@@ -189,14 +188,14 @@ def test_measuring_changes_nothing(tmp_path):
 def test_a_video_of_each_evaluation_changes_no_number(tmp_path, monkeypatch):
     evaluations = {"eval_every": 3, "eval_episodes": 2}
     run(tmp_path / "bare", **evaluations)
-    lengths, evaluate = [], script.evaluate
+    lengths, play = [], script.play
 
-    def watched(network, env, seed):
-        returns = evaluate(network, env, seed)
+    def watched(env, policy, seed):
+        returns = play(env, policy, seed)
         lengths.append(len(env.frames))
         return returns
 
-    monkeypatch.setattr(script, "evaluate", watched)
+    monkeypatch.setattr(script, "play", watched)
     run(tmp_path / "filmed", record_video=True, **evaluations)
     assert recorded(tmp_path / "filmed") == recorded(tmp_path / "bare")
     assert_same(*(saved(tmp_path / name) for name in ("bare", "filmed")))
@@ -219,7 +218,7 @@ def test_projection_holds_the_trunk_and_leaves_the_heads(tmp_path):
     assert held["actor.weight"].norm() > 1.02 * 0.01 * 3**0.5  # three orthogonal rows of norm 0.01 at the start
 
 
-def test_the_rate_is_annealed_over_the_whole_run_and_rewarmed_when_told(tmp_path):
+def test_the_rate_is_annealed_over_the_whole_run_and_restarts_at_a_change(tmp_path):
     scalars = run(tmp_path / "a", num_steps=8, total_timesteps=64)  # 4 iterations of 4 updates
     rates = [v for _, v in scalars["charts/learning_rate"]]
     assert rates == pytest.approx([2.5e-4 * (1 - (4 * k - 1) / 16) for k in (1, 2, 3, 4)])
@@ -235,11 +234,11 @@ def test_the_rate_is_annealed_over_the_whole_run_and_rewarmed_when_told(tmp_path
 def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
     tasks = []
 
-    def evaluate(network, env, seed):
+    def play(env, policy, seed):
         tasks.append((env.env.task, env.num_envs))
         return np.zeros(env.num_envs)
 
-    monkeypatch.setattr(script, "evaluate", evaluate)
+    monkeypatch.setattr(script, "play", play)
     shift = ShiftArgs(kind="pixels", every_steps=64, tasks=3)
     run(tmp_path / "r", shift=shift, eval_every=1, eval_episodes=3, total_timesteps=160, update_epochs=1)
     assert tasks == [(task, 3) for task in (0, 0, 1, 1, 2)]
@@ -247,13 +246,13 @@ def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
 
 def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path, monkeypatch):
     """Two that share no more than the seed have the same network after the change."""
-    left, real = [], script.intervene
+    left, real = [], SwitchArgs.intervene_
 
-    def intervene(switch, network, fresh, projection):
-        real(switch, network, fresh, projection)
+    def intervene_(self, network, *args, **kwargs):
+        real(self, network, *args, **kwargs)
         left.append({name: w.clone() for name, w in network.state_dict().items()})
 
-    monkeypatch.setattr(script, "intervene", intervene)
+    monkeypatch.setattr(SwitchArgs, "intervene_", intervene_)
     for name, epochs in (("a", 1), ("b", 2)):
         run(
             tmp_path / name, shift=ShiftArgs(kind="noise", at_steps=(64,), values=(0.0, 0.1)), update_epochs=epochs,
@@ -301,30 +300,30 @@ def test_what_a_truncated_step_is_worth_is_not_clipped(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "value", lambda network, obs: np.full(len(obs), 100.0, dtype=np.float32))
     run(tmp_path / "r", shift=ShiftArgs(kind="actions", at_steps=(20,)), total_timesteps=32, update_epochs=1)
     ((rewards, dones),) = seen
-    assert dones[9].all() and dones.sum() == 2  # after 20 steps of two copies
+    assert dones[9].all() and dones.sum() == 2  # after 20 steps of two environments
     assert rewards[9] == pytest.approx(99 + np.round(rewards[9] - 99)) and rewards[9].max() > 98
     assert np.abs(np.delete(rewards, 9, 0)).max() <= 1
 
 
 @pytest.mark.parametrize("protocol", ["classic", "machado"])
-def test_a_lost_life_ends_the_return_in_the_classic_protocol_alone(tmp_path, monkeypatch, protocol):
-    """Breakout: the game goes on, and its episode is recorded as one, of all its lives."""
-    seen, told, real, env_rules = watched(monkeypatch), [], script.make_world, []
+def test_only_in_the_classic_protocol_a_lost_life_ends_the_return(tmp_path, monkeypatch, protocol):
+    """Breakout: the game continues, and its episode is recorded as one, of all its lives."""
+    seen, told, real, env_rules = watched(monkeypatch), [], ShiftArgs.world, []
 
-    def make_world(args, timetable, copies):
-        env = real(args, timetable, copies)
+    def world(self, env_id, num_envs, **how):
+        env = real(self, env_id, num_envs, **how)
         step = env.step
 
         def watch(actions):
             out = step(actions)
-            told.append((out[2] | out[3], out[4].get("life_lost", np.zeros(copies, dtype=bool))))
+            told.append((out[2] | out[3], out[4].get("life_lost", np.zeros(num_envs, dtype=bool))))
             return out
 
         env.step = watch
         env_rules.append(env.env.rules)
         return env
 
-    monkeypatch.setattr(script, "make_world", make_world)
+    monkeypatch.setattr(ShiftArgs, "world", world)
     # the agent does nothing but fire, and never moves
     fire = lambda network, obs, rng: (np.ones(len(obs), dtype=np.int64), *np.zeros((2, len(obs)), np.float32))  # noqa: E731
     monkeypatch.setattr(script, "act", fire)
@@ -347,8 +346,8 @@ def test_a_lost_life_ends_the_return_in_the_classic_protocol_alone(tmp_path, mon
 # resuming
 
 PONG = shlex.split(
-    "adaptive --seed 7 --total-timesteps 160 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 "
-    "--protocol classic --shift.kind sticky --shift.values 0.1 0.5 --shift.rate 0.03 --schedule.period-steps 100 "
+    "adaptive --seed 11 --total-timesteps 160 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 "
+    "--protocol classic --shift.kind sticky --shift.values 0.1 0.5 --shift.rate 0.015 --schedule.period-steps 100 "
     "--rewarm.block 1 --rewarm.burn-in 3 --rewarm.refractory 3 --rewarm.threshold 0.05 --rewarm.slack 0.01 "
     "--switch.intervention shrink-and-perturb --nap.every 3 --checkpoint-every 1 --eval-every 0 "
     "--probe.every 5 --probe.size 8 --probe.meter-every 3"
@@ -368,26 +367,12 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert_same(*(saved(d) for d in (whole, killed)))
 
 
-def interrupted(monkeypatch, args, update):
-    """Run until Ctrl-C comes in this update; the exit status is 130."""
-    real, calls = script.ppo_loss, []
-
-    def loss(*parts):
-        calls.append(None)
-        if len(calls) == update:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*parts)
-
-    monkeypatch.setattr(script, "ppo_loss", loss)
-    with pytest.raises(SystemExit) as stop:
-        script.main(args)
-    monkeypatch.setattr(script, "ppo_loss", real)
-    assert stop.value.code == 130
-
-
-def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path, monkeypatch, capsys):
+def test_with_threads_a_resumed_run_starts_new_episodes(tmp_path, monkeypatch, capsys):
     args = tiny(tmp_path / "r", env_id="ALE/Pong-v5", env_threads=1, total_timesteps=192, update_epochs=1)
-    interrupted(monkeypatch, args, 5)  # in the third iteration
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        scripts.stop_at(patch, 96)  # after the third iteration
+        script.main(args)
+    assert stop.value.code == 130
     status = read_status(tmp_path / "r")
     assert status["status"] == "interrupted" and status["step"] == 96
     out = capsys.readouterr().out
@@ -399,7 +384,7 @@ def test_with_threads_a_resumed_run_begins_new_episodes(tmp_path, monkeypatch, c
     state = saved(tmp_path / "r")["env"]
     assert state["env"]["resumptions"] == 1 and state["env"]["lengths"].tolist() == [48, 48]
     assert not first[0][:, :3].any() and first[0][:, 3].any()  # an episode's first stack
-    assert "--env-threads 1: emulators cannot be saved, new episodes begin" in capsys.readouterr().out
+    assert "--env-threads 1: emulators cannot be saved, so new episodes start" in capsys.readouterr().out
     assert read_status(tmp_path / "r")["status"] == "finished"
 
 
@@ -412,7 +397,7 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monke
         return (loss * math.nan if len(calls) == 7 else loss), parts
 
     monkeypatch.setattr(script, "ppo_loss", broken)
-    with pytest.raises(NonFiniteError, match=r"loss nan, not finite at step 64, update 6"):
+    with pytest.raises(NonFiniteError, match="loss is nan at step 64, update 6"):
         run(tmp_path / "r", checkpoint_every=1)
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 32
 
@@ -421,12 +406,7 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monke
 
 
 def test_every_flag_is_read():
-    groups = {
-        "nap": NapArgs, "schedule": ScheduleArgs, "rewarm": RewarmArgs, "probe": ProbeArgs, "shift": ShiftArgs,
-        "switch": SwitchArgs,
-    }  # fmt: skip
-    short_for = {"schedule": "s", "rewarm": "r", "shift": "shift", "switch": "switch"}
-    assert scripts.unread_flags(script, groups, short_for) == []
+    assert scripts.unread_flags(script) == []
 
 
 def test_the_defaults_are_those_published():
@@ -461,58 +441,48 @@ def test_every_preset_is_valid_and_differs():
     assert shift.every_steps % iteration == 0 and chains[0].total_timesteps == 6 * shift.every_steps
 
 
-def test_the_presets_worlds_exist():
+def test_the_environments_of_the_presets_exist():
     for name, actions in (("baseline", 6), ("chain-plain", 18), ("catch", 3)):
         args = script.PRESETS[name].args
-        env = script.make_world(args, script.make_timetable(args.shift), 1)
+        env = args.shift.world(args.env_id, 1, protocol=args.protocol, threads=args.env_threads)
         assert env.single_observation_space.shape == (4, 84, 84) and env.single_action_space.n == actions
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        # one of each group: its check is called; tests/elr/test_flags.py and tests/envs/test_shift_flags.py have all
         (["--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
         (["--nap.enabled"], ["--nap.enabled", "--network normalised"]),
         (["--schedule.cycles", "7"], ["--schedule.cycles", "--schedule.kind linear-decay"]),
-        (["--schedule.low", "1"], ["--schedule.low", "--learning-rate"]),
-        (["--schedule.kind", "constant", "--rewarm.trigger", "cusum"], ["--rewarm.trigger cusum", "--schedule.kind"]),
-        (["--rewarm.trigger", "every", "--rewarm.every-steps", "9"], ["--rewarm.every-steps 9", "--num-steps"]),
-        (
-            ["chain-plain", "--shift.every-steps", "1023"],
-            ["changes 1023 steps apart", "--num-envs x --num-steps = 1024"],
-        ),
         (["--rewarm.block", "9"], ["--rewarm.block", "--rewarm.trigger never"]),
-        (["adaptive", "--rewarm.burn-in", "2000"], ["--rewarm.burn-in 2000", "--rewarm.block 128"]),
-        (["chain-cusum", "--shift.every-steps", "262144"], ["--rewarm.refractory 40", "4096 updates between"]),
-        (
-            ["nap-cyclic", "--rewarm.trigger", "every", "--rewarm.every-steps", "2000000"],
-            ["--rewarm.every-steps 2000000", "--schedule.period-steps 1000000"],
-        ),
-        (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs", "--num-steps"]),
-        (["--num-envs", "1", "--num-steps", "4"], ["--num-minibatches 4", "--norm-adv"]),
-        (["--gamma", "1.0"], ["--gamma"]),
-        (["--ent-coef", "-1"], ["--ent-coef"]),
-        (["--env-threads", "-1"], ["--env-threads"]),
         (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
-        (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
-        (["--eval-every", "0", "--record-video"], ["--record-video", "--eval-every 0"]),
-        (["--rewarm.trigger", "switch"], ["--rewarm.trigger switch", "--shift.kind none"]),
-        (["chain-fresh", "--switch.optimizer", "reset"], ["--switch.optimizer", "--switch.fresh-agent"]),
-        (["catch", "--env-threads", "2"], ["--env-threads 2", "--env-id rewarm/Catch-v0"]),
-        (["chain-nap", "--shift.games", "rewarm/Catch-v0"], ["--shift.kind games", "--shift.games rewarm/Catch-v0"]),
-        (
-            ["catch", "--shift.kind", "modes", "--shift.values", "0", "1", "--shift.every-steps", "5000"],
-            ["--shift.kind modes", "--env-id rewarm/Catch-v0"],
-        ),
-        (
-            shlex.split("--env-threads 1 --shift.kind difficulties --shift.values 0 1 --shift.every-steps 5000"),
-            ["--env-threads 1", "--shift.kind difficulties"],
-        ),
+        (["--switch.optimizer", "reset"], ["--switch.optimizer", "--shift.kind none"]),
+        (["catch", "--env-threads", "2"], ["--env-threads", "--env-id rewarm/Catch-v0"]),
         (
             ["--shift.kind", "rewards", "--shift.values", "1", "10", "--shift.every-steps", "5000"],
             ["--shift.values (1.0, 10.0)", "--clip-rewards"],
         ),
         (["--shift.kind", "channels", "--shift.every-steps", "5000"], ["--shift.kind"]),
+        # where groups meet the script's numbers
+        (["--schedule.low", "1"], ["--schedule.low", "--learning-rate"]),
+        (["--rewarm.trigger", "every", "--rewarm.every-steps", "1023"], ["--rewarm.every-steps", "1024", "1023"]),
+        (["adaptive", "--rewarm.burn-in", "2000"], ["--rewarm.burn-in", "2000 blocks x 128"]),
+        (["chain-cusum", "--shift.every-steps", "262144"], ["--rewarm.refractory", "4096 updates between"]),
+        (
+            ["nap-cyclic", "--rewarm.trigger", "every", "--rewarm.every-steps", "2000000"],
+            ["--rewarm.every-steps 2000000", "--schedule.period-steps 1000000"],
+        ),
+        (["chain-plain", "--shift.every-steps", "1023"], ["1023 steps apart", "--num-envs 8 and --num-steps 128"]),
+        # the script's own
+        (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs 8", "--num-steps 128"]),
+        (["--num-envs", "1", "--num-steps", "4"], ["--num-minibatches 4", "--norm-adv"]),
+        (["--gamma", "1.0"], ["--gamma 1.0"]),
+        (["--ent-coef", "-1"], ["--ent-coef"]),
+        (["--env-threads", "-1"], ["--env-threads"]),
+        (["--device", "abacus"], ["--device", "abacus"]),
+        (["--eval-every", "0", "--eval-episodes", "9"], ["--eval-episodes", "--eval-every 0"]),
+        (["--eval-every", "0", "--record-video"], ["--record-video", "--eval-every 0"]),
         (["nap-cylic"], ["nap-cyclic"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
     ],
@@ -527,29 +497,34 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
         assert "\n" not in message.strip()
 
 
-def test_factors_that_clipping_leaves_apart_are_no_refusal():
-    for values, clip in (((1.0, -1.0), True), ((0.5, 1.0), True), ((1.0, 10.0), False)):
-        Args(shift=ShiftArgs("rewards", every_steps=5000, values=values), clip_rewards=clip)
-
-
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "named"),
     [
         ({"env_id": "ALE/Pongg-v5"}, "ALE/Pong-v5"),
         ({"env_id": "ALE/Pong-v5", "shift": ShiftArgs("modes", every_steps=64, values=(0, 77))}, "no mode 77"),
         ({"network": "normalised", "nap": NapArgs(enabled=True, gain_strength=1.0)}, "--nap"),
         ({"seed": -1}, "--seed"),
-        ({"device": "abacus"}, "--device"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_anything_is_written(tmp_path, changes, told):
-    with pytest.raises(RunError, match=told) as error:
+def test_what_a_library_refuses_is_one_line_before_anything_is_written(changes, named, tmp_path):
+    with pytest.raises(RunError, match=named) as error:
         run(tmp_path / "r", **changes)
     assert not (tmp_path / "r").exists() and "\n" not in str(error.value)
 
 
+# bf16
+
+
 def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
-    projected = {"network": "normalised", "nap": script.NapArgs(enabled=True), "probe": MEASURED}
     for bf16 in (False, True):
-        script.main(tiny(tmp_path / str(bf16), bf16=bf16, **projected))
+        run(tmp_path / str(bf16), bf16=bf16, probe=MEASURED, **NAP)
     scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "network")
+
+
+def test_a_network_in_bf16_can_be_reset_under_projection(tmp_path):
+    """The check of scale invariance computes in float32, at a change as at the start."""
+    run(
+        tmp_path / "r", bf16=True, total_timesteps=64, shift=ShiftArgs("actions", at_steps=(32,)), update_epochs=1,
+        switch=SwitchArgs(intervention="reset"), **NAP,
+    )  # fmt: skip
+    assert read_status(tmp_path / "r")["status"] == "finished"
