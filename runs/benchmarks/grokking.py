@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from elr.weights import scalable_weights
+from envs.modular_arithmetic import modular_pairs
 from runs.benchmarks.timing import compare
 
 SCRIPT = Path(__file__).resolve().parents[2] / "agents" / "grokking.py"
@@ -49,7 +51,7 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     """One update of the plain version, and one of the script's default run."""
     script: dict[str, Any] = runpy.run_path(str(SCRIPT))
     flags, rng = script["Args"](), np.random.default_rng(0)
-    train, _ = script["make_data"](flags.p, flags.operation, flags.train_fraction, rng)
+    train, _ = modular_pairs(flags.p, flags.operation, flags.train_fraction, rng)
     networks = [script["Transformer"](flags) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     plain, ours = networks
@@ -71,13 +73,9 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     optimizer = torch.optim.AdamW(
         script["parameter_groups"](ours, flags.weight_decay, flags.scale_decay), lr=flags.learning_rate, fused=True
     )
-    projection = script["Projection"](
-        ours, every=flags.nap.every, gains="free", heads=(), embeddings=True, allow_scale_dependent=True
-    )
-    weights = script["scalable_weights"](ours, embeddings=True, heads=())
-    meter = script["Meter"](weights, every=flags.probe.meter_every, optimizer=optimizer, nominal_power=1)
-    probed = ["blocks.0.attention_out", "blocks.0.relu"]
-    probe = script["Probe"](ours, train.xy[: flags.probe.size], probed, every=flags.probe.every, tau=flags.probe.tau)
+    projection = script["make_projection"](flags, ours)
+    weights = scalable_weights(ours, embeddings=True, heads=())
+    meter, probe = flags.probe.build(ours, weights, optimizer, train.xy[: flags.probe.size], ours.probed)
     updates = 0
 
     def our_update() -> None:
@@ -89,8 +87,8 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
         loss.item()  # the script checks that it is finite
         meter.before_step()
         optimizer.step()
-        if meter.after_step():
-            meter.scalars()
+        meter.after_step()
+        meter.fresh_scalars()
         projection.step(flags.learning_rate)
         updates += 1
         if probe.due(updates):

@@ -13,6 +13,7 @@ from runs.training.checks import (
 )
 from runs.training.freed_memory import keep_freed_memory
 from runs.training.precision import in_float32
+from runs.training.recorded_elr import recorded_elr
 from runs.training.returns import Returns
 from runs.training.session import Session
 
@@ -21,6 +22,7 @@ __all__ = [
     "Session",
     "in_float32",
     "keep_freed_memory",
+    "recorded_elr",
     "require",
     "require_device",
     "require_multiples",

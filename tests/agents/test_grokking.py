@@ -1,4 +1,4 @@
-"""The shipped grokking script: data, the fast forward pass, all-off equality, flags, re-warming, exact resume."""
+"""The shipped grokking script: the fast forward pass, all-off equality, flags, re-warming, resuming, edited copies."""
 
 from __future__ import annotations
 
@@ -16,20 +16,40 @@ import torch
 import torch.nn.functional as F
 
 from agents import grokking as script
-from agents.grokking import Args, NapArgs, NormArgs, Transformer
+from agents.grokking import Args, NapArgs, NormArgs, ProbeArgs, RewarmArgs, ScheduleArgs, Transformer
 from elr.stagnation import Stagnation
-from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
+from envs.modular_arithmetic import modular_pairs
+from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
 from tests.agents.scripts import assert_same, finish, kill_beyond
 
 SCRIPT = Path(__file__).parents[2] / "agents" / "grokking.py"
 TINY = {"p": 11, "train_fraction": 0.5, "heads": 2, "head_size": 4, "hidden": 16, "total_updates": 40, "threads": 1}
-SMALL_PROBE = script.ProbeArgs(every=5, size=16, meter_every=5)
+SMALL_PROBE = ProbeArgs(every=5, size=16, meter_every=5)
+FREE = NapArgs(enabled=False)
 NORMS = NormArgs(before_attention=True, before_mlp=True, after_mlp=True)
 
 
 def tiny(directory=None, **changes):
     return Args(**{**TINY, "probe": SMALL_PROBE, "directory": directory, **changes})
+
+
+def run(directory, **changes):
+    """The scalars of a tiny run."""
+    script.main(tiny(directory, **changes))
+    return read_scalars(directory)
+
+
+def weights(directory):
+    """The network in the last checkpoint."""
+    return load_checkpoint(directory / "checkpoint.pt")["state"]["network"]
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """Directory and scalars of the tiny run as it is, for the tests that compare with it."""
+    directory = tmp_path_factory.mktemp("grokking") / "default"
+    return directory, run(directory)
 
 
 def network(**changes):
@@ -43,41 +63,6 @@ def network(**changes):
 
 
 ALL_PAIRS = torch.tensor(list(itertools.product(range(11), repeat=2)))
-
-
-# data
-
-
-@pytest.mark.parametrize("operation", ["add", "subtract", "multiply", "divide"])
-@pytest.mark.parametrize("p", [7, 12])
-def test_answers_and_split(operation, p):
-    train, test = script.make_data(p, operation, 0.3, np.random.default_rng(0))
-    seen = {}
-    for part in (train, test):
-        for (x, y), answer in zip(part.xy.tolist(), part.answer.tolist(), strict=True):
-            assert (x, y) not in seen
-            seen[x, y] = answer
-    for (x, y), answer in seen.items():
-        if operation == "divide":
-            assert math.gcd(y, p) == 1 and answer * y % p == x and 0 <= answer < p
-        else:
-            assert answer == {"add": x + y, "subtract": x - y, "multiply": x * y}[operation] % p
-    count = p * sum(math.gcd(y, p) == 1 for y in range(p)) if operation == "divide" else p * p
-    assert len(seen) == count and len(train.xy) == round(0.3 * count)
-
-
-def test_mirrored_pairs_are_those_whose_mirror_was_trained_on():
-    train, test = script.make_data(13, "add", 0.4, np.random.default_rng(3))
-    trained = set(map(tuple, train.xy.tolist()))
-    expected = [(y, x) in trained and x != y for x, y in test.xy.tolist()]
-    assert test.mirrored.tolist() == expected and 0 < sum(expected) < len(expected)
-    other, _ = script.make_data(13, "add", 0.4, np.random.default_rng(4))
-    assert other.xy.tolist() != train.xy.tolist()
-
-
-def test_a_split_without_a_test_or_training_sample_is_refused():
-    with pytest.raises(ValueError, match="train-fraction"):
-        script.make_data(2, "add", 0.01, np.random.default_rng(0))
 
 
 # network
@@ -162,12 +147,10 @@ def test_evaluations_are_log_spaced():
 
 
 def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
-    args = tiny(
-        tmp_path / "r", nap=NapArgs(enabled=False), weight_decay=0.3, batch_size=17, adam_beta2=0.95, adam_eps=1e-4
-    )
+    args = tiny(tmp_path / "r", nap=FREE, weight_decay=0.3, batch_size=17, adam_beta2=0.95, adam_eps=1e-4)
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(4)
-    train, test = script.make_data(11, "add", 0.5, np.random.default_rng(streams[0]))
+    train, test = modular_pairs(11, "add", 0.5, np.random.default_rng(streams[0]))
     minibatches = np.random.default_rng(streams[2])
     torch.manual_seed(int(streams[3].generate_state(1)[0]))
     plain = Transformer(args)
@@ -178,7 +161,7 @@ def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
         adam.zero_grad()
         loss.backward()
         adam.step()
-    saved = load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["network"]
+    saved = weights(tmp_path / "r")
     for name, p in plain.state_dict().items():
         assert torch.equal(p, saved[name]), name
     with torch.no_grad():
@@ -186,77 +169,72 @@ def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
     assert read_scalars(tmp_path / "r")["test/accuracy"][-1] == (40, accuracy)
 
 
-def test_projection_holds_what_it_is_told_to_hold(tmp_path):
-    for name, nap, free in (("all", NapArgs(), set()), ("part", NapArgs(embeddings=False, decoder=False), None)):
-        script.main(tiny(tmp_path / name, nap=nap))
-        scalars = read_scalars(tmp_path / name)
-        norms = {
-            tag.rsplit("/", 1)[1]: [v for _, v in rows] for tag, rows in scalars.items() if "norms/parameter" in tag
-        }
-        moved = {layer for layer, values in norms.items() if max(values) / min(values) > 1 + 1e-5}
-        assert moved == ({"embedding", "position", "decoder"} if free is None else free)
-        assert len(norms) == 9
+def moved(scalars):
+    """The layers whose norm changed, of all whose norm was measured."""
+    norms = {tag.rsplit("/", 1)[1]: [v for _, v in rows] for tag, rows in scalars.items() if "norms/parameter" in tag}
+    assert len(norms) == 9
+    return {layer for layer, values in norms.items() if max(values) / min(values) > 1 + 1e-5}
+
+
+def test_projection_holds_what_it_is_told_to_hold(default_run, tmp_path):
+    assert moved(default_run[1]) == set()
+    part = run(tmp_path / "part", nap=NapArgs(embeddings=False, decoder=False))
+    assert moved(part) == {"embedding", "position", "decoder"}
 
 
 def test_a_matched_run_takes_the_relative_steps_of_the_other(tmp_path):
     """The realised ELR, which in a free run that fits its data falls far below the projected one's."""
-    probe = script.ProbeArgs(every=50, size=16, meter_every=1)
-    free = NapArgs(enabled=False)
-    script.main(tiny(tmp_path / "projected", probe=probe, total_updates=150))
-    script.main(tiny(tmp_path / "free", probe=probe, total_updates=150, nap=free))
-    script.main(tiny(tmp_path / "matched", probe=probe, total_updates=150, nap=free, match_elr=tmp_path / "projected"))
-    projected, unmatched, matched = (read_scalars(tmp_path / name) for name in ("projected", "free", "matched"))
+    probe = ProbeArgs(every=50, size=16, meter_every=1)
+    changes = {"probe": probe, "total_updates": 150}
+    projected = run(tmp_path / "projected", **changes)
+    unmatched = run(tmp_path / "free", nap=FREE, **changes)
+    matched = run(tmp_path / "matched", nap=FREE, match_elr=tmp_path / "projected", **changes)
     for layer in ("embedding", "blocks.0.up", "decoder"):
         one, other, alone = (dict(scalars[f"elr/{layer}"]) for scalars in (projected, matched, unmatched))
         assert all(other[u] == pytest.approx(one[u], rel=1e-3) for u in one)
         assert alone[150] < 0.8 * one[150]
         norms = [v for _, v in matched[f"norms/parameter/{layer}"]]
         assert max(norms) / min(norms) > 1.05
-    with pytest.raises(RunError, match=r"--match-elr.*embedding"):
-        off = script.ProbeArgs(every=50, size=16, meter_every=0)
-        script.main(tiny(tmp_path / "unmeasured", probe=off))
-        script.main(tiny(tmp_path / "other", nap=free, match_elr=tmp_path / "unmeasured"))
-    for changes, named in (
-        ({"p": 7}, "--p 11, not 7"),
-        ({"total_updates": 200}, "ends at update 150"),
-        ({"match_elr": tmp_path / "free"}, "is not projected"),
-    ):
-        changes = {"nap": free, "match_elr": tmp_path / "projected", "total_updates": 150, **changes}
-        with pytest.raises(RunError, match=f"--match-elr.*{named}"):
-            script.main(tiny(tmp_path / "refused", **changes))
+    with pytest.raises(RunError, match=r"--match-elr: .*projected has --p 11, not 7"):
+        run(tmp_path / "refused", nap=FREE, match_elr=tmp_path / "projected", p=7)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_rewarming_at_an_update(tmp_path):
-    rewarm = script.RewarmArgs(trigger="at", at_update=12)
-    schedule = script.ScheduleArgs(kind="warmup-cosine", warmup_updates=4, decay_updates=10)
-    script.main(tiny(tmp_path / "r", rewarm=rewarm, schedule=schedule, evaluations_per_decade=1000))
-    scalars = read_scalars(tmp_path / "r")
+    rewarm = RewarmArgs(trigger="at", at_update=12)
+    schedule = ScheduleArgs(kind="warmup-cosine", warmup_updates=4, decay_updates=10)
+    scalars = run(tmp_path / "r", rewarm=rewarm, schedule=schedule, evaluations_per_decade=1000)
     rates = dict(scalars["charts/learning_rate"])
     assert all(rates[u] == 1e-4 for u in range(1, 13))
-    assert rates[17] == 1e-2 and rates[27] == 1e-4 and scalars["rewarm/event"] == [(12, 1.0)]
+    assert rates[17] == 1e-2 and rates[27] == 1e-4
+    assert scalars["rewarm/event"] == [(12, 1.0)]
 
 
 @pytest.mark.parametrize("signal", ["movement", "loss"])
-def test_rewarming_when_learning_comes_to_rest(tmp_path, signal, monkeypatch):
-    """The trigger sees what the run recorded, and fires only once a restarted schedule of 23 updates has annealed."""
-    losses = []
-    watched = script.movement
-    monkeypatch.setattr(script, "movement", lambda *a: losses.append(a[3]) or watched(*a))
-    rewarm = script.RewarmArgs(
+def test_rewarming_when_learning_stops(tmp_path, signal, monkeypatch):
+    """The trigger sees what the run recorded, and fires only once a restarted schedule of 23 updates has ended."""
+    losses, measured = [], script.loss_movement
+
+    def remembered(*args):
+        losses.append(measured(*args)[0])
+        return measured(*args)
+
+    monkeypatch.setattr(script, "loss_movement", remembered)
+    rewarm = RewarmArgs(
         trigger="stagnation", signal=signal, ratio=0.5, window=2, burn_in=4, initial_rate=1e-2, moments="reset"
     )
-    schedule = script.ScheduleArgs(kind="warmup-cosine", warmup_updates=10, decay_updates=13)
-    script.main(tiny(tmp_path / "r", rewarm=rewarm, schedule=schedule, total_updates=400, evaluations_per_decade=5000))
-    scalars = read_scalars(tmp_path / "r")
+    schedule = ScheduleArgs(kind="warmup-cosine", warmup_updates=10, decay_updates=13)
+    changes = {"total_updates": 250, "evaluations_per_decade": 5000}
+    scalars = run(tmp_path / "r", rewarm=rewarm, schedule=schedule, **changes)
     events = [u for u, _ in scalars["rewarm/event"]]
-    assert events and events[0] >= 20
+    assert len(events) >= 2 and events[0] >= 20
     if signal == "movement":
         signals = dict(scalars["plasticity/flipped_fraction/blocks.0.relu"])
     else:
-        signals = {5 * i: abs(math.log(losses[i - 1] / losses[i - 2])) for i in range(2, 81)}
+        signals = {5 * i: abs(math.log(losses[i - 1] / losses[i - 2])) for i in range(2, 51)}
     twin, expected, statistic = Stagnation(ratio=0.5, window=2, burn_in=4, refractory=5 + 4), [], 1.0
     recorded = dict(scalars["rewarm/statistic"])
-    for update in range(5, 401, 5):
+    for update in range(5, 251, 5):
         if update in signals:
             if twin.update(signals[update]):
                 expected.append(update)
@@ -269,41 +247,105 @@ def test_rewarming_when_learning_comes_to_rest(tmp_path, signal, monkeypatch):
     assert rates[events[0] + 11] == 1e-2 and rates[events[0] + 24] == 1e-4
 
 
+def test_the_loss_on_the_whole_training_set_is_computed_only_for_the_trigger_that_needs_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(script, "loss_movement")
+    schedule = ScheduleArgs(kind="warmup-cosine", warmup_updates=4, decay_updates=10)
+    for trigger in (RewarmArgs("stagnation", window=2, burn_in=2), RewarmArgs("at", at_update=12)):
+        run(tmp_path / trigger.trigger, rewarm=trigger, schedule=schedule)
+
+
 def test_a_small_task_generalises_at_the_high_rate_and_not_at_the_low_one(tmp_path):
     """x + y mod 23 from four fifths of the pairs, projected; chance is 1 in 23."""
-    reached = {}
-    for rate in (1e-2, 1e-4):
-        args = Args(p=23, train_fraction=0.8, total_updates=400, threads=1, learning_rate=rate)
-        script.main(dataclasses.replace(args, directory=tmp_path / str(rate)))
-        reached[rate] = read_scalars(tmp_path / str(rate))["test/accuracy"][-1][1]
-    assert reached[1e-2] > 0.7 and reached[1e-4] < 0.3
+    task = {"p": 23, "train_fraction": 0.8, "heads": 4, "head_size": 16, "hidden": 256, "total_updates": 300}
+    high, low = (run(tmp_path / str(rate), learning_rate=rate, **task) for rate in (1e-2, 1e-4))
+    assert high["test/accuracy"][-1][1] > 0.9
+    assert low["test/accuracy"][-1][1] < 0.1
 
 
-def test_measuring_changes_nothing(tmp_path):
-    script.main(tiny(tmp_path / "on"))
-    off = script.ProbeArgs(every=0, meter_every=0)
-    script.main(tiny(tmp_path / "off", probe=off, evaluations_per_decade=1))
-    on, off = (load_checkpoint(tmp_path / name / "checkpoint.pt")["state"]["network"] for name in ("on", "off"))
+def test_measuring_changes_nothing(default_run, tmp_path):
+    run(tmp_path / "off", probe=ProbeArgs(every=0, meter_every=0), evaluations_per_decade=1)
+    on, off = weights(default_run[0]), weights(tmp_path / "off")
     assert all(torch.equal(on[name], off[name]) for name in on)
 
 
-def test_seeds_decide_everything(tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        script.main(tiny(tmp_path / name, seed=seed))
-    a, b, c = (read_scalars(tmp_path / name) for name in "abc")
-    assert a == b and a.keys() == c.keys()
-    assert a["norms/parameter/embedding"][0] != c["norms/parameter/embedding"][0]
+def test_the_same_seed_repeats_the_run_and_another_does_not(default_run, tmp_path):
+    _, first = default_run
+    same, other = run(tmp_path / "same"), run(tmp_path / "other", seed=2)
+    assert same == first and first.keys() == other.keys()
+    assert other["norms/parameter/embedding"][0] != first["norms/parameter/embedding"][0]
+
+
+def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
+    """Replace one stream at a time by another seed's: only what is drawn from it changes at first."""
+    whole = np.random.SeedSequence
+
+    class OneStreamOfSeedTwo(whole):
+        replaced = None
+
+        def spawn(self, n):
+            streams = whole(1).spawn(n)
+            if self.replaced is not None:
+                streams[self.replaced] = whole(2).spawn(n)[self.replaced]
+            return streams
+
+    monkeypatch.setattr(np.random, "SeedSequence", OneStreamOfSeedTwo)
+    seen = {}
+    for stream in (None, 0, 1, 2, 3):
+        OneStreamOfSeedTwo.replaced = stream
+        scalars = run(tmp_path / str(stream), total_updates=1, batch_size=20)
+        state = load_checkpoint(tmp_path / str(stream) / "checkpoint.pt")["state"]
+        seen[stream] = [
+            str(state["generators"]["split"]),
+            scalars["plasticity/feature_norm/blocks.0.relu"][0],  # of the probe, before the first update
+            str(state["generators"]["minibatch"]),
+            scalars["norms/parameter/decoder"][0],
+        ]
+    allowed = {0: {0, 1}, 1: {1}, 2: {2}, 3: {3, 1}}  # the probe is drawn from the pairs; its features see the weights
+    for stream, others in allowed.items():
+        changed = {i for i, (a, b) in enumerate(zip(seen[None], seen[stream], strict=True)) if a != b}
+        assert stream in changed, f"stream {stream} decides nothing"
+        assert changed <= others, f"stream {stream} leaks"
 
 
 # flags
 
 
 def test_every_flag_is_read():
-    groups = {
-        "norm": NormArgs, "nap": NapArgs, "schedule": script.ScheduleArgs, "rewarm": script.RewarmArgs,
-        "probe": script.ProbeArgs,
-    }  # fmt: skip
-    assert scripts.unread_flags(script, groups, {"schedule": "s", "rewarm": "r"}) == []
+    assert scripts.unread_flags(script) == []
+
+
+STAGNATION = {
+    "rewarm": RewarmArgs("stagnation", initial_rate=1e-2, window=2, burn_in=3, ratio=0.9),
+    "schedule": ScheduleArgs("warmup-cosine", warmup_updates=5, decay_updates=10), "total_updates": 60,
+}  # fmt: skip
+AT = {**STAGNATION, "rewarm": RewarmArgs("at", at_update=20)}
+EFFECTS = [
+    ({}, "norm.before_attention", True), ({}, "norm.before_mlp", True), ({}, "norm.after_mlp", True),
+    ({}, "nap.enabled", False), ({}, "nap.every", 3), ({}, "nap.embeddings", False), ({}, "nap.decoder", False),
+    (AT, "schedule.kind", "constant"), (AT, "schedule.low", 1e-3), (AT, "schedule.warmup_updates", 8),
+    (AT, "schedule.decay_updates", 20), (AT, "rewarm.initial_rate", 1e-3), (AT, "rewarm.at_update", 30),
+    (AT, "rewarm.moments", "reset"), (STAGNATION, "rewarm.signal", "loss"), (STAGNATION, "rewarm.ratio", 0.2),
+    (STAGNATION, "rewarm.window", 3), (STAGNATION, "rewarm.burn_in", 5), (STAGNATION, "rewarm.trigger", "never"),
+]  # fmt: skip
+
+
+def test_every_flag_of_the_scripts_own_groups_is_in_the_list_of_effects():
+    groups = {"norm": NormArgs, "nap": NapArgs, "schedule": ScheduleArgs, "rewarm": RewarmArgs}
+    flags = {f"{group}.{field.name}" for group, cls in groups.items() for field in dataclasses.fields(cls)}
+    assert {flag for _, flag, _ in EFFECTS} == flags
+
+
+@pytest.mark.parametrize(("changes", "flag", "value"), EFFECTS, ids=[flag for _, flag, _ in EFFECTS])
+def test_every_flag_of_the_scripts_own_groups_changes_the_weights(changes, flag, value, tmp_path):
+    group, name = flag.split(".")
+    args = tiny(tmp_path / "a", **changes)
+    whole = getattr(args, group)
+    changed = RewarmArgs() if value == "never" else ScheduleArgs() if value == "constant" else None
+    other = changed or dataclasses.replace(whole, **{name: value})
+    script.main(args)
+    script.main(dataclasses.replace(args, directory=tmp_path / "b", **{group: other}))
+    one, two = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert one.keys() != two.keys() or any(not torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +357,7 @@ def test_every_flag_is_read():
             ["free", "--match-elr", "runs/logs/x", "--schedule.kind", "warmup-cosine"],
             ["--match-elr", "--schedule.kind", "--rewarm.trigger"],
         ),
-        (["--nap.every", "0"], ["--nap.every 0", "at least 1"]),
+        (["--nap.every", "0"], ["--nap.every must be positive, got 0"]),
         (["--nap.every", "5000"], ["--nap.every 5000", "--total-updates"]),
         (["--probe.size", "-5"], ["--probe.size"]),
         (["--weight-decay", "nan"], ["--weight-decay"]),
@@ -332,6 +374,8 @@ def test_every_flag_is_read():
         (["--weight-decay", "200"], ["--weight-decay", "--learning-rate"]),
         (["--train-fraction", "1"], ["--train-fraction"]),
         (["--p", "1"], ["--p"]),
+        (["--device", "abacus"], ["--device", "abacus"]),
+        (["--device", "meta"], ["--device", "meta"]),
         (["fig3"], ["fig3-0.01"]),
         (["--learning-rat", "1"], ["--learning-rat"]),
     ],
@@ -344,6 +388,22 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
     assert all(name in message for name in named), message
 
 
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"p": 2, "train_fraction": 0.01}, "--train-fraction: 0.01 of 4 pairs"),
+        ({"rewarm": RewarmArgs("stagnation", window=7, burn_in=5)}, "--schedule, --rewarm: burn_in"),
+        ({"schedule": ScheduleArgs("warmup-cosine", decay_updates=0)}, "--schedule, --rewarm: decay_steps"),
+        ({"probe": ProbeArgs(tau=2.0)}, "--probe: tau"),
+    ],
+)
+def test_values_out_of_range_are_one_line_before_anything_is_written(changes, named, tmp_path):
+    with pytest.raises(RunError, match=named) as error:
+        run(tmp_path / "r", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "r").exists()
+
+
 def test_presets_are_the_arms_of_the_figures():
     parsed = {name: parse(Args, script.PRESETS, [name]) for name in script.PRESETS}
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed)
@@ -353,70 +413,133 @@ def test_presets_are_the_arms_of_the_figures():
         assert sum(name.startswith(prefix) for name in parsed) == arms
     left = {(a.learning_rate, a.weight_decay, a.nap.enabled) for n, a in parsed.items() if n.startswith("fig2-left")}
     assert left == set(itertools.product((1e-2, 1e-3, 1e-4), (0.01, 1.0), (True, False)))
+    right = {(a.scale_decay, a.weight_decay, a.nap.enabled) for n, a in parsed.items() if n.startswith("fig2-right")}
+    assert right == {(s * wd, wd, on) for s in (0, 1) for wd in (1.0, 10.0) for on in (True, False)}
+
+
+# an edited copy
+
+
+def test_a_doubled_and_an_added_hidden_layer_are_three_edits_in_the_network(tmp_path):
+    copy = scripts.edited(
+        SCRIPT,
+        tmp_path,
+        (
+            "        self.up = nn.Linear(width, args.hidden, bias=False)\n"
+            "        self.relu = nn.ReLU()\n"
+            "        self.down = nn.Linear(args.hidden, width, bias=False)\n",
+            "        self.up = nn.Linear(width, 2 * args.hidden, bias=False)\n"
+            "        self.relu = nn.ReLU()\n"
+            "        self.more = nn.Linear(2 * args.hidden, 2 * args.hidden, bias=False)\n"
+            "        self.more_relu = nn.ReLU()\n"
+            "        self.down = nn.Linear(2 * args.hidden, width, bias=False)\n",
+        ),
+        ("self.relu(self.up(self.mlp_norm(x)))", "self.more_relu(self.more(self.relu(self.up(self.mlp_norm(x)))))"),
+        ('f"{last}.relu"]', 'f"{last}.relu", f"{last}.more_relu"]'),
+    )
+    rewarm = copy.RewarmArgs("stagnation", window=2, burn_in=2)
+    copy.main(copy.Args(**TINY, probe=copy.ProbeArgs(5, 16, meter_every=5), rewarm=rewarm, directory=tmp_path / "r"))
+    scalars = read_scalars(tmp_path / "r")
+    for tag in ("elr/blocks.0.more", "norms/gradient/blocks.0.more", "plasticity/delta_a/blocks.0.more_relu"):
+        assert scalars[tag][-1][1] > 0, tag
+    norms = [value for _, value in scalars["norms/parameter/blocks.0.more"]]
+    assert max(norms) / min(norms) - 1 < 3e-5
+    assert weights(tmp_path / "r")["blocks.0.up.weight"].shape == (32, 8)
 
 
 # failures and resuming
 
 
-def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch):
+def poison(monkeypatch, at, harm):
+    """Call harm(optimizer) after its step number `at`."""
     step, calls = torch.optim.AdamW.step, []
 
     def poisoned(self, *args, **kwargs):
         step(self, *args, **kwargs)
         calls.append(1)
-        if len(calls) == 25:
-            self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
+        if len(calls) == at:
+            harm(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+
+
+def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch):
+    poison(monkeypatch, 25, lambda adam: adam.param_groups[0]["params"][0].data.view(-1)[0].fill_(math.nan))
     with pytest.raises(NonFiniteError, match=r"update 25.*the weight embedding.weight"):
-        script.main(tiny(tmp_path / "r", checkpoint_every=10, nap=NapArgs(enabled=False)))
+        run(tmp_path / "r", checkpoint_every=10, nap=FREE)
     assert read_status(tmp_path / "r")["status"] == "failed"
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 20
 
 
-def test_a_finished_run_is_neither_overwritten_nor_resumed(tmp_path):
-    script.main(tiny(tmp_path / "r"))
-    before = (tmp_path / "r" / "scalars.csv").read_bytes()
+def test_an_infinite_second_moment_is_not_saved(tmp_path, monkeypatch):
+    """Its weight stands still from then on, so neither loss nor weights show it."""
+
+    def harm(adam):
+        adam.state[adam.param_groups[0]["params"][0]]["exp_avg_sq"].fill_(math.inf)
+
+    poison(monkeypatch, 25, harm)
+    with pytest.raises(NonFiniteError, match=r"update 30.*second moment of embedding.weight"):
+        run(tmp_path / "r", checkpoint_every=10, nap=FREE, probe=ProbeArgs(every=0, meter_every=0))
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 20
+
+
+def test_a_finished_run_is_neither_overwritten_nor_resumed(default_run):
+    directory, _ = default_run
+    before = (directory / "scalars.csv").read_bytes()
     with pytest.raises(RunError, match="finished"):
-        script.main(tiny(tmp_path / "r"))
+        script.main(tiny(directory))
     with pytest.raises(RunError, match="already finished"):
-        script.main(tiny(tmp_path / "r", resume=tmp_path / "r"))
-    assert (tmp_path / "r" / "scalars.csv").read_bytes() == before
+        script.main(tiny(directory, resume=directory))
+    assert (directory / "scalars.csv").read_bytes() == before
+
+
+def test_a_run_killed_after_its_last_update_is_resumed_to_its_summary(default_run, tmp_path, monkeypatch, capsys):
+    def killed(self, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Run, "finish", killed)
+        script.main(tiny(tmp_path / "r"))
+    capsys.readouterr()
+    script.main(tiny(tmp_path / "r", resume=tmp_path / "r"))
+    assert f"test accuracy {default_run[1]['test/accuracy'][-1][1]:.4f}" in capsys.readouterr().out
+    assert read_status(tmp_path / "r")["status"] == "finished"
 
 
 COMMON = (
-    "adaptive --p 11 --train-fraction 0.5 --heads 2 --head-size 4 --hidden 16 --threads 1 --total-updates 2200 "
-    "--checkpoint-every 90 --probe.every 7 --probe.size 16 --probe.meter-every 11 --rewarm.window 2 --rewarm.burn-in 4 "
-    "--rewarm.ratio 0.6 --rewarm.moments reset --schedule.warmup-updates 5 --schedule.decay-updates 50 "
-    "--evaluations-per-decade 100 --norm.before-mlp --scale-decay 0.5 "
-)
-MATCHED = (
-    "free --p 11 --train-fraction 0.5 --heads 2 --head-size 4 --hidden 16 --threads 1 --total-updates 2200 "
-    "--checkpoint-every 90 --probe.every 7 --probe.size 16 --probe.meter-every 11 --evaluations-per-decade 100 "
+    "--p 11 --train-fraction 0.5 --heads 2 --head-size 4 --hidden 16 --threads 1 --total-updates 400 "
+    "--checkpoint-every 20 --probe.every 7 --probe.size 16 --probe.meter-every 11 --evaluations-per-decade 60 "
     "--norm.before-mlp "
 )
-VARIANTS = {"movement": "--batch-size 20", "loss": "--rewarm.signal loss --nap.every 7"}
+ADAPTIVE = (
+    f"adaptive {COMMON} --scale-decay 0.5 --rewarm.window 2 --rewarm.burn-in 4 --rewarm.ratio 0.6 "
+    "--rewarm.moments reset --schedule.warmup-updates 5 --schedule.decay-updates 50 "
+)
+VARIANTS = {
+    "adaptive": f"{ADAPTIVE} --rewarm.signal loss --nap.every 7 --batch-size 20",
+    "matched": f"free {COMMON} --match-elr ",
+}
 
 
-def run(*flags):
+def start(*flags):
     return scripts.start(SCRIPT, *flags)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "matched"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_interrupted_and_resumed_is_bit_identical(tmp_path, variant):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed, other = tmp_path / "whole", tmp_path / "killed", tmp_path / "other"
+    flags = shlex.split(VARIANTS[variant])
     if variant == "matched":
-        script.main(tiny(tmp_path / "other", norm=NormArgs(before_mlp=True), total_updates=2200))
-    matched = f"--match-elr {tmp_path / 'other'}"
-    flags = shlex.split(COMMON + VARIANTS[variant] if variant in VARIANTS else MATCHED + matched)
-    finish(run(*flags, "--directory", whole))
+        run(other, norm=NormArgs(before_mlp=True), total_updates=400)
+        flags.append(other)
+    finish(start(*flags, "--directory", whole))
     assert variant == "matched" or len(read_scalars(whole)["rewarm/event"]) >= 1
-    kill_beyond(run(*flags, "--directory", killed), killed, 300, signal.SIGKILL)
+    kill_beyond(start(*flags, "--directory", killed), killed, 60, signal.SIGKILL)
     if variant == "matched":
-        shutil.rmtree(tmp_path / "other")  # its curve is in the checkpoint
-    output = kill_beyond(run("--resume", killed), killed, 1100, signal.SIGINT)
+        shutil.rmtree(other)  # its curve is in the checkpoint
+    output = kill_beyond(start("--resume", killed), killed, 200, signal.SIGINT)
     step = read_status(killed)["step"]
     assert f"stopped at update {step}" in output and f"--resume {killed}" in output
-    finish(run("--resume", killed))
+    finish(start("--resume", killed))
     assert (killed / "scalars.csv").read_bytes() == (whole / "scalars.csv").read_bytes()
     assert_same(*(load_checkpoint(d / "checkpoint.pt")["state"] for d in (whole, killed)))
