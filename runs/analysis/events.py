@@ -1,13 +1,13 @@
-"""Scalars and texts of TensorBoard event files, of whatever program: torch's SummaryWriter, TensorFlow 2, CleanRL.
+"""Scalars and texts of TensorBoard event files of any program: torch's SummaryWriter, TensorFlow 2, CleanRL.
 
-A file is a row of records: length (8 bytes), its checksum (4), as many bytes of a protobuf `Event`, their checksum (4).
-The framing is read here, the events by tensorboard's own protobuf classes. Of a file of 10,000 scalars this takes about
-a sixth of the time of tensorboard's EventAccumulator, which computes the checksums byte by byte in Python and swallows
-a damaged record with all that follow it.
+A file is a sequence of records: length (8 bytes), its checksum (4), a protobuf `Event` of this length, its checksum
+(4). This module reads the framing, and tensorboard's protobuf classes read the events. For 10,000 scalars this takes
+about a sixth of the time of tensorboard's EventAccumulator, which computes checksums byte by byte in Python, and which
+silently drops everything after a damaged record.
 
-As TensorBoard does, files of a directory are read in the order of their names, and an event that says that a session
-was started at step s removes every scalar at s or later that stands before it: what a killed run recorded after the
-checkpoint from which it was resumed.
+As in TensorBoard, the files of a directory are read in the order of their names. An event that starts a session at step
+s removes all earlier scalars at step s or later: a killed run recorded them after the checkpoint from which it was
+resumed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 PATTERN = "*tfevents*"
 """names of event files, as TensorBoard finds them"""
 
-_HYPERPARAMETERS = ("hyperparameters/text_summary", "hyperparameters")  # as torch's add_text and TensorFlow name it
-_FEW = 32  # records below which a loop over their bytes is faster than one over the columns of a matrix
+_HYPERPARAMETERS = (
+    "hyperparameters/text_summary",
+    "hyperparameters",
+)  # torch's add_text, TensorFlow
+_FEW = 32  # for fewer records, a loop over their bytes is faster than one over the columns of a matrix
 
 
 @dataclass
 class Events:
-    """What event files hold.
+    """The content of event files.
 
     Attributes:
-        scalars: {tag: [(step, value), ...]} in the order of writing; values were rounded to 32 bits when written.
+        scalars: {tag: [(step, value), ...]} in the order of writing; event files round values to 32 bits.
         texts: the latest text by tag.
-        cut: whether the last file ends in the middle of a record: it is being written, or its writer was killed.
+        cut: whether the last file ends in the middle of a record: it is still being written, or its writer was killed.
     """
 
     scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -52,37 +55,37 @@ class Events:
 
 
 def read_events(path: Path) -> Events:
-    """Read an event file, or those that lie directly in a directory.
+    """Read an event file, or all event files directly in a directory.
 
-    A record that the end of a file cuts short is left out, as the last line of a table is. Numbers are taken from
-    `simple_value` (torch, TensorFlow 1) and from tensors without axes (TensorFlow 2); histograms, images and the like
-    are passed over.
+    An incomplete record at the end of a file is left out, like an incomplete last line of a table. Numbers are taken
+    from `simple_value` (torch, TensorFlow 1) and from tensors without axes (TensorFlow 2). Histograms, images and other
+    kinds are ignored.
 
     Raises:
-        RunError: there is no event file, or one is damaged: a checksum is wrong, or a record is no event.
+        RunError: there is no event file, or one is damaged: a checksum is wrong, or a record is not an event.
     """
     path = Path(path)
     files = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
     if not files:
         raise RunError(f"{path} holds no event file ({PATTERN})")
-    found = Events()
-    plugins: dict[str, str] = {}  # by tag: only the first value of a tag says which plugin it is for
+    events = Events()
+    plugins: dict[str, str] = {}  # by tag: only the first value of a tag names its plugin
     for file in files:
         with failures_named(f"read {file.name}", file):
             data = file.read_bytes()
-        spans, found.cut = _records(data, file)
+        spans, events.cut = _records(data, file)
         for event in _events(data, spans, file):
-            _add(found, event, plugins)
-    return found
+            _add(events, event, plugins)
+    return events
 
 
 def hyperparameters(texts: dict[str, str]) -> dict[str, Any]:
-    """The configuration that CleanRL records: a markdown table |param|value| as a text named hyperparameters.
+    """The configuration that CleanRL records: a Markdown table |param|value| as a text named hyperparameters.
 
-    Numbers, True, False and None become what they were; all else stays text, lists too. Empty if there is no such text.
+    Numbers, True, False and None are converted; everything else, also a list, stays text. Empty without such a text.
     """
     text = next((texts[tag] for tag in _HYPERPARAMETERS if tag in texts), "")
-    rows = re.findall(r"^\|([^|\n]*)\|(.*)\|\s*$", text, re.M)[2:]  # after the head and the line under it
+    rows = re.findall(r"^\|([^|\n]*)\|(.*)\|\s*$", text, re.M)[2:]  # after the head and the rule below it
     return {key.strip(): _plain(value.strip()) for key, value in rows}
 
 
@@ -99,7 +102,7 @@ def _plain(text: str) -> Any:
 
 
 def _records(data: bytes, file: Path) -> tuple[list[tuple[int, int]], bool]:
-    """Begin and length of each record's content, checked, and whether the end cuts one short."""
+    """Begin and length of each record's content, verified, and whether the last record is incomplete."""
     spans, at = [], 0
     while at + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, at)
@@ -109,24 +112,24 @@ def _records(data: bytes, file: Path) -> tuple[list[tuple[int, int]], bool]:
         at += 16 + length
     heads = [(begin - 12, 8) for begin, _ in spans]
     if at + 12 <= len(data):
-        heads.append((at, 8))  # of the record that is cut short, or whose length is damaged
+        heads.append((at, 8))  # of the incomplete record, or of one with a damaged length
     if bad := _mismatches(data, heads) + _mismatches(data, spans):
-        what = "it is no event file" if min(bad) == 0 else "copy it again"
+        what = "it is not an event file" if min(bad) == 0 else "copy it again"
         raise RunError(f"{file} is damaged at byte {min(bad)}: a checksum does not match; {what}")
     return spans, at < len(data)
 
 
 def _mismatches(data: bytes, spans: list[tuple[int, int]]) -> list[int]:
-    """Where spans begin whose checksum is not that of the 4 bytes after them."""
+    """Where the spans begin whose checksum does not equal the 4 bytes after them."""
     everything = np.frombuffer(data, dtype=np.uint8)
-    found: list[int] = []
+    bad: list[int] = []
     table = np.array(spans, dtype=np.int64).reshape(-1, 2)
     for length in np.unique(table[:, 1]).tolist():
         starts = table[table[:, 1] == length, 0]
         rows = everything[starts[:, None] + np.arange(length + 4)]
         stored = np.ascontiguousarray(rows[:, length:]).view("<u4")[:, 0]
-        found += starts[_masked_crc32c(rows[:, :length]) != stored].tolist()
-    return found
+        bad += starts[_masked_crc32c(rows[:, :length]) != stored].tolist()
+    return bad
 
 
 def _crc_table() -> NDArray[np.uint32]:
@@ -140,7 +143,7 @@ _TABLE = _crc_table()
 
 
 def _masked_crc32c(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Checksum of each row [n, bytes] -> [n]: CRC-32C (Castagnoli), rotated and shifted as TensorFlow does."""
+    """Checksum of each row [n, bytes] -> [n]: CRC-32C (Castagnoli), rotated and shifted as in TensorFlow."""
     if len(rows) < _FEW:
         table = _TABLE.tolist()
         crc = np.array([_crc32c(row.tobytes(), table) for row in rows], dtype=np.uint32)
@@ -166,34 +169,36 @@ def _events(data: bytes, spans: list[tuple[int, int]], file: Path) -> Iterator[E
         try:
             event = Event.FromString(data[begin : begin + length])
         except Exception as error:
-            if type(error).__name__ != "DecodeError":  # its class is protobuf's, which only tensorboard depends on
+            if type(error).__name__ != "DecodeError":  # protobuf's class; only tensorboard depends on protobuf
                 raise
-            raise RunError(f"{file} has a record at byte {begin} that is no event: it is no event file") from None
+            raise RunError(
+                f"{file} has a record at byte {begin} that is not an event: it is not an event file"
+            ) from None
         yield event
 
 
-def _add(found: Events, event: Event, plugins: dict[str, str]) -> None:
+def _add(events: Events, event: Event, plugins: dict[str, str]) -> None:
     if values := event.summary.value:
         step = event.step
         for value in values:
             kind = value.WhichOneof("value")
             if kind == "simple_value":
-                found.scalars.setdefault(value.tag, []).append((step, value.simple_value))
+                events.scalars.setdefault(value.tag, []).append((step, value.simple_value))
             elif kind == "tensor":
-                _add_tensor(found, step, value, plugins)
+                _add_tensor(events, step, value, plugins)
     elif event.HasField("session_log") and event.session_log.status == event.session_log.START:
-        for tag, curve in found.scalars.items():
-            found.scalars[tag] = [(step, number) for step, number in curve if step < event.step]
+        for tag, curve in events.scalars.items():
+            events.scalars[tag] = [(step, number) for step, number in curve if step < event.step]
 
 
-def _add_tensor(found: Events, step: int, value: Summary.Value, plugins: dict[str, str]) -> None:
+def _add_tensor(events: Events, step: int, value: Summary.Value, plugins: dict[str, str]) -> None:
     from tensorboard.util.tensor_util import make_ndarray
 
     plugin = plugins.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
     if plugin == "text":
         array = make_ndarray(value.tensor).ravel()
-        found.texts[value.tag] = b"\n".join(array.tolist()).decode(errors="replace")
+        events.texts[value.tag] = b"\n".join(array.tolist()).decode(errors="replace")
     elif plugin in ("scalars", "") and not value.tensor.tensor_shape.dim and not value.tensor.string_val:
         array = make_ndarray(value.tensor)
         if array.dtype.kind in "fiub":
-            found.scalars.setdefault(value.tag, []).append((step, float(array)))
+            events.scalars.setdefault(value.tag, []).append((step, float(array)))

@@ -1,7 +1,7 @@
-"""What a training run leaves behind: configuration, provenance, scalars, checkpoints, and how it is stopped.
+"""What a training run records: configuration, provenance, scalars, checkpoints; and how it is stopped.
 
-Tools that only read runs import this too. So torch, which takes seconds, is imported in the functions that need it, and
-`runs.recording.video`, which needs gymnasium, by the scripts that film.
+Tools that only read runs import this, too. So torch, which takes seconds to import, is imported in the functions that
+need it, and `runs.recording.video`, which needs gymnasium, is imported by the scripts that record videos.
 """
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""One file per checkpoint: written whole or not at all, and never loaded when a single bit of it has changed.
+"""Checkpoint files: written completely or not at all, and refused if a single bit has changed.
 
 Layout: magic (16 bytes), format version and payload length (two unsigned 64-bit, little-endian), sha256 of the payload
 (32 bytes), then the payload of torch.save.
@@ -23,13 +23,13 @@ _CHUNK = 1 << 20
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path` in one step: a kill or a full disk leaves the previous file as it was.
+    """Write `state` to `path` atomically: a kill or a full disk leaves the previous file unchanged.
 
     Args:
         state: nested dict, list, tuple, str, int, float, bool, None, tensors, numpy arrays and numpy scalars.
     Raises:
         ValueError: the state holds something else (see `to_plain`).
-        RunError: the disk is full or the directory cannot be written; it is named.
+        RunError: the disk is full or the directory cannot be written.
     """
     import torch
 
@@ -47,10 +47,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a file of `save_checkpoint`; tensors arrive on the CPU, numpy arrays as they were.
+    """Read a file of `save_checkpoint`; tensors are loaded to the CPU.
 
     Raises:
-        RunError: the file is missing, not a checkpoint, truncated, or altered; the message names it and says which.
+        RunError: the file is missing, not a checkpoint, truncated, or altered; the message says which.
     """
     import torch
 
@@ -64,7 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except RunError:
         raise
-    except Exception as error:  # the bytes are as written, so this is torch refusing its own format
+    except Exception as error:  # the bytes are unchanged, so torch does not accept this format
         raise RunError(f"{path} is intact but this torch cannot read it: {_first_line(error)}") from error
     return from_plain(state)  # type: ignore[no-any-return]
 
@@ -94,7 +94,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _HashingWriter:
-    """Passes writes on and hashes them; holds back an OSError, which torch's C++ writer would turn into its own."""
+    """Forwards and hashes what is written. Keeps an OSError for later, as torch's C++ writer would replace it."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -114,7 +114,7 @@ class _HashingWriter:
         return size
 
     def flush(self) -> None:
-        """Nothing to do: the file is flushed once, at the end."""
+        """Does nothing: the file is flushed once, at the end."""
 
     def raise_failure(self) -> None:
         if self._failure is not None:
@@ -122,7 +122,7 @@ class _HashingWriter:
 
 
 class _Payload(io.RawIOBase):
-    """The file from behind the header on, so that torch reads it in place instead of from a second copy in memory."""
+    """The file after its header, so that torch reads it in place and not from a copy in memory."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

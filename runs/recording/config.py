@@ -1,4 +1,4 @@
-"""A script's dataclass of flags as plain data, and back, exactly."""
+"""A script's dataclass of flags as JSON-ready data, and back without loss."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def config_to_dict(args: Any) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Undo `config_to_dict` by the annotations of `cls`: bool, int, float, str, None, Path, Literal, tuple, list,
-    Optional and other unions, nested dataclasses.
+    """The inverse of `config_to_dict`, by the annotations of `cls`: bool, int, float, str, None, Path, Literal, tuple,
+    list, Optional and other unions, nested dataclasses.
 
     Raises:
         RunError: a key is unknown or missing, or a value does not fit its annotation; the key is named.

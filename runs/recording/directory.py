@@ -1,4 +1,4 @@
-"""A run directory: what one training run leaves behind, and from which it can be continued."""
+"""A run directory: the files of one training run, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _FLUSH_SECONDS, _FLUSH_BYTES = 30.0, 1 << 20
 
 
 class Run:
-    """An open run. Made by `create` or `resume`, ended by `finish`, `interrupt` or `fail`; one process at a time.
+    """An open run. Opened by `create` or `resume`, closed by `finish`, `interrupt` or `fail`; one process at a time.
 
-    As a context manager it marks itself failed when an exception passes through (interrupted for KeyboardInterrupt),
-    and interrupted when the block is left without one of the three endings.
+    As a context manager it marks itself as failed if an exception is raised (interrupted for KeyboardInterrupt), and as
+    interrupted if the block ends without `finish`, `interrupt` or `fail`.
 
     Attributes:
         directory: where the files are.
         step: the latest step recorded; after `resume`, the step of the checkpoint.
-        pieces: large parts of the state, in files of their own that checkpoints name; gone when the run finishes.
+        pieces: large parts of the state in their own files, which checkpoints name; removed when the run finishes.
     """
 
     def __init__(self, directory: Path, lock: RunLock, step: int, table_bytes: int | None = None):
@@ -61,10 +61,10 @@ class Run:
         argv: Sequence[str],
         device: str | torch.device | None = None,
     ) -> Run:
-        """Start a run in a directory that holds none; other files there are left alone.
+        """Start a run in a directory without a run; other files in it are not touched.
 
         Args:
-            directory: made if missing.
+            directory: created if missing.
             config: the resolved configuration as plain data (`config_to_dict`).
             argv: the command line, script first.
             device: what the run computes on, for the record.
@@ -87,14 +87,14 @@ class Run:
     def resume(
         cls, directory: Path, *, argv: Sequence[str] | None = None, device: str | torch.device | None = None
     ) -> Run:
-        """Open an unfinished run at its checkpoint; `take_state` then hands out what `checkpoint` was given.
+        """Open an unfinished run at its checkpoint; `take_state` then returns the state given to `checkpoint`.
 
-        With the first thing recorded (and not before: the state may turn out not to fit) the table is cut to its length
-        at the checkpoint, and TensorBoard drops every later step.
+        The first scalar recorded cuts the table to its length at the checkpoint, and makes TensorBoard drop every later
+        step. This does not happen earlier because the state may turn out not to fit.
 
         Args:
             directory: a run directory.
-            argv: the command line that resumes, for the record; None means sys.argv.
+            argv: the command line of this process, for the record; None means sys.argv.
             device: as for `create`.
         Raises:
             RunError: no such directory, no run or no checkpoint in it, already finished, open in another process,
@@ -116,26 +116,26 @@ class Run:
             return run
 
     def take_state(self) -> dict[str, Any]:
-        """Hand out the restored state once, and let go of it: a replay memory should not stay in memory twice.
+        """Return the restored state once and forget it, so that a replay memory is not kept in memory twice.
 
         Raises:
             RunError: the run was not resumed, or the state was already taken.
         """
         if self._restored is None:
-            raise RunError(f"{self.directory} has no state to take: it was not resumed, or the state was taken before")
+            raise RunError(f"{self.directory} has no state to take: it was not resumed, or the state was already taken")
         state, self._restored = self._restored, None
         return state
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """Record one number in the table and on the screen.
+        """Record one number in the table and for TensorBoard.
 
         Args:
-            tag: a documented tag (`TAGS`).
+            tag: a documented tag (`TAGS`), or one of your own under `custom/`.
             value: a Python or numpy number; nan and inf are recorded as such.
             step: agent decisions, or optimiser updates in supervised scripts; a whole number, zero or more.
         Raises:
-            ValueError: unknown tag, a tensor or array as value (take `.item()` where the wait for the device is
-                meant), or a step that is not a whole number.
+            ValueError: unknown tag, a tensor or array as value (use `.item()`, which waits for the device), or a step
+                that is not a whole number.
             RunError: the disk is full, or the run is closed.
         """
         self._require_open()
@@ -154,13 +154,13 @@ class Run:
             self.scalar(tag, value, step)
 
     def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None, **options: Any) -> None:
-        """Give TensorBoard the grouping of charts for these layers; options as in `runs.recording.layout`."""
+        """Group TensorBoard's charts for these layers; options as in `runs.recording.layout`."""
         self._require_open()
         self._opened_files()[1].add_layout(layout(layers, probed, **options))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Make `state` what a resumed run starts from. Call it last in a step: what is recorded later at the same
-        step belongs, after a resume, to the lost part of the table.
+        """Save the state that a resumed run starts from. Call it last in a step: scalars recorded later at the same
+        step are dropped when the run is resumed.
 
         Raises:
             ValueError: the state holds something that is not plain data.
@@ -175,7 +175,7 @@ class Run:
         self._write_status("running")
 
     def flush(self) -> None:
-        """Bring table and event file up to date on disk.
+        """Write pending scalars to the table and the event file.
 
         Raises:
             RunError: the disk is full, or the run is closed.
@@ -185,15 +185,15 @@ class Run:
         self._flushed_at = time.monotonic()
 
     def finish(self, step: int) -> None:
-        """End the run for good: neither `create` nor `resume` will open it again."""
+        """Mark the run as finished; neither `create` nor `resume` opens it again."""
         self._end("finished", step)
 
     def interrupt(self, step: int) -> None:
-        """End this process's part; `resume` continues from the latest checkpoint."""
+        """Mark the run as interrupted; `resume` continues from the latest checkpoint."""
         self._end("interrupted", step)
 
     def fail(self, step: int, message: str) -> None:
-        """End with an error, which the status file keeps; `resume` may try again from the latest checkpoint."""
+        """Mark the run as failed, with an error message; `resume` can continue from the latest checkpoint."""
         self._end("failed", step, message)
 
     def __enter__(self) -> Run:
@@ -207,7 +207,7 @@ class Run:
         if error is None:
             self.interrupt(self.step)
             return
-        with contextlib.suppress(RunError):  # on a full disk the first failure is the one to report
+        with contextlib.suppress(RunError):  # on a full disk, report the first failure
             if isinstance(error, KeyboardInterrupt):
                 self.interrupt(self.step)
             else:
@@ -216,25 +216,25 @@ class Run:
     def _end(self, status: str, step: int, message: str | None = None) -> None:
         self._require_open()
         step = _as_step(status, step)
-        with contextlib.ExitStack() as closing:  # each is attempted, also when the one before it fails
+        with contextlib.ExitStack() as closing:  # each is attempted even if the one before it fails
             closing.callback(self._lock.release)
             closing.callback(setattr, self, "_open", False)
             if status == "finished":
-                files = self._opened_files()  # a resumed run that recorded nothing still ends at its checkpoint
+                files = self._opened_files()  # cuts the table of a resumed run that recorded nothing
             else:
                 files = self._files or ()
                 closing.callback(self._write_status, status, message)
             self.step = step
             for part in reversed(files):
                 closing.callback(part.file.close)
-            if status == "finished":  # claimed only once the numbers are on the disk
+            if status == "finished":  # only once the numbers are on the disk
                 table, events = self._opened_files()
                 events.file.flush(durable=True)
                 self._write_status(status, message, table_bytes=table.length())
                 self.pieces.keep_only([])  # a finished run is not resumed
 
     def _opened_files(self) -> tuple[ScalarTable, EventFile]:
-        """Table and event file, opened at the first call; for a resumed run that is where its old end is cut off."""
+        """Table and event file, opened at the first call, which cuts the table of a resumed run to its checkpoint."""
         self._require_open()
         if self._files is None:
             resumed = self._table_bytes is not None
@@ -255,8 +255,8 @@ class Run:
 def read_status(directory: Path) -> dict[str, Any]:
     """A run's status: {"status": running | interrupted | failed | finished, "step", "message", "written"}.
 
-    A finished run also has "table_bytes", the length of its table. A killed run still says running; only `resume` can
-    tell, by its lock.
+    A finished run also has "table_bytes", the length of its table. A killed run still has the status running; only
+    `resume` finds out, by its lock.
 
     Raises:
         RunError: there is no status file, or it is not one.
@@ -294,7 +294,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[RunLock]:
-    """The run's lock, given back if opening the run fails."""
+    """The run's lock, released if opening the run fails."""
     lock = RunLock(directory / LOCK)
     try:
         yield lock
@@ -311,7 +311,7 @@ def _refuse_existing(directory: Path) -> None:
             raise RunError(f"{directory} holds a finished run (step {status['step']}); {elsewhere}")
         if (directory / CHECKPOINT).exists():
             found = f"an unfinished run (step {status['step']})"
-            raise RunError(f"{directory} holds {found}; continue it with --resume {directory}, or {elsewhere}")
+            raise RunError(f"{directory} holds {found}; resume it with --resume {directory}, or {elsewhere}")
         raise RunError(f"{directory} holds a run that stopped before its first checkpoint; {elsewhere}")
     for name in (CONFIG, PROVENANCE, TABLE, CHECKPOINT):
         if (directory / name).exists():

@@ -2,4 +2,4 @@
 
 
 class RunError(Exception):
-    """A run cannot start, continue or be written; the message is one line for the person at the keyboard."""
+    """A run cannot start, continue or be written. The message is one line for the user."""

@@ -1,7 +1,7 @@
-"""The screen of record: scalars as TensorBoard event files, written without a thread.
+"""TensorBoard event files, written without a thread.
 
-torch's SummaryWriter hands its events to a background thread; when the disk is full that thread dies with a traceback
-of its own and the loop learns of it later. Here the same records are written by the caller.
+torch's SummaryWriter passes events to a background thread. When the disk is full, that thread dies with its own
+traceback, and the training loop notices later. Here the caller writes the same records.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _FILE_VERSION = "brain.Event:2"
 
 
 class EventFile:
-    """One event file per process that wrote to the run, named so that they sort in that order.
+    """One event file per process that writes to the run, with names that sort in order of time.
 
     Args:
         directory: the run directory.
-        purge_step: on resume, TensorBoard drops what earlier files hold at this step or later.
+        purge_step: on resume, TensorBoard drops scalars of earlier files at this step or later.
     Raises:
         RunError: the file cannot be written.
     """

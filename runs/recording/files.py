@@ -1,4 +1,4 @@
-"""Writing to disk so that a kill or a full disk never leaves half a file where a whole one is expected."""
+"""Writing files so that a kill or a full disk never leaves half a file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def failures_named(action: str, path: Path) -> Iterator[None]:
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+    """Let `write` fill a temporary file next to `path`, then move it to `path` atomically.
 
-    Until the move the old file is untouched; after it, file and directory entry are on the disk.
+    Before the move the old file is untouched; after it, file and directory entry are on the disk.
 
     Raises:
         RunError: the disk is full or the directory cannot be written. The old file stays, the temporary one is removed.
@@ -48,7 +48,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":  # elsewhere a directory cannot be opened, and the rename is durable on its own
+    if os.name != "posix":  # on other systems a directory cannot be opened, and the rename is durable
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -58,10 +58,10 @@ def _sync_directory(directory: Path) -> None:
 
 
 class AppendFile:
-    """A file that only grows: bytes gather in memory and reach the file on `flush`.
+    """A file that only grows: bytes are buffered in memory until `flush`.
 
-    Python's own buffered files try again at close and at exit after a failed write, and print a traceback each time;
-    this one gives up once, with a RunError.
+    After a failed write Python's buffered files try again at close and at exit, and print a traceback each time. This
+    one fails once, with a RunError.
     """
 
     def __init__(self, path: Path):
@@ -72,17 +72,17 @@ class AppendFile:
             self._handle: int | None = os.open(path, flags, 0o666)
 
     def write(self, data: bytes) -> int:
-        """Add `data` to what the next flush writes; returns its length, as files do."""
+        """Buffer `data` for the next flush; returns its length, as files do."""
         self._buffer += data
         return len(data)
 
     @property
     def pending(self) -> int:
-        """Bytes that no flush has written yet."""
+        """Number of buffered bytes."""
         return len(self._buffer)
 
     def flush(self, durable: bool = False) -> None:
-        """Write what is pending; with `durable`, return only once it is on the disk.
+        """Write the buffer; with `durable`, return only once it is on the disk.
 
         Raises:
             RunError: the disk is full, or the file is closed (after a failure it is).
@@ -100,11 +100,11 @@ class AppendFile:
             raise
 
     def size(self) -> int:
-        """Length of the file in bytes, without what is pending."""
+        """Length of the file in bytes, without the buffer."""
         return self.path.stat().st_size
 
     def close(self) -> None:
-        """Write what is pending and close; closing twice, or after a failure, does nothing.
+        """Write the buffer and close; closing twice, or after a failure, does nothing.
 
         Raises:
             RunError: the disk is full.

@@ -1,4 +1,4 @@
-"""Naming the layer at which a run stopped being finite."""
+"""Find the layer at which a run stopped being finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NonFiniteError(RunError):
 def weights_and_gradients(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight, then every gradient of `module`, named for `describe_nonfinite`.
 
-    Weights come first: one that is not finite was so before this update and makes every gradient nan.
+    Weights come first: a weight that is not finite was so before this update, and makes every gradient nan.
     """
     for name, parameter in module.named_parameters():
         yield f"the weight {name}", parameter.detach()
@@ -28,7 +28,7 @@ def weights_and_gradients(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def describe_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Name the first tensor that is not finite and count what it holds; waits for the device.
+    """Name the first tensor that is not finite and count its nan and inf; waits for the device.
 
     Args:
         named_tensors: in the order of search, for instance `weights_and_gradients(network)`.

@@ -1,4 +1,4 @@
-"""Refusing flags that contradict each other or do nothing."""
+"""Errors about flags: flags without effect, and library errors as one line."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def reject_unused(group: str, args: Any, names: Iterable[str], why: str) -> None
 
 @contextlib.contextmanager
 def one_line_errors(prefix: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn the error by which a library refuses its arguments or a state into a RunError: one line to the user.
+    """Turn an error of a library about its arguments or a state into a RunError, which the user sees as one line.
 
-    Only for setting up and loading: later in a run the same errors are defects and keep their traceback.
+    Only for setting up and loading. Later in a run the same errors are bugs and keep their traceback.
 
     Args:
-        prefix: what was being done, put before the library's own message.
-        also: errors that count as a refusal here besides ValueError and ImportError.
+        prefix: what was being done; it is put before the library's message.
+        also: errors that are treated like ValueError and ImportError.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Stopping: at a step boundary when asked to, and with one line instead of a traceback."""
+"""Stop at a step boundary on SIGINT or SIGTERM, and with one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from runs.recording.errors import RunError
 
 
 class StopOnSignal:
-    """While entered, SIGINT and SIGTERM set `requested`; the loop looks at it once per step and stops there.
+    """Inside the block SIGINT and SIGTERM set `requested`; the loop checks it once per step and stops there.
 
-    A second SIGINT raises KeyboardInterrupt at once. The former handlers come back on exit. Outside the main thread,
-    where Python cannot handle signals, it does nothing and `requested` stays False.
+    A second SIGINT raises KeyboardInterrupt at once. The previous handlers are restored on exit. Outside the main
+    thread, where Python cannot handle signals, this does nothing and `requested` stays False.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class StopOnSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._former.items():
-            # None: the former handler was not installed from Python and cannot be put back
+            # None: the previous handler was not installed from Python and cannot be restored
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._former.clear()
 
@@ -48,19 +48,19 @@ class StopOnSignal:
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:
-    """Call `function` as a script's last act: a RunError becomes one line on stderr and exit code 2, Ctrl-C code 130.
+    """Call `function` at the end of a script: a RunError becomes one line on stderr and exit code 2, Ctrl-C code 130.
 
-    Output that nobody reads any more (`| head`) ends it with one line and exit code 1.
+    A closed output (`| head`) ends it with one line and exit code 1.
 
     Raises:
-        SystemExit: in those three cases. Any other exception is a defect and keeps its traceback.
+        SystemExit: in these three cases. Any other exception is a bug and keeps its traceback.
     """
     try:
         function()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at the exit
-        print(f"{_script()}: nobody reads the output any more", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the buffer would fail again at exit
+        print(f"{_script()}: the output was closed", file=sys.stderr)
         raise SystemExit(1) from None
     except RunError as error:
         fail(str(error))
@@ -70,7 +70,7 @@ def exit_with_one_line(function: Callable[[], object]) -> None:
 
 
 def fail(message: str) -> None:
-    """Print `message` as one line on stderr and leave with exit code 2.
+    """Print `message` as one line on stderr and exit with code 2.
 
     Raises:
         SystemExit: always.

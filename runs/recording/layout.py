@@ -1,4 +1,4 @@
-"""The custom TensorBoard tab: the curves of one question side by side."""
+"""The layout of TensorBoard's Custom Scalars tab: curves that answer one question are in one group."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def layout(
     rewarming: bool = True,
     charts: Mapping[str, Sequence[str]] | None = None,
 ) -> Layout:
-    """Group the documented tags of `layers` into charts, in the form that TensorBoard's custom scalars take.
+    """Group the documented tags of `layers` into charts, in the form of TensorBoard's custom scalars.
 
     Args:
-        layers: names of the layers whose weights are measured, as they stand in the tags.
-        probed: names of the layers whose features are; None: the same.
-        supervised: accuracy and loss stand first, instead of returns.
-        rewarming: something can re-warm the rate; otherwise that chart would stay empty.
-        charts: what only this experiment has, tags by the chart's name; they stand in a group after the first.
+        layers: names of the layers whose weights are measured, as in the tags.
+        probed: names of the layers whose features are probed; None means the same.
+        supervised: accuracy and loss come first, instead of returns.
+        rewarming: something can re-warm the rate; otherwise the chart would stay empty and is left out.
+        charts: charts of this experiment only, tags by the chart's name; they form the second group.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
     Raises:
@@ -36,7 +36,7 @@ def layout(
     """
     probed = layers if probed is None else probed
     if not layers:
-        raise ValueError("a layout of no layers was asked for; name at least one layer")
+        raise ValueError("a layout needs at least one layer, got none")
     returns = {"return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")}}
     accuracy = {
         "accuracy and loss": {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")},
@@ -62,5 +62,5 @@ def _per_layer(prefix: str, layers: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _chart(*tags: str) -> tuple[str, list[str]]:
-    # TensorBoard matches from the start of the tag only: without the anchors fc1 would draw fc10 as well
+    # TensorBoard matches only from the start of the tag: without the anchors fc1 would also draw fc10
     return "Multiline", [f"^{re.escape(check_tag(tag))}$" for tag in tags]

@@ -1,4 +1,4 @@
-"""One writer per run: a lock that the operating system lets go of when its holder dies."""
+"""One writer per run: a lock that the operating system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Locked(RunError):
 
 
 class RunLock:
-    """Held from construction to `release`; the lock file itself stays, since removing it would be a race.
+    """Held from construction to `release`. The lock file stays, because removing it would be a race.
 
     Raises:
-        Locked: another process holds it (its id is named).
+        Locked: another process holds it; the message has its id.
         RunError: the file system cannot lock.
     """
 
@@ -44,7 +44,7 @@ class RunLock:
         os.write(self._handle, f"process {os.getpid()}\n".encode())
 
     def release(self) -> None:
-        """Let the next writer in; releasing twice does nothing."""
+        """Release the lock; releasing twice does nothing."""
         if self._handle is not None and fcntl is not None:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
         self._close()

@@ -1,4 +1,4 @@
-"""Files beside a checkpoint that it names: a replay memory of gigabytes is written once, not with every checkpoint."""
+"""Parts of a checkpoint in their own files, so that not every checkpoint writes gigabytes of replay memory."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 class Pieces:
-    """Parts of a state, each in a file of its own that is never changed once a checkpoint names it.
+    """Parts of a state, each in its own file, which is never changed once a checkpoint names it.
 
-    Write new pieces, then the checkpoint that names them, then let go of those that it does not: killed at any moment,
-    the checkpoint on disk finds every piece that it names. A piece is checked as a checkpoint is when it is read.
+    Write new pieces, then the checkpoint that names them, then remove the others. Whenever the process is killed, the
+    checkpoint on disk finds every piece that it names. Pieces are verified like checkpoints when they are read.
 
     Args:
-        directory: made with the first piece.
+        directory: created with the first piece.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a piece; see `save_checkpoint` for what it may hold and what is raised.
+        """Write a piece; content and further errors as in `save_checkpoint`.
 
         Raises:
-            ValueError: a name that is not of lower-case letters, digits and hyphens.
+            ValueError: the name has other characters than lower-case letters, digits and hyphens.
         """
         path = self._path(name)
         with failures_named(f"write {path.name}", path):
@@ -39,11 +39,11 @@ class Pieces:
         save_checkpoint(path, content)
 
     def read(self, name: str) -> dict[str, Any]:
-        """Read a piece; raises RunError, as `load_checkpoint` does, when it is missing or damaged."""
+        """Read a piece; raises RunError, like `load_checkpoint`, if it is missing or damaged."""
         return load_checkpoint(self._path(name))
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Remove all pieces but these; what cannot be removed stays."""
+        """Remove all other pieces; files that cannot be removed stay."""
         kept = {self._path(name) for name in names}
         for path in self.directory.glob("*.pt"):
             if path not in kept:
@@ -55,5 +55,5 @@ class Pieces:
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a piece: use lower-case letters, digits and hyphens")
+            raise ValueError(f"the name of a piece must have lower-case letters, digits and hyphens only, got {name!r}")
         return self.directory / f"{name}.pt"

@@ -1,4 +1,4 @@
-"""Where a run came from: source revision, versions, machine, command."""
+"""The origin of a run: source revision, versions, machine, command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def provenance(argv: Sequence[str], device: str | torch.device | None = None) ->
         argv: the command line, script first; the script's directory is where the source revision is looked up.
         device: what the run computes on; None is recorded as null.
     Returns:
-        JSON-ready; what cannot be found out is null or "unknown", never an error.
+        JSON-ready; unknown values are null or "unknown". This never raises.
     """
     import torch
 
@@ -52,15 +52,15 @@ def provenance(argv: Sequence[str], device: str | torch.device | None = None) ->
 
 
 def git_state(directory: Path) -> dict[str, Any]:
-    """Revision of the source tree around `directory`, and whether it differs from it (untracked files count)."""
+    """Revision of the source tree around `directory`, and whether the tree has changes (untracked files count)."""
     revision = _git(directory, "rev-parse", "HEAD")
     changes = _git(directory, "status", "--porcelain")
     return {"revision": revision or "unknown", "dirty": None if changes is None else bool(changes)}
 
 
 def _git(directory: Path, *command: str) -> str | None:
-    # Without optional locks `git status` leaves the index alone: several runs may start at once. GIT_DIR and its kin
-    # are set inside a git hook and would name the repository of the hook. File names need not be UTF-8.
+    # Without optional locks `git status` does not write the index, as several runs may start at once. In a git hook
+    # GIT_DIR and similar variables name the repository of the hook. File names need not be UTF-8.
     environment = {name: value for name, value in os.environ.items() if name not in LOCATION}
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:

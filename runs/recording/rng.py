@@ -1,4 +1,4 @@
-"""Random generators as data: a restored generator draws exactly what the saved one would have drawn next."""
+"""The state of random generators as data. A restored generator draws what the saved one would have drawn next."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def rng_state(generator: AnyGenerator) -> dict[str, Any]:
     """The state of a numpy Generator or RandomState, torch.Generator or random.Random, ready for a checkpoint.
 
-    A numpy Generator's seed sequence, from which `spawn` draws children, is not part of it: spawn streams at the start.
+    The seed sequence of a numpy Generator, which `spawn` uses, is not part of it: spawn streams at the start.
 
     Raises:
-        ValueError: not one of the four kinds.
+        ValueError: it is none of these.
     """
     import torch
 
@@ -45,7 +45,7 @@ def restore_rng(generator: AnyGenerator, saved: dict[str, Any]) -> None:
         RunError: the state belongs to another kind of generator.
     """
     if _kind(generator) != saved["kind"]:
-        raise RunError(f"the saved random state is of {saved['kind']}, the generator to restore is {_kind(generator)}")
+        raise RunError(f"the saved random state is that of a {saved['kind']}, not of a {_kind(generator)}")
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = saved["state"]
     elif isinstance(generator, random.Random):

@@ -1,4 +1,4 @@
-"""The table of scalars: one line `step,tag,value` per number, exact, readable by anything that reads CSV."""
+"""The table of scalars, scalars.csv: one line `step,tag,value` per number, without rounding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER = b"step,tag,value\n"
 
 
 class ScalarTable:
-    """Appends to scalars.csv; `length` at a checkpoint is where a resumed run cuts it.
+    """Appends to scalars.csv. A resumed run cuts it to its `length` at the checkpoint.
 
     Raises:
         RunError: the file cannot be written, or is shorter than the checkpoint says.
@@ -32,17 +32,17 @@ class ScalarTable:
             self.file.write(_HEADER)
 
     def add(self, tag: str, value: float, step: int) -> None:
-        """Append one number; repr of a float reads back as the same float, nan and inf included."""
+        """Append one number; its repr reads back as the same float, including nan and inf."""
         self.file.write(f"{step},{tag},{value!r}\n".encode())
 
     def length(self) -> int:
-        """Bytes written and safe on the disk, after a durable flush."""
+        """Length in bytes, after everything is safely on the disk."""
         self.file.flush(durable=True)
         return self.file.size()
 
 
 def require_length(directory: Path, length: int) -> None:
-    """Refuse a table that is shorter than it was at the checkpoint or at the run's end, `length` bytes.
+    """Refuse a table that is shorter than `length`, its bytes at the checkpoint.
 
     Raises:
         RunError: it is shorter, or cannot be read.
@@ -51,13 +51,13 @@ def require_length(directory: Path, length: int) -> None:
     with failures_named(f"read {path.name}", path):
         size = path.stat().st_size
     if size < length:
-        raise RunError(f"{path} holds {size} bytes and once held {length}: lines are missing")
+        raise RunError(f"{path} has {size} bytes, but had {length} at the checkpoint: lines are missing")
 
 
 def require_whole(directory: Path, status: Mapping[str, Any]) -> None:
-    """Refuse the table of a finished run that is not as long as it was at the run's end; `status` is its status.json.
+    """Refuse the table of a finished run if its length has changed since; `status` is the content of status.json.
 
-    Runs of before the length was recorded are taken as they are.
+    Runs from before the length was recorded are accepted.
 
     Raises:
         RunError: it is shorter or longer, or cannot be read.
@@ -70,7 +70,7 @@ def require_whole(directory: Path, status: Mapping[str, Any]) -> None:
     if size != length:
         what = "lines are missing" if size < length else "something was added to it"
         raise RunError(
-            f"{path} holds {size} bytes and held {length} at the run's end: {what}; make the run again elsewhere"
+            f"{path} has {size} bytes, but had {length} at the end of the run: {what}; repeat the run elsewhere"
         )
 
 
@@ -78,10 +78,10 @@ def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     """Read a run's table.
 
     Args:
-        directory: the run directory; the run may still be going on.
+        directory: the run directory; the run may still be running.
     Returns:
-        {tag: [(step, value), ...]} in the order of writing. A last line without its end (a kill, or a write under way)
-        is left out: its number may be cut short.
+        {tag: [(step, value), ...]} in the order of writing. A last line without a line break (after a kill, or during a
+        write) is left out, because its number may be incomplete.
     Raises:
         RunError: there is no table, or a complete line is not `step,tag,value`.
     """

@@ -1,4 +1,4 @@
-"""Any state as plain data, and back, exactly: what a weights-only load accepts."""
+"""Convert states to plain data that a weights-only load accepts, and back without loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _ARRAY, _SCALAR = "__numpy_array__", "__numpy_scalar__"
 
 
 def to_plain(obj: Any, where: str = "state") -> Any:
-    """Turn numpy arrays and scalars into dicts of tensors; leave dict, list, tuple, str, numbers, None and tensors.
+    """Turn numpy arrays and scalars into dicts of tensors; keep dict, list, tuple, str, numbers, None and tensors.
 
-    Tensors are detached, and a view is copied, so that a slice does not drag its whole storage along.
+    Tensors are detached. Views are copied, so that a slice is not saved with its whole storage.
 
     Raises:
-        ValueError: something of another type, or a dict that uses a reserved key; the message says where in the state.
+        ValueError: a value of another type, or a dict with a reserved key; the message says where in the state.
     """
     from torch import Tensor
 
@@ -39,7 +39,7 @@ def to_plain(obj: Any, where: str = "state") -> Any:
 
 
 def from_plain(obj: Any) -> Any:
-    """Undo `to_plain`: dtype, shape, byte order and every bit of the arrays come back."""
+    """The inverse of `to_plain`; arrays keep dtype, shape, byte order and every bit."""
     if isinstance(obj, dict):
         if _SCALAR in obj:
             return from_plain(obj[_SCALAR])[()]

@@ -1,7 +1,11 @@
-"""Every scalar a run may record, what it means and in which unit: the same tag means the same in all scripts."""
+"""Every scalar of our scripts, its meaning and its unit: the same tag means the same in all scripts.
+
+Scalars of your own go under `custom/`: `run.scalar("custom/my_metric", value, step)` needs no entry here.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import cache
 from typing import NamedTuple
@@ -17,8 +21,8 @@ class Tag(NamedTuple):
 TAGS: dict[str, Tag] = {
     "charts/episodic_return": Tag("sum of raw rewards of a training episode, when it ends", "reward"),
     "charts/episodic_length": Tag("agent decisions in a training episode, when it ends", "steps"),
-    "charts/SPS": Tag("agent decisions per second of wall time since the point before", "steps/s"),
-    "charts/learning_rate": Tag("rate handed to the optimiser for the latest update", "1"),
+    "charts/SPS": Tag("agent decisions per second of wall time since the previous point", "steps/s"),
+    "charts/learning_rate": Tag("learning rate of the latest update", "1"),
     "charts/epsilon": Tag("chance that the agent takes a random action", "probability"),
     "eval/episodic_return": Tag("mean over evaluation episodes of the sum of raw rewards", "reward"),
     "eval/episodic_return_std": Tag("standard deviation of it over the evaluation episodes", "reward"),
@@ -57,26 +61,44 @@ TAGS: dict[str, Tag] = {
     "train/accuracy": Tag("share of training samples classified correctly", "fraction"),
     "test/loss": Tag("loss on the test set", "loss"),
     "test/accuracy": Tag("share of test samples classified correctly", "fraction"),
-    "test/loss_fresh": Tag("loss on the test set of the control, a fresh network trained beside", "loss"),
+    "test/loss_fresh": Tag("loss on the test set of the control, a fresh network trained for comparison", "loss"),
     "test/accuracy_fresh": Tag("share of test samples that the control classifies correctly", "fraction"),
     "test/gap": Tag("accuracy of the control minus accuracy of the warm-started network", "points"),
     "test/accuracy_mirrored": Tag("the same, pairs (x, y) whose mirror (y, x) is a training sample", "fraction"),
     "test/accuracy_unmirrored": Tag("the same, for the other pairs", "fraction"),
 }
 
+CUSTOM = "custom/"
+"""prefix of scalars of your own"""
+
 _LAYER = r"[^/,\"\s]+"  # a module path such as encoder.0; no slash, so that groups keep their depth, and no CSV syntax
-_KNOWN = re.compile("|".join(re.escape(tag).replace("<layer>", _LAYER) for tag in TAGS))
+_OWN = rf"{CUSTOM}{_LAYER}(?:/{_LAYER})*"
+_KNOWN = re.compile("|".join([*(re.escape(tag).replace("<layer>", _LAYER) for tag in TAGS), _OWN]))
 
 
 @cache
 def check_tag(tag: str) -> str:
-    """Return `tag` if TAGS documents it.
+    """Return `tag` if TAGS documents it, or if it begins with `custom/`.
 
     Raises:
-        ValueError: it does not; the message names the documented tags of the same group.
+        ValueError: neither; the message names the nearest documented tag.
     """
     if _KNOWN.fullmatch(tag):
         return tag
-    group = tag.split("/", 1)[0] + "/"
-    near = [known for known in TAGS if known.startswith(group)] or sorted({k.split("/")[0] + "/" for k in TAGS})
-    raise ValueError(f"{tag!r} is not in the table of tags (runs/recording/tags.py); documented: {', '.join(near)}")
+    near = _nearest(tag)
+    own = re.sub(r"[^A-Za-z0-9_.-]", "_", tag.rpartition("/")[2]) or "my_metric"
+    raise ValueError(
+        f"{tag!r} is not a documented tag{f'; did you mean {near}?' if near else '.'} Scalars of your own go under "
+        f"custom/, for instance custom/{own}; runs/recording/tags.py lists all others"
+    )
+
+
+def _nearest(tag: str) -> str | None:
+    """The documented tag with the most similar spelling; only the part before the layer is compared."""
+    head, _, layer = tag.rpartition("/")
+    whole = [known for known in TAGS if not known.endswith("<layer>")]
+    heads = [known.removesuffix("/<layer>") for known in TAGS if known.endswith("<layer>")]
+    near = difflib.get_close_matches(tag, whole, n=1, cutoff=0.75)
+    if layer:
+        near += [f"{one}/{layer}" for one in difflib.get_close_matches(head, heads, n=1, cutoff=0.75)]
+    return next((one for one in near if one != tag), None)

@@ -135,7 +135,7 @@ def test_finished_table_that_changed_is_refused(tmp_path):
         (whole[:-5], "lines are missing"),
     ):
         table.write_bytes(content)
-        with pytest.raises(RunError, match=f"{what}.*make the run again elsewhere"):
+        with pytest.raises(RunError, match=f"{what}.*repeat the run elsewhere"):
             curves.read_run(tmp_path / "r")
     table.write_bytes(whole)
     assert curves.read_run(tmp_path / "r").unfinished == ""

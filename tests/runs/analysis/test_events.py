@@ -50,7 +50,7 @@ def accumulated(path):
     return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
-def test_what_cleanrl_writes(tmp_path):
+def test_files_of_cleanrl(tmp_path):
     writer = SummaryWriter(str(tmp_path))
     table = "\n".join(f"|{key}|{value}|" for key, value in CLEANRL.items())
     writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
@@ -67,7 +67,7 @@ def test_what_cleanrl_writes(tmp_path):
     assert not found.cut
 
 
-def test_what_tensorflow_2_writes(tmp_path):
+def test_files_of_tensorflow_2(tmp_path):
     tensors = [
         scalar_pb("loss", 0.25),
         histogram_pb("weights", np.arange(5.0), buckets=3),
@@ -82,7 +82,7 @@ def test_what_tensorflow_2_writes(tmp_path):
     assert events.hyperparameters(found.texts) == {"gamma": 0.99, "note": "a | b"}
 
 
-def test_our_own_files_say_what_the_table_says(tmp_path):
+def test_our_files_equal_the_table(tmp_path):
     with Run.create(tmp_path, {}, argv=["x.py"]) as run:
         for step in range(5):
             run.scalars({"charts/SPS": step / 4, "train/loss": 0.5 * step}, step)
@@ -91,7 +91,7 @@ def test_our_own_files_say_what_the_table_says(tmp_path):
     assert events.read_events(tmp_path).scalars == read_scalars(tmp_path)  # halves and quarters fit 32 bits
 
 
-def test_a_resumed_run_loses_what_came_after_its_checkpoint(tmp_path):
+def test_scalars_after_the_checkpoint_of_a_resumed_run_are_dropped(tmp_path):
     first, second = EventFile(tmp_path), None
     for step in (1, 2, 3, 4):
         first.add("train/loss", float(step), step)
@@ -111,7 +111,7 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path):
     assert events.read_events(tmp_path).scalars == {"a": [(5, 2.0)]}
 
 
-def test_a_record_that_is_cut_short_is_left_out(tmp_path):
+def test_incomplete_record_is_left_out(tmp_path):
     path = records(tmp_path / "events.out.tfevents.1", [scalar("a", 1.0, 1), scalar("a", 2.0, 2)])
     whole = path.read_bytes()
     last = len(whole) - len(scalar("a", 2.0, 2).SerializeToString()) - 16
@@ -142,20 +142,20 @@ def test_every_damaged_byte_is_found(tmp_path, count):
         events.read_events(path)
 
 
-def test_what_is_no_event_file(tmp_path):
+def test_files_that_are_not_event_files_are_refused(tmp_path):
     with pytest.raises(RunError, match="holds no event file"):
         events.read_events(tmp_path)
     path = tmp_path / "scalars.csv"
     with pytest.raises(RunError, match=r"cannot read scalars.csv in .*: No such file"):
         events.read_events(path)
     path.write_text("step,tag,value\n1,train/loss,0.5\n")
-    with pytest.raises(RunError, match=r"damaged at byte 0: .* it is no event file"):
+    with pytest.raises(RunError, match=r"damaged at byte 0: .* it is not an event file"):
         events.read_events(path)
-    with pytest.raises(RunError, match="a record at byte 43 that is no event"):
+    with pytest.raises(RunError, match="a record at byte 43 that is not an event"):
         events.read_events(records(tmp_path / "b.tfevents", [b"\xff\xff\xff"]))
 
 
-def test_texts_without_a_table_are_no_configuration():
+def test_texts_without_a_table_have_no_configuration():
     assert events.hyperparameters({}) == {} and events.hyperparameters({"hyperparameters": "none"}) == {}
     assert events.hyperparameters({"notes/text_summary": "|param|value|\n|-|-|\n|a|1|"}) == {}
 

@@ -53,11 +53,11 @@ def saved(tmp_path, state=STATE):
     return path
 
 
-def test_every_kind_of_plain_data_comes_back_exactly(tmp_path):
+def test_every_kind_of_plain_data_is_restored_exactly(tmp_path):
     assert_same(STATE, load_checkpoint(saved(tmp_path)))
 
 
-def test_optimiser_state_comes_back_into_an_optimiser(tmp_path):
+def test_optimiser_state_is_restored(tmp_path):
     def build():
         layer = torch.nn.Linear(3, 2)
         return layer, torch.optim.Adam(layer.parameters(), lr=0.01)
@@ -87,7 +87,7 @@ def test_optimiser_state_comes_back_into_an_optimiser(tmp_path):
         lambda seed: random.Random(seed),
     ],
 )
-def test_a_restored_generator_draws_what_the_saved_one_draws_next(tmp_path, make):
+def test_restored_generator_draws_what_the_saved_one_draws_next(tmp_path, make):
     def draw(g):
         if isinstance(g, torch.Generator):
             return torch.randn(5, generator=g).tolist()
@@ -104,7 +104,7 @@ def test_a_restored_generator_draws_what_the_saved_one_draws_next(tmp_path, make
     assert draw(make(2)) != expected
 
 
-def test_a_state_of_another_kind_of_generator_is_refused():
+def test_state_of_another_kind_of_generator_is_refused():
     with pytest.raises(RunError, match=r"PCG64.*random\.Random"):
         restore_rng(random.Random(0), rng_state(np.random.default_rng(0)))
     with pytest.raises(ValueError, match="not a generator"):
@@ -114,18 +114,18 @@ def test_a_state_of_another_kind_of_generator_is_refused():
 @pytest.mark.parametrize(
     "bad", [object(), {1, 2}, b"raw", np.array([None]), {"__numpy_array__": 1}, torch.device("cpu")]
 )
-def test_what_is_not_plain_is_refused_with_its_place(tmp_path, bad):
+def test_values_that_are_not_plain_data_are_refused_with_their_place(tmp_path, bad):
     with pytest.raises(ValueError, match=r"state\['agent'\]\[1\]"):
         save_checkpoint(tmp_path / "c", {"agent": [0, bad]})
     assert os.listdir(tmp_path) == []
 
 
-def test_a_view_does_not_carry_its_whole_storage(tmp_path):
+def test_view_is_saved_without_its_whole_storage(tmp_path):
     path = saved(tmp_path, {"row": torch.zeros(1000, 1000)[3]})
     assert path.stat().st_size < 20_000
 
 
-def test_every_truncation_is_noticed(tmp_path):
+def test_every_truncation_is_detected(tmp_path):
     path = saved(tmp_path)
     data = path.read_bytes()
     for length in [*range(0, 80), *range(80, len(data), 97), len(data) - 1]:
@@ -135,7 +135,7 @@ def test_every_truncation_is_noticed(tmp_path):
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_every_altered_byte_is_noticed(tmp_path):
+def test_every_altered_byte_is_detected(tmp_path):
     path = saved(tmp_path)
     data = path.read_bytes()
     for position in [*range(0, 64), *range(64, len(data), 53), len(data) - 1]:
@@ -163,7 +163,7 @@ def no_space(*args):
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, function):
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, function):
     path = saved(tmp_path, {"step": 1})
     with monkeypatch.context() as patch:
         patch.setattr(files_module.os, function, no_space)
@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, functi
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
-def test_a_write_that_fails_half_way_keeps_the_previous_checkpoint(tmp_path):
+def test_write_that_fails_half_way_keeps_the_previous_checkpoint(tmp_path):
     path = saved(tmp_path, {"step": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -186,7 +186,7 @@ def test_a_write_that_fails_half_way_keeps_the_previous_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
-def test_an_interrupted_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+def test_interrupted_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     path = saved(tmp_path, {"step": 1})
 
     def interrupted(*args):

@@ -123,9 +123,7 @@ def run_dir(tmp_path):
 def test_resume_takes_the_recorded_flags(run_dir):
     expected = Args(seed=4, learning_rate=0.1, rewarm=Rewarm("every", 9), resume=run_dir)
     assert read("--resume", str(run_dir)) == expected
-    assert (
-        read(f"--resume={run_dir}", "--seed", "4", "--learning-rate", "1e-1") == expected
-    )
+    assert read(f"--resume={run_dir}", "--seed", "4", "--learning-rate", "1e-1") == expected
     assert read("--resume", "None") == Args()
 
 

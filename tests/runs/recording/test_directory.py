@@ -1,4 +1,4 @@
-"""Run directories: what is written, what is refused, and that a resumed run reads as one that never stopped."""
+"""Run directories: files, errors, and that a resumed run equals one that never stopped."""
 
 import json
 import math
@@ -35,11 +35,11 @@ def events(directory):
     return {t: [(e.step, e.value) for e in accumulator.Scalars(t)] for t in accumulator.Tags()["scalars"]}
 
 
-def as_screen(curves):
+def in_float32(curves):
     return {tag: [(s, float(np.float32(v))) for s, v in points] for tag, points in curves.items()}
 
 
-def test_a_finished_run_leaves_its_configuration_origin_and_numbers(tmp_path):
+def test_finished_run_has_configuration_provenance_and_scalars(tmp_path):
     directory = tmp_path / "runs" / "one"
     with create(directory) as run:
         assert read_status(directory)["status"] == "running"
@@ -61,7 +61,7 @@ def test_a_finished_run_leaves_its_configuration_origin_and_numbers(tmp_path):
     }
 
 
-def test_values_round_trip_exactly_also_through_pandas(tmp_path):
+def test_values_are_read_back_without_loss_also_by_pandas(tmp_path):
     values = [0.1, 1 / 3, 1e-300, -1e300, math.pi * 1e17, float("inf"), -float("inf"), float("nan"), 5e-324]
     with create(tmp_path) as run:
         for step, value in enumerate(values):
@@ -74,30 +74,37 @@ def test_values_round_trip_exactly_also_through_pandas(tmp_path):
     assert list(map(repr, map(float, frame["value"]))) == list(map(repr, values))
 
 
-def test_the_screen_shows_the_table(tmp_path):
+def test_event_file_has_the_scalars_of_the_table(tmp_path):
     with create(tmp_path) as run:
         run.layout(["conv", "fc.0"])
         for step in range(50):
             run.scalars({"elr/fc.0": 1 / (step + 1), "charts/SPS": step * 1.5}, step)
         run.finish(50)
-    assert events(tmp_path) == as_screen(read_scalars(tmp_path))
+    assert events(tmp_path) == in_float32(read_scalars(tmp_path))
 
 
 @pytest.mark.parametrize("value", [torch.tensor(1.0), torch.ones(2), np.ones(1), "1.0", None, 1j])
-def test_what_is_not_a_number_is_refused(tmp_path, value):
+def test_values_that_are_not_numbers_are_refused(tmp_path, value):
     with create(tmp_path) as run, pytest.raises(ValueError, match="train/loss was given a"):
         run.scalar("train/loss", value, 0)
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True, None])
-def test_what_is_not_a_step_is_refused(tmp_path, step):
+def test_steps_that_are_not_whole_numbers_are_refused(tmp_path, step):
     with create(tmp_path) as run, pytest.raises(ValueError, match="a step is a whole number"):
         run.scalar("train/loss", 1.0, step)
 
 
-def test_an_undocumented_tag_is_refused(tmp_path):
-    with create(tmp_path) as run, pytest.raises(ValueError, match="losses/td_los"):
+def test_undocumented_tag_is_refused(tmp_path):
+    with create(tmp_path) as run, pytest.raises(ValueError, match=r"losses/td_los.* did you mean losses/td_loss\?"):
         run.scalar("losses/td_los", 1.0, 0)
+
+
+def test_own_scalar_is_in_the_table_and_in_tensorboard(tmp_path):
+    with create(tmp_path) as run:
+        run.scalar("custom/my_metric", 0.5, 3)
+        run.finish(3)
+    assert read_scalars(tmp_path) == events(tmp_path) == {"custom/my_metric": [(3, 0.5)]}
 
 
 def record(run, steps):
@@ -106,7 +113,7 @@ def record(run, steps):
 
 
 @pytest.mark.parametrize("torn", [0, 1, 7])
-def test_a_killed_and_resumed_run_reads_like_one_that_never_stopped(tmp_path, torn):
+def test_killed_and_resumed_run_equals_one_that_never_stopped(tmp_path, torn):
     with create(tmp_path / "whole") as run:
         record(run, range(30))
         run.finish(30)
@@ -115,25 +122,25 @@ def test_a_killed_and_resumed_run_reads_like_one_that_never_stopped(tmp_path, to
     run.checkpoint(9, {"counter": 9, "rng": np.arange(3, dtype=np.uint32)})
     record(run, range(10, 17))
     run.flush()
-    run._lock.release()  # as the operating system does for a killed process; the status still says running
+    run._lock.release()  # as the operating system does for a killed process; the status is still running
     with open(tmp_path / "killed" / "scalars.csv", "ab") as table:
         table.write(b"17,train/loss,0.12"[: torn * 2])
     assert read_scalars(tmp_path / "killed")["train/loss"][-1][0] == 16  # the torn line is not read
     with Run.resume(tmp_path / "killed", argv=["x.py", "--resume"]) as run:
         state = run.take_state()
         assert run.step == 9 and state["counter"] == 9 and state["rng"].dtype == np.uint32
-        with pytest.raises(RunError, match="taken before"):
+        with pytest.raises(RunError, match="already taken"):
             run.take_state()
         record(run, range(10, 30))
         run.finish(30)
     whole, resumed = ((tmp_path / name / "scalars.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == resumed
-    assert events(tmp_path / "killed") == events(tmp_path / "whole") == as_screen(read_scalars(tmp_path / "whole"))
+    assert events(tmp_path / "killed") == events(tmp_path / "whole") == in_float32(read_scalars(tmp_path / "whole"))
     sessions = json.loads((tmp_path / "killed" / "provenance.json").read_text())["resumed"]
     assert [(s["step"], s["command"]) for s in sessions] == [(9, ["x.py", "--resume"])]
 
 
-def test_a_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
+def test_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
     with create(tmp_path) as run:
         record(run, range(5))
         run.checkpoint(4, {"weights": 1})
@@ -152,7 +159,7 @@ def test_a_resumed_run_whose_state_does_not_fit_loses_nothing(tmp_path):
     assert read_scalars(tmp_path)["train/loss"][-1][0] == 4
 
 
-def test_a_run_whose_files_cannot_be_opened_is_not_left_locked(tmp_path, monkeypatch):
+def test_run_whose_files_cannot_be_opened_is_unlocked(tmp_path, monkeypatch):
     with create(tmp_path) as run:
         run.checkpoint(4, {})
     monkeypatch.setattr(directory_module, "EventFile", lambda *_: (_ for _ in ()).throw(RunError("no room")))
@@ -163,7 +170,7 @@ def test_a_run_whose_files_cannot_be_opened_is_not_left_locked(tmp_path, monkeyp
     Run.resume(tmp_path).finish(4)
 
 
-def test_a_table_shorter_than_the_checkpoint_is_refused(tmp_path):
+def test_table_shorter_than_at_the_checkpoint_is_refused(tmp_path):
     with create(tmp_path) as run:
         record(run, range(5))
         run.checkpoint(4, {})
@@ -172,7 +179,7 @@ def test_a_table_shorter_than_the_checkpoint_is_refused(tmp_path):
         Run.resume(tmp_path)
 
 
-def test_create_refuses_what_is_there_and_touches_nothing(tmp_path):
+def test_create_refuses_existing_runs_and_changes_nothing(tmp_path):
     finished, unfinished, early, foreign = (tmp_path / name for name in ("finished", "unfinished", "early", "foreign"))
     with create(finished) as run:
         run.finish(7)
@@ -185,7 +192,7 @@ def test_create_refuses_what_is_there_and_touches_nothing(tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
     for directory, message in [
         (finished, r"finished run \(step 7\); choose another"),
-        (unfinished, rf"unfinished run \(step 5\); continue it with --resume {unfinished}"),
+        (unfinished, rf"unfinished run \(step 5\); resume it with --resume {unfinished}"),
         (early, "before its first checkpoint; choose another"),
         (foreign, "already holds scalars.csv"),
     ]:
@@ -194,14 +201,14 @@ def test_create_refuses_what_is_there_and_touches_nothing(tmp_path):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
 
 
-def test_create_leaves_other_files_alone(tmp_path):
+def test_create_keeps_other_files(tmp_path):
     (tmp_path / "stdout.log").write_text("launched")
     with create(tmp_path) as run:
         run.finish(0)
     assert (tmp_path / "stdout.log").read_text() == "launched"
 
 
-def test_resume_refuses_with_one_line_each(tmp_path):
+def test_runs_that_cannot_be_resumed_are_refused_in_one_line(tmp_path):
     with create(tmp_path / "finished") as run:
         run.checkpoint(5, {})
         run.finish(8)
@@ -223,7 +230,7 @@ def test_resume_refuses_with_one_line_each(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_the_block_marks_how_it_ended(tmp_path):
+def test_end_of_the_block_sets_the_status(tmp_path):
     with pytest.raises(ZeroDivisionError), create(tmp_path / "error") as run:
         run.scalar("train/loss", 1.0, 4)
         raise ZeroDivisionError("by zero")
@@ -238,7 +245,7 @@ def test_the_block_marks_how_it_ended(tmp_path):
     assert read_status(tmp_path / "left")["status"] == "interrupted"
 
 
-def test_a_closed_run_records_nothing_more(tmp_path):
+def test_closed_run_records_nothing(tmp_path):
     run = create(tmp_path)
     run.finish(0)
     for call in (lambda: run.scalar("train/loss", 1.0, 1), lambda: run.checkpoint(1, {}), lambda: run.finish(1)):
@@ -246,7 +253,7 @@ def test_a_closed_run_records_nothing_more(tmp_path):
             call()
 
 
-def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
+def test_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from runs.recording import Run\n"
         "run = Run.create(Path(sys.argv[1]), {}, argv=['x.py']); run.checkpoint(3, {}); print('open', flush=True)\n"
@@ -264,12 +271,12 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
         finally:
             first.send_signal(signal.SIGKILL)
     assert read_status(tmp_path)["status"] == "running"
-    Run.resume(tmp_path).finish(3)  # the lock died with its holder
+    Run.resume(tmp_path).finish(3)  # the lock was released with its process
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("full", [0, 1], ids=["table", "events"])
-def test_a_full_disk_while_recording_is_one_run_error(tmp_path, full, capfd):
+def test_full_disk_while_recording_is_one_run_error(tmp_path, full, capfd):
     run = create(tmp_path)
     run.scalar("train/loss", 1.0, 0)
     file = run._opened_files()[full].file
@@ -278,19 +285,19 @@ def test_a_full_disk_while_recording_is_one_run_error(tmp_path, full, capfd):
     os.close(device)
     with pytest.raises(RunError, match=f"in {tmp_path}: No space left"), run:
         run.finish(1)
-    assert read_status(tmp_path)["status"] == "running"  # not finished: its numbers are not on the disk
+    assert read_status(tmp_path)["status"] == "running"  # not finished: the numbers are not on the disk
     assert capfd.readouterr().err == ""
     with pytest.raises(RunError, match="before its first checkpoint"):  # and no longer locked
         create(tmp_path)
 
 
-def test_a_directory_that_cannot_be_made_is_one_run_error(tmp_path):
+def test_directory_that_cannot_be_created_is_one_run_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot make a run"):
         create(tmp_path / "file" / "run")
 
 
-def test_git_missing_or_no_repository_is_unknown(tmp_path, monkeypatch):
+def test_revision_is_unknown_without_git_or_repository(tmp_path, monkeypatch):
     assert provenance_module.git_state(tmp_path) == {"revision": "unknown", "dirty": None}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance_module.git_state(ROOT) == {"revision": "unknown", "dirty": None}
@@ -313,8 +320,8 @@ def test_git_revision_and_changes_are_those_of_the_source_tree(tmp_path):
     assert provenance_module.provenance([str(tmp_path / "script.py")])["git"] == {"revision": revision, "dirty": True}
 
 
-def test_importing_brings_in_neither_tensorboard_nor_tyro():
-    code = "import sys, runs.recording; print([m for m in sys.modules if 'tensorboard' in m or m == 'tyro'])"
+def test_importing_recording_imports_neither_torch_tensorboard_nor_tyro():
+    code = "import sys, runs.recording; print([m for m in sys.modules if 'tensorboard' in m or m in ('torch', 'tyro')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_to_stop_and_the_handlers_come_back(number):
+def test_signal_requests_a_stop_and_handlers_are_restored(number):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopOnSignal() as stop:
         assert not stop.requested
@@ -32,7 +32,7 @@ def test_a_signal_asks_to_stop_and_the_handlers_come_back(number):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_second_interrupt_is_at_once_a_second_sigterm_is_not():
+def test_second_sigint_interrupts_at_once_and_second_sigterm_does_not():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), StopOnSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -44,7 +44,7 @@ def test_a_second_interrupt_is_at_once_a_second_sigterm_is_not():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_outside_the_main_thread_it_does_nothing():
+def test_signals_are_not_handled_outside_the_main_thread():
     seen = []
 
     def work():
@@ -61,7 +61,7 @@ def test_outside_the_main_thread_it_does_nothing():
 @pytest.mark.parametrize(
     "error, code", [(RunError("no\nspace"), 2), (NonFiniteError("nan"), 2), (KeyboardInterrupt(), 130)]
 )
-def test_expected_ends_are_one_line(capsys, error, code):
+def test_expected_errors_are_one_line(capsys, error, code):
     def function():
         raise error
 
@@ -73,13 +73,13 @@ def test_expected_ends_are_one_line(capsys, error, code):
         assert message.endswith(f": {' '.join(str(error).split())}\n")
 
 
-def test_a_defect_keeps_its_traceback_and_success_returns():
+def test_bug_keeps_its_traceback_and_success_returns():
     with pytest.raises(ZeroDivisionError):
         exit_with_one_line(lambda: 1 / 0)
     exit_with_one_line(lambda: None)
 
 
-def test_a_closed_pipe_is_one_line():
+def test_closed_output_is_one_line():
     code = (
         "from runs.recording import exit_with_one_line\n"
         "exit_with_one_line(lambda: [print('x' * 1000, flush=True) for _ in range(10_000)])"
@@ -89,11 +89,11 @@ def test_a_closed_pipe_is_one_line():
     ) as process:
         process.stdout.read(10)
         process.stdout.close()
-        assert process.stderr.read().endswith(": nobody reads the output any more\n")
+        assert process.stderr.read().endswith(": the output was closed\n")
         assert process.wait() == 1
 
 
-def test_the_first_tensor_that_is_not_finite_is_named():
+def test_first_tensor_that_is_not_finite_is_named():
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     network(torch.ones(1, 2)).sum().backward()
     assert describe_nonfinite(weights_and_gradients(network)) == "all 8 tensors examined are finite"

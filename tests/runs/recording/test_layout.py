@@ -1,4 +1,4 @@
-"""Tags and layout: every chart draws documented tags, each exactly once."""
+"""Tags and layout: documented and own tags, suggestions, and charts that draw each tag once."""
 
 import re
 
@@ -13,7 +13,7 @@ def concrete():
     return [tag.replace("<layer>", layer) for tag in TAGS for layer in (LAYERS if "<layer>" in tag else [""])]
 
 
-def test_every_documented_tag_passes_and_has_a_meaning_and_a_unit():
+def test_every_documented_tag_is_accepted_and_has_meaning_and_unit():
     assert all(check_tag(tag) == tag for tag in concrete())
     assert all(tag.meaning and tag.unit for tag in TAGS.values())
 
@@ -33,14 +33,38 @@ def test_every_documented_tag_passes_and_has_a_meaning_and_a_unit():
         "plasticity/rank/fc1",
     ],
 )
-def test_other_tags_are_refused(tag):
+def test_undocumented_tags_are_refused(tag):
     with pytest.raises(ValueError, match=re.escape(repr(tag))):
         check_tag(tag)
 
 
-def test_a_refused_tag_names_its_neighbours():
-    with pytest.raises(ValueError, match="losses/td_loss"):
-        check_tag("losses/tdloss")
+@pytest.mark.parametrize(
+    ("tag", "near"),
+    [
+        ("losses/tdloss", "losses/td_loss"),
+        ("charts/episodic_retrun", "charts/episodic_return"),
+        ("norms/paramter/fc1", "norms/parameter/fc1"),
+    ],
+)
+def test_mistyped_tag_gets_a_suggestion(tag, near):
+    with pytest.raises(ValueError, match=rf"did you mean {near}\? .*go under custom/"):
+        check_tag(tag)
+
+
+def test_unknown_tag_is_told_where_own_scalars_go():
+    with pytest.raises(ValueError, match=r"charts/my_metric' is not .* tag\. Scalars .* instance custom/my_metric;"):
+        check_tag("charts/my_metric")
+
+
+@pytest.mark.parametrize("tag", ["custom/my_metric", "custom/entropy/fc1", "custom/a.b-c"])
+def test_own_tags_go_under_custom(tag):
+    assert check_tag(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["custom", "custom/", "custom/a b", "custom/a,b", "custom//a", "custom/a/"])
+def test_own_tags_must_fit_into_the_table(tag):
+    with pytest.raises(ValueError, match=re.escape(repr(tag))):
+        check_tag(tag)
 
 
 def test_each_chart_expression_matches_one_documented_tag():
@@ -52,7 +76,7 @@ def test_each_chart_expression_matches_one_documented_tag():
         assert len([tag for tag in concrete() if re.match(expression, tag)]) == 1
 
 
-def test_tensorboard_reads_the_layout_back(tmp_path):
+def test_tensorboard_reads_the_layout(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -77,7 +101,7 @@ def test_no_layers_and_bad_names_are_refused():
         layout(["a/b"])
 
 
-def test_a_supervised_layout_starts_with_accuracy_and_loss():
+def test_supervised_layout_starts_with_accuracy_and_loss():
     groups = layout(LAYERS, supervised=True)
     assert next(iter(groups)) == "accuracy and loss" and "return" not in groups
     assert groups["accuracy and loss"]["accuracy"] == ("Multiline", ["^train/accuracy$", "^test/accuracy$"])
@@ -86,10 +110,10 @@ def test_a_supervised_layout_starts_with_accuracy_and_loss():
     }
 
 
-def test_an_experiment_adds_its_own_charts_and_leaves_out_what_stays_empty():
+def test_layout_with_own_charts_and_without_empty_ones():
     groups = layout(LAYERS, supervised=True, rewarming=False, charts={"gap": ["test/gap"]})
     assert list(groups)[:2] == ["accuracy and loss", "this experiment"]
     assert groups["this experiment"] == {"gap": ("Multiline", ["^test/gap$"])}
     assert "re-warming" not in groups["rate and realised ELR"]
-    with pytest.raises(ValueError, match="not in the table"):
+    with pytest.raises(ValueError, match="not a documented tag"):
         layout(LAYERS, charts={"x": ["no/tag"]})

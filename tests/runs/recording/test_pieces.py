@@ -8,7 +8,7 @@ import pytest
 from runs.recording import Pieces, Run, RunError
 
 
-def test_a_piece_comes_back_exactly(tmp_path):
+def test_piece_is_restored_exactly(tmp_path):
     pieces = Pieces(tmp_path / "pieces")
     content = {"frames": np.arange(7, dtype=np.uint8), "first": 3}
     pieces.write("replay-0-0", content)
@@ -16,7 +16,7 @@ def test_a_piece_comes_back_exactly(tmp_path):
     assert found["first"] == 3 and found["frames"].dtype == np.uint8 and found["frames"].tolist() == list(range(7))
 
 
-def test_only_what_is_named_stays(tmp_path):
+def test_only_named_pieces_are_kept(tmp_path):
     pieces = Pieces(tmp_path / "pieces")
     for name in ("a", "b", "c"):
         pieces.write(name, {"x": 1})
@@ -28,8 +28,8 @@ def test_only_what_is_named_stays(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a/b", "a.pt", "-a"])
-def test_a_name_that_is_no_plain_file_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="no name of a piece"):
+def test_bad_names_of_pieces_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="the name of a piece must have"):
         Pieces(tmp_path).write(name, {})
 
 
@@ -46,13 +46,13 @@ def test_missing_and_damaged_pieces_are_one_line(tmp_path):
         pieces.read("hurt")
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_directory_of_pieces_is_one_line(tmp_path):
     (tmp_path / "pieces").write_text("in the way")
     with pytest.raises(RunError, match=r"cannot write a\.pt in .*pieces"):
         Pieces(tmp_path / "pieces").write("a", {})
 
 
-def test_a_run_keeps_them_until_it_finishes(tmp_path):
+def test_run_keeps_pieces_until_it_finishes(tmp_path):
     with Run.create(tmp_path / "run", {}, argv=["x"]) as run:
         run.pieces.write("a", {"x": 1})
         run.checkpoint(1, {"pieces": ["a"]})

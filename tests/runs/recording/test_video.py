@@ -47,7 +47,7 @@ def at_hundredths(frames):
 
 @pytest.mark.parametrize("shape", [(84, 84), (3, 5)])
 @pytest.mark.parametrize("count", [1, 2, 31])
-def test_frames_come_back_exactly_and_last_a_fifteenth_of_a_second(tmp_path, count, shape):
+def test_frames_are_exact_and_last_a_fifteenth_of_a_second(tmp_path, count, shape):
     frames = noise(count, shape)
     write_gif(tmp_path / "a.gif", frames)
     number, durations = stored(tmp_path / "a.gif")
@@ -59,7 +59,7 @@ def test_frames_come_back_exactly_and_last_a_fifteenth_of_a_second(tmp_path, cou
 
 
 @pytest.mark.parametrize("runs", [[1, 3, 2, 1], [5], [1, 4]])
-def test_a_screen_that_stands_still_lasts_as_long_as_its_frames(tmp_path, runs):
+def test_equal_frames_last_as_long_as_separate_ones(tmp_path, runs):
     different = noise(len(runs))
     frames = [frame for frame, times in zip(different, runs, strict=True) for _ in range(times)]
     write_gif(tmp_path / "a.gif", frames)
@@ -78,7 +78,7 @@ def test_small_changes_and_single_pixels_are_kept(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(shown(tmp_path / "a.gif"), at_hundredths(frames), strict=True))
 
 
-def test_the_same_frames_are_the_same_bytes_in_place_of_what_was_there(tmp_path):
+def test_equal_frames_are_equal_bytes_and_replace_the_older_file(tmp_path):
     path = tmp_path / "video" / "step-5.gif"
     write_gif(path, noise(4))
     first = path.read_bytes()
@@ -89,14 +89,14 @@ def test_the_same_frames_are_the_same_bytes_in_place_of_what_was_there(tmp_path)
     assert path.read_bytes() != first
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_video_directory_is_one_line(tmp_path):
     (tmp_path / "video").write_text("in the way")
     for place in (tmp_path / "video", tmp_path / "gone" / "video"):
         with pytest.raises(RunError, match=r"^cannot write step-5\.gif in .*video: .+$"):
             write_gif(place / "step-5.gif", noise(2))
 
 
-def test_on_a_full_disk_the_older_file_stays(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_older_video(tmp_path, monkeypatch):
     write_gif(tmp_path / "a.gif", noise(2))
     before = (tmp_path / "a.gif").read_bytes()
 
@@ -109,7 +109,7 @@ def test_on_a_full_disk_the_older_file_stays(tmp_path, monkeypatch):
     assert (tmp_path / "a.gif").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_pillow_is_imported_by_the_first_file_alone():
+def test_pillow_is_imported_only_to_write_a_file():
     code = "import sys, runs.recording.video as r; assert 'PIL' not in sys.modules, 'imported'; r.FirstEpisode"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -152,7 +152,7 @@ def numbers(frames):
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-def test_the_first_episode_of_the_first_copy_is_kept_with_the_frame_that_ends_it(truncates):
+def test_first_episode_of_environment_0_is_kept_with_its_last_frame(truncates):
     env = FirstEpisode(Numbered([3, 2], truncates))
     env.reset(seed=1)
     for _ in range(8):
@@ -164,7 +164,7 @@ def test_the_first_episode_of_the_first_copy_is_kept_with_the_frame_that_ends_it
     assert numbers(env.frames) == [0, 1]  # an episode that still runs
 
 
-def test_everything_else_passes_unchanged():
+def test_everything_else_is_unchanged():
     bare, filmed = Numbered([3, 2]), FirstEpisode(Numbered([3, 2]))
     assert filmed.num_envs == 2 and filmed.single_action_space == bare.single_action_space
     for one, other in zip(bare.reset(seed=7), filmed.reset(seed=7), strict=True):
@@ -178,7 +178,7 @@ def test_everything_else_passes_unchanged():
         assert infos.keys() == other_infos.keys() and all(np.array_equal(infos[k], other_infos[k]) for k in infos)
 
 
-def test_of_a_long_episode_the_first_frames_are_kept(tmp_path, monkeypatch):
+def test_first_frames_of_a_long_episode_are_kept(tmp_path, monkeypatch):
     assert MAX_FRAMES == 3 * 60 * 15  # three minutes, as the flag says
     monkeypatch.setattr(video, "MAX_FRAMES", 5)
     env = FirstEpisode(Numbered([200]))
@@ -190,7 +190,7 @@ def test_of_a_long_episode_the_first_frames_are_kept(tmp_path, monkeypatch):
     assert stored(tmp_path / "a.gif") == (5, [70, 60, 70, 70, 60])
 
 
-def test_nothing_to_show_is_an_error(tmp_path):
+def test_video_without_frames_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
         FirstEpisode(Numbered([3])).write(tmp_path / "video" / "a.gif")
     assert not list(tmp_path.iterdir())
