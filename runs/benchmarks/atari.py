@@ -42,6 +42,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from threadpoolctl import threadpool_limits
 
+from envs.replay import FrameMemory, Priorities
 from envs.worlds import ScreenWorld
 from runs.benchmarks import dqn
 from runs.benchmarks.cleanrl import (
@@ -375,10 +376,10 @@ def priority_parts(cleanrl: dict[str, Any], ours: dict[str, Any], capacity: int)
     fill_tree(theirs.min_tree.tree, leaves, np.minimum)
     theirs.size, theirs.max_priority = capacity, float(first.max())
 
-    priorities = ours["Priorities"](capacity, flags.prioritized_replay_alpha, flags.prioritized_replay_uniform)
+    priorities = Priorities(capacity, flags.prioritized_replay_alpha, flags.prioritized_replay_uniform)
     priorities.add(np.arange(capacity))
     priorities.update(np.arange(capacity), first)
-    replay = ours["ReplayMemory"](capacity, 1, flags.gamma, flags.n_step)  # it knows the valid slots
+    replay = FrameMemory(capacity, 1, flags.gamma, flags.n_step)  # it knows the valid slots
     replay.written[:], replay.age[:] = capacity, 3
 
     require_same("sum of the priorities", theirs.sum_tree.total() / capacity, priorities.tree.total / capacity)
