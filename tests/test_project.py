@@ -4,10 +4,11 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import test_imports as imports
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,13 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("elr", "envs", "runs", "agents")
 # Import names of which the distribution is called otherwise, or that need one more than their own.
 DISTRIBUTIONS = {"PIL": "pillow", "ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
-# What each package may import of ours, by prefix.
-MAY_IMPORT = {
-    "elr": ("elr",),
-    "envs": ("envs",),
-    "runs": ("runs", "envs.worlds", "envs.games"),  # the benchmark of environments; lists of games
-    "agents": ("elr", "envs", "runs.recording"),
-}
 
 
 def pyproject() -> dict:
@@ -32,9 +26,7 @@ def pyproject() -> dict:
 
 
 def sources(*folders: str) -> list[Path]:
-    logs = ROOT / "runs" / "logs"
-    found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
-    return [path for path in found if logs not in path.parents]
+    return [path for folder in folders for path in imports.sources(folder)]
 
 
 def name_of(requirement: str) -> str:
@@ -42,38 +34,14 @@ def name_of(requirement: str) -> str:
     return re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
 
 
-def imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Absolute dotted names of everything imported anywhere below a node; `from a import b` counts as a.b."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                module = ".".join([*above, module]).rstrip(".")
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
 def imports_of(path: Path) -> list[str]:
     """Everything that a file of ours imports."""
-    return list(imports(ast.parse(path.read_text()), ".".join(path.relative_to(ROOT).parent.parts)))
-
-
-def starts_with(name: str, prefix: str) -> bool:
-    """Whether a dotted name is a module, or lies in it."""
-    return f"{name}.".startswith(f"{prefix}.")
-
-
-def forbidden(names: list[str], package: str) -> list[str]:
-    """The imports of ours that the architecture does not allow a package."""
-    ours = [name for name in names if name.split(".")[0] in (*OURS, "tests")]
-    return [name for name in ours if not any(starts_with(name, prefix) for prefix in MAY_IMPORT[package])]
+    return imports.imports_of(path.read_text(), imports.package_of(path))
 
 
 def third_party(names: list[str]) -> set[str]:
     """Distributions needed by a list of imported names."""
-    needed = {DISTRIBUTIONS[prefix] for name in names for prefix in DISTRIBUTIONS if starts_with(name, prefix)}
+    needed = {DISTRIBUTIONS[prefix] for name in names for prefix in DISTRIBUTIONS if imports.inside(name, prefix)}
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {*OURS, "tests"}
     return needed | {DISTRIBUTIONS.get(root, root).replace("_", "-") for root in roots}
 
@@ -85,31 +53,6 @@ def code_lines(document: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("package", OURS)
-def test_packages_import_only_what_the_architecture_allows(package):
-    files = sources(package)
-    assert files, f"{package}/ holds no Python file"
-    assert {str(path.relative_to(ROOT)): bad for path in files if (bad := forbidden(imports_of(path), package))} == {}
-
-
-@pytest.mark.parametrize(
-    ("package", "text", "found"),
-    [
-        ("elr", "import envs", ["envs"]),
-        ("elr", "from elr.schedules import Cosine", []),
-        ("elr", "from .schedules import Cosine", []),
-        ("elr", "from ..envs import minatar", ["envs.minatar"]),
-        ("envs", "def f():\n    import elr.projection", ["elr.projection"]),
-        ("runs", "from agents import dqn_minatar", ["agents.dqn_minatar"]),
-        ("agents", "from runs import recording", []),
-        ("agents", "from runs import recordings", ["runs.recordings"]),
-        ("agents", "from agents.dqn_minatar import QNetwork", ["agents.dqn_minatar.QNetwork"]),
-    ],
-)
-def test_the_architecture_rule_sees_each_form_of_import(package, text, found):
-    assert forbidden(list(imports(ast.parse(text), package)), package) == found
-
-
 def test_every_import_is_declared():
     project = pyproject()["project"]
     declared = {name_of(requirement) for requirement in project["dependencies"]}
@@ -119,7 +62,7 @@ def test_every_import_is_declared():
     }
     needed = {path: third_party(imports_of(path)) for path in sources("elr", "envs", "agents", "runs")}
     undeclared = {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)}
-    drawing = {"runs/figures/style.py", "agents/warm_start.py"}  # imported when they draw
+    drawing = {"runs/figures/style.py", "runs/training/comparison.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
     assert set(undeclared) <= drawing and set().union(*undeclared.values()) <= extras["plots"]
     assert {"torch", "numpy"} <= set.union(*needed.values())  # the walk sees imports at all

@@ -1,0 +1,46 @@
+"""Scripts stay short enough to be read in one sitting."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+AGENTS = Path(__file__).resolve().parents[2] / "agents"
+MAX_LINES = {
+    "dqn_minatar": 450,
+    "ppo_minatar": 490,
+    "dqn_atari": 540,
+    "ppo_atari": 550,
+    "rainbow_atari": 720,
+    "grokking": 650,
+    "warm_start": 680,
+}
+MAX_MAIN = 170
+MAX_SUM = 4_200
+
+
+def length(name):
+    return len((AGENTS / f"{name}.py").read_text().splitlines())
+
+
+def test_every_script_has_a_budget():
+    assert {path.stem for path in AGENTS.glob("*.py")} == set(MAX_LINES)
+
+
+@pytest.mark.parametrize("name", MAX_LINES)
+def test_script_is_within_its_budget(name):
+    assert length(name) <= MAX_LINES[name]
+
+
+@pytest.mark.parametrize("name", MAX_LINES)
+def test_main_is_within_its_budget(name):
+    (main,) = (
+        node
+        for node in ast.parse((AGENTS / f"{name}.py").read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main"
+    )
+    assert main.end_lineno - main.lineno + 1 <= MAX_MAIN
+
+
+def test_all_scripts_together_are_within_the_budget():
+    assert sum(map(length, MAX_LINES)) <= MAX_SUM
