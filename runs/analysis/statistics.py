@@ -1,19 +1,19 @@
 """Aggregates of scores over seeds and tasks with bootstrap intervals: Agarwal et al. 2021 (arXiv:2108.13264), in NumPy.
 
-A score is one number per run. `Scores` are the scores of one arm, in any of these forms:
+A score is one number per run. `Scores` are the scores of one arm, in one of these forms:
 
-    {task: scores of its runs}      tasks may have unequal numbers of runs
+    {task: scores of its runs}      tasks may have different numbers of runs
     [scores of a task's runs, ...]  a list or tuple with one array per task, [..., n]; leading axes are a batch
-    array [runs, tasks]             as the library rliable takes them
+    array [runs, tasks]             the form of the library rliable
 
-A statistic maps scores to a number (to an array of the batch's shape if there is a batch). `bootstrap` gives any of
-them a percentile interval. Estimates equal rliable's, and intervals do up to the noise of resampling
-(tests/runs/test_statistics.py). A task without runs and a score that is not finite are refused with a ValueError.
+A statistic maps scores to a number (to an array of the batch's shape if there is a batch). `bootstrap` gives any
+statistic a percentile interval. Estimates equal rliable's, and intervals do up to the noise of resampling
+(tests/runs/analysis/test_statistics.py). Tasks without runs and scores that are not finite are ValueErrors.
 
-A percentile interval of few runs is too narrow: of 2,000 samples of n = 3, 5, 10, 20 normal scores of one task, 75, 85,
-91 and 94 % of the nominal 95 % intervals of the mean held the true one, and with five tasks of n runs each 85, 90, 92
-and 92 %. Student's interval (runs.arms.interval) has no such fault. A probability of improvement of 0 or 1 has an
-interval without width, whatever n: resamples of runs that are all above are all above.
+Percentile intervals of few runs are too narrow. In 2,000 samples of n = 3, 5, 10, 20 normal scores of one task, 75, 85,
+91 and 94 % of the nominal 95 % intervals of the mean contained the true mean; with five tasks of n runs each, 85, 90,
+92 and 92 % did. `student_interval` does not have this fault. A probability of improvement of 0 or 1 has an interval of
+zero width for every n, because all resamples give the same value.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Statistic: TypeAlias = Callable[..., FloatArray]
 # Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086)  # fmt: skip
-_CHUNK = 1000  # replicates at a time: their scores stay in the cache, and n x m comparisons within tens of megabytes
+_CHUNK = 1000  # replicates at a time: scores stay in the cache, and n x m comparisons take tens of megabytes
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def student_band(runs: FloatArray) -> tuple[FloatArray, FloatArray] | None:
 
 
 def by_task(scores: Scores) -> list[FloatArray]:
-    """Scores as one array [..., n] of floats per task, checked.
+    """Scores as one array [..., n] of floats per task.
 
     Raises:
         ValueError: there is no task, a task has no run, or a score is nan or infinite; the task is named.
@@ -69,7 +69,7 @@ def by_task(scores: Scores) -> list[FloatArray]:
     else:
         named = {f"task {k + 1}": np.asarray(one, dtype=np.float64) for k, one in enumerate(scores)}
     if not named:
-        raise ValueError("there are no scores: not one task")
+        raise ValueError("there are no scores: give at least one task")
     for task, array in named.items():
         if array.ndim == 0 or array.shape[-1] == 0:
             raise ValueError(f"{task} has no runs")
@@ -79,7 +79,7 @@ def by_task(scores: Scores) -> list[FloatArray]:
 
 
 def mean(scores: Scores) -> FloatArray:
-    """Mean over tasks of the mean over a task's runs: every task counts alike, whatever its number of runs."""
+    """Mean over tasks of the mean over a task's runs: every task has the same weight."""
     return np.asarray(np.mean([task.mean(axis=-1) for task in by_task(scores)], axis=0))
 
 
@@ -91,9 +91,8 @@ def median(scores: Scores) -> FloatArray:
 def iqm(scores: Scores) -> FloatArray:
     """Interquartile mean over all runs of all tasks together (Agarwal et al. 2021, Sec. 4.3).
 
-    Of N sorted scores the floor(N / 4) least and the floor(N / 4) largest are left out, and the rest averaged, as
-    scipy.stats.trim_mean(x, 0.25) does: for N = 7 the middle five, not 3.5. A task with more runs than others weighs
-    more.
+    Of N sorted scores the floor(N / 4) smallest and the floor(N / 4) largest are left out, and the rest is averaged, as
+    in scipy.stats.trim_mean(x, 0.25): for N = 7 the middle five, not 3.5. A task with more runs has more weight.
     """
     pooled = np.sort(np.concatenate(by_task(scores), axis=-1), axis=-1)
     count = pooled.shape[-1]
@@ -102,9 +101,9 @@ def iqm(scores: Scores) -> FloatArray:
 
 
 def optimality_gap(scores: Scores, gamma: float = 1.0) -> FloatArray:
-    """By how much scores fall short of `gamma`: gamma - mean(min(score, gamma)), every task counting alike.
+    """By how much scores fall short of `gamma`: gamma - mean(min(score, gamma)), every task with the same weight.
 
-    For normalised scores, of which 1 is what is hoped for (Agarwal et al. 2021, Sec. 4.3).
+    For normalised scores, where 1 is the goal (Agarwal et al. 2021, Sec. 4.3).
     """
     reached = [np.minimum(task, gamma).mean(axis=-1) for task in by_task(scores)]
     return np.asarray(gamma - np.mean(reached, axis=0))
@@ -114,10 +113,10 @@ def probability_of_improvement(x: Scores, y: Scores) -> FloatArray:
     """P(a run of x scores above a run of y on the same task), averaged over tasks (Agarwal et al. 2021, Sec. 4.3).
 
     On each task this is the share of the n_x n_y pairs in which x is above y, ties counting half: the Mann-Whitney U
-    statistic over n_x n_y. 0.5 means neither is above the other; it says nothing of by how much.
+    statistic over n_x n_y. 0.5 means no difference. It does not say how large a difference is.
 
     Raises:
-        ValueError: the tasks are not the same (by name, where both samples name them).
+        ValueError: the tasks differ (by name, if both samples name them).
     """
     shares = [
         0.5 + 0.5 * np.sign(ours[..., :, None] - theirs[..., None, :]).mean(axis=(-2, -1))
@@ -127,10 +126,10 @@ def probability_of_improvement(x: Scores, y: Scores) -> FloatArray:
 
 
 def performance_profile(scores: Scores, taus: ArrayLike) -> FloatArray:
-    """Share of runs that score above tau, for each tau, every task counting alike: the score distribution of Sec. 4.2.
+    """Share of runs that score above each tau, every task with the same weight: the score distribution of Sec. 4.2.
 
     Returns:
-        [..., number of taus], falling in tau; "above" is strict.
+        [..., number of taus], decreasing in tau; "above" is strict.
     """
     tasks = by_task(scores)
     above = [np.mean([(task > tau).mean(axis=-1) for task in tasks], axis=0) for tau in np.atleast_1d(taus)]
@@ -142,27 +141,27 @@ def bootstrap(
 ) -> tuple[FloatArray, FloatArray]:
     """Stratified percentile bootstrap (Agarwal et al. 2021, Sec. 4.1): the interval of a statistic.
 
-    In every replicate the runs of each task are drawn anew with replacement, as many as there are, tasks staying as
-    they are; several samples (two arms) are drawn independently.
+    In every replicate the runs of each task are resampled with replacement, as many as there are. Several samples (two
+    arms) are resampled independently.
 
     Args:
-        statistic: a function of as many `Scores` as there are samples, such as `iqm`.
+        statistic: a function of one `Scores` per sample, such as `iqm`.
         samples: scores of each arm.
-        replicates: resamples. With 10,000 the ends of a 95 % interval are themselves uncertain by about 0.03 standard
-            errors of the statistic (one standard deviation over seeds of the generator).
-        level: share of the replicates between the two ends.
+        replicates: resamples. With 10,000 the ends of a 95 % interval vary by about 0.03 standard errors of the
+            statistic (one standard deviation over seeds of the generator).
+        level: share of the replicates inside the interval.
         seed: of the generator; the same seed gives the same interval.
     Returns:
-        lower and upper end, of the statistic's shape; nan where a task of any sample has a single run, whose resamples
-        are all alike.
+        lower and upper end, of the statistic's shape; nan if a task of any sample has a single run, because its
+        resamples are all equal.
     Raises:
-        ValueError: as `by_task`, or replicates or level make no sense.
+        ValueError: as `by_task`, or replicates or level are out of range.
     """
     if replicates < 1 or not 0 < level < 1:
-        raise ValueError(f"replicates = {replicates} and level = {level}: need at least one, and a share in (0, 1)")
+        raise ValueError(f"replicates must be at least 1 and level in (0, 1), got {replicates} and {level}")
     tasks = [by_task(sample) for sample in _aligned(samples)]
     if any(task.ndim != 1 for sample in tasks for task in sample):
-        raise ValueError("scores to resample are one array [n] per task, without further axes")
+        raise ValueError("scores to resample must be one array [n] per task, without further axes")
     if min(len(task) for sample in tasks for task in sample) == 1:
         nothing = np.full(np.shape(statistic(*tasks)), np.nan)
         return nothing, nothing.copy()
@@ -177,10 +176,10 @@ def bootstrap(
 
 
 def _aligned(samples: Sequence[Scores]) -> list[Scores]:
-    """The samples with the named ones in the order of the first's tasks.
+    """The samples, with named tasks in the order of the first sample.
 
     Raises:
-        ValueError: named samples have other tasks, or others in number.
+        ValueError: named samples have different tasks.
     """
     first = samples[0]
     aligned = [first]
@@ -188,7 +187,7 @@ def _aligned(samples: Sequence[Scores]) -> list[Scores]:
         if isinstance(first, Mapping) and isinstance(other, Mapping):
             if first.keys() != other.keys():
                 odd = ", ".join(sorted(map(str, first.keys() ^ other.keys())))
-                raise ValueError(f"the samples have other tasks: only one of them has {odd}")
+                raise ValueError(f"the samples must have the same tasks, but only one of them has {odd}")
             other = {task: other[task] for task in first}
         aligned.append(other)
     return aligned
@@ -197,5 +196,5 @@ def _aligned(samples: Sequence[Scores]) -> list[Scores]:
 def _paired(x: Scores, y: Scores) -> tuple[list[FloatArray], list[FloatArray]]:
     ours, theirs = (by_task(sample) for sample in _aligned([x, y]))
     if len(ours) != len(theirs):
-        raise ValueError(f"the samples have {len(ours)} and {len(theirs)} tasks: they must have the same ones")
+        raise ValueError(f"the samples must have the same tasks, but have {len(ours)} and {len(theirs)}")
     return ours, theirs

@@ -55,7 +55,7 @@ class Args:
 def windowed_means(curve: Curve, window: int) -> Curve:
     """Means over the windows (0, window], (window, 2 window], ... of steps, at their ends; empty windows are left out.
 
-    What was recorded at step 0 is a window of its own.
+    What was recorded at step 0 is a separate window.
     """
     last = int(curve[0].max(initial=0))
     edges = np.arange(-window, last + window, window, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Aggregates against rliable's numbers, literal twins of each formula, intervals, and refusals."""
+"""Aggregates against rliable's numbers and literal formulas, intervals, and errors."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def test_probabilities_of_improvement_are_rliables(pair):
 
 
 @given(SCORES)
-def test_estimates_against_the_formulas_read_aloud(tasks):
+def test_estimates_equal_the_literal_formulas(tasks):
     means = sorted(sum(task) / len(task) for task in tasks)
     middle = (means[len(means) // 2] + means[(len(means) - 1) // 2]) / 2
     pooled = sorted(score for task in tasks for score in task)
@@ -79,7 +79,7 @@ def test_estimates_against_the_formulas_read_aloud(tasks):
 
 
 @given(SCORES, st.data())
-def test_improvement_counts_pairs_and_halves_ties(tasks, data):
+def test_probability_of_improvement_counts_pairs_and_half_of_ties(tasks, data):
     numbers = st.lists(st.integers(-6, 12).map(lambda k: k / 2), min_size=1, max_size=9)
     others = [data.draw(numbers) for _ in tasks]
     shares = [
@@ -93,14 +93,14 @@ def test_improvement_counts_pairs_and_halves_ties(tasks, data):
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 0.0), (3, 1.0), (4, 1.5), (5, 2.0), (7, 3.0), (8, 3.5)])
-def test_iqm_of_counts_that_four_does_not_divide(count, expected):
+def test_iqm_of_numbers_of_runs_not_divisible_by_four(count, expected):
     scores = np.arange(count, dtype=float)
     assert statistics.iqm([scores]) == expected
-    scores[-1] = 1000.0  # left out from four on
+    scores[-1] = 1000.0  # left out with four or more
     assert (statistics.iqm([scores]) == expected) == (count >= 4)
 
 
-def test_a_batch_is_as_many_single_calls():
+def test_batch_equals_single_calls():
     generator = np.random.default_rng(0)
     tasks = [generator.normal(size=(6, n)) for n in (3, 5)]
     others = [generator.normal(size=(6, n)) for n in (4, 2)]
@@ -136,8 +136,8 @@ def test_all_resamples_of_a_small_sample():
     assert np.abs(counts / 40_000 - expected).max() < 5 * math.sqrt(0.25 / 40_000)
 
 
-def test_intervals_stay_with_the_strata():
-    """Tasks far apart in scale, alike within: no resample mixes them."""
+def test_tasks_are_resampled_separately():
+    """No resample mixes runs of different tasks."""
     low, high = statistics.bootstrap(statistics.mean, {"small": [1.0] * 4, "large": [1001.0] * 3})
     assert low == high == 501.0
 
@@ -149,10 +149,10 @@ def test_intervals_repeat_with_the_seed_and_widen_with_the_level():
     assert first != statistics.bootstrap(statistics.iqm, scores, seed=2)
     wide = statistics.bootstrap(statistics.iqm, scores, seed=1, level=0.99)
     assert wide[0] < first[0] < first[1] < wide[1]
-    assert statistics.bootstrap(statistics.iqm, scores, replicates=1500)[0] < first[1]  # no multiple of a chunk
+    assert statistics.bootstrap(statistics.iqm, scores, replicates=1500)[0] < first[1]  # not a multiple of a chunk
 
 
-def test_one_run_has_no_interval():
+def test_single_run_has_no_interval():
     single = {"a": [1.0, 2.0, 3.0], "b": [4.0]}
     assert statistics.mean(single) == 3.0
     assert np.isnan(statistics.bootstrap(statistics.mean, single)).all()
@@ -172,8 +172,8 @@ def test_named_tasks_are_matched_by_name():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ({}, "not one task"),
-        ([], "not one task"),
+        ({}, "at least one task"),
+        ([], "at least one task"),
         ({"a": [1.0], "b": []}, "b has no runs"),
         ({"a": [1.0, math.nan]}, "a has a score that is not finite: nan"),
         ([[1.0], [math.inf]], "task 2 has a score that is not finite: inf"),
@@ -182,20 +182,20 @@ def test_named_tasks_are_matched_by_name():
         ([1.0, 2.0], "task 1 has no runs"),
     ],
 )
-def test_scores_that_are_none_are_refused(scores, message):
+def test_bad_scores_are_refused(scores, message):
     for call in (statistics.mean, statistics.iqm, lambda s: statistics.bootstrap(statistics.mean, s)):
         with pytest.raises(ValueError, match=message):
             call(scores)
 
 
-def test_other_refusals():
+def test_bad_samples_and_arguments_are_refused():
     with pytest.raises(ValueError, match="only one of them has b, c"):
         statistics.probability_of_improvement({"a": [1.0], "b": [1.0]}, {"a": [1.0], "c": [1.0]})
-    with pytest.raises(ValueError, match="1 and 2 tasks"):
+    with pytest.raises(ValueError, match="have 1 and 2"):
         statistics.probability_of_improvement([[1.0]], [[1.0], [2.0]])
-    with pytest.raises(ValueError, match="replicates = 0"):
+    with pytest.raises(ValueError, match=r"replicates must be at least 1 .*, got 0"):
         statistics.bootstrap(statistics.mean, [[1.0, 2.0]], replicates=0)
-    with pytest.raises(ValueError, match=r"level = 95"):
+    with pytest.raises(ValueError, match=r"level in .*, got .* 95"):
         statistics.bootstrap(statistics.mean, [[1.0, 2.0]], level=95)
     with pytest.raises(ValueError, match="without further axes"):
         statistics.bootstrap(statistics.mean, [np.zeros((2, 3))])
