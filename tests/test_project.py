@@ -98,7 +98,7 @@ def test_file_names_of_tests_are_unique():
 
 
 def test_the_readme_and_ci_run_the_same_test_command():
-    commands = [line for line in code_lines((ROOT / "README.md").read_text()) if line.endswith("/pytest")]
+    commands = [line for line in code_lines((ROOT / "README.md").read_text()) if line.endswith("/pytest -n auto")]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
 
