@@ -13,8 +13,8 @@ from gymnasium.vector.utils import batch_space
 
 class EchoEnv(VectorEnv):
     """Observation [N, C, 2, 2] bytes: pixel (0, 0) of channel c holds 10 * c + mark; (0, 1) the step of the episode,
-    (1, 0) the action that was executed, (1, 1) the number of the copy. Reward: the action. Episodes of copy i end after
-    `length` + i steps, by termination, or by truncation where `truncates`."""
+    (1, 0) the executed action, (1, 1) the number of the environment. Reward: the action. Episodes of environment i end
+    after `length` + i steps, by termination, or by truncation if `truncates`."""
 
     def __init__(self, num_envs=2, channels=2, actions=4, length=5, mark=0, truncates=False, objects=False):
         self.num_envs, self.length, self.mark, self.truncates, self.objects = num_envs, length, mark, truncates, objects

@@ -1,4 +1,4 @@
-"""One copy of a vector environment as a plain Gymnasium environment, for tools that know nothing of batches."""
+"""A vector environment of one game as a plain Gymnasium environment, for tools without a batch axis."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from numpy.typing import NDArray
 
 
 class SingleEnv(gymnasium.Env[NDArray[Any], Any]):
-    """A vector environment of one copy, without its batch axis.
+    """A vector environment with num_envs 1, without its batch axis.
 
     The vector environment restarts within the step that ends an episode; here that step returns the episode's last
-    observation, and the following `reset()` without a seed the one that is waiting. Stepping without it raises, as
-    the restarted episode would otherwise go on unnoticed. Of the infos `episode` loses its batch axis; others are left
-    as they are.
+    observation, and the following `reset()` without a seed returns the first of the new episode. Stepping without it
+    raises: otherwise the new episode would continue unnoticed. `infos["episode"]` loses its batch axis, too.
 
     Args:
-        env: one copy, with `AutoresetMode.SAME_STEP`.
+        env: num_envs 1, with `AutoresetMode.SAME_STEP`.
     Raises:
-        ValueError: several copies, or another autoreset mode.
+        ValueError: another num_envs, or another autoreset mode.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         if env.num_envs != 1 or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"SingleEnv needs one copy with AutoresetMode.SAME_STEP, got {env.num_envs} with "
+                f"SingleEnv needs num_envs 1 with AutoresetMode.SAME_STEP, got {env.num_envs} with "
                 f"{env.metadata.get('autoreset_mode')}"
             )
         self.env = env

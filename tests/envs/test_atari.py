@@ -41,7 +41,7 @@ def assert_resized(frame, image):
 
 
 class ByHand:
-    """One game on an emulator of its own, as the module's text says that it is played; screens are not resized."""
+    """One game played step by step on its own emulator, as the module describes it; screens are not resized."""
 
     def __init__(self, env_id, seed, *, sticky=0.25, frames=108_000, noop_max=0):
         self.emulator = ale_py.ALEInterface()
@@ -60,7 +60,7 @@ class ByHand:
         self.seen = self.emulator.getScreenGrayscale()
 
     def step(self, action):
-        """Reward, terminated, truncated, and whether a life was lost of a game that goes on."""
+        """Reward, terminated, truncated, and whether a life was lost in a game that continues."""
         self.screens, reward, lives, terminated, truncated = [], 0, self.emulator.lives(), False, False
         while len(self.screens) < 4 and not (terminated or truncated):
             reward += self.emulator.act(self.actions[action])
@@ -72,26 +72,26 @@ class ByHand:
         return reward, terminated, truncated, self.emulator.lives() < lives and not (terminated or truncated)
 
 
-def copy_seeds(seed, n):
+def env_seeds(seed, n):
     return [game_seed(seed, i) % 2**31 for i in range(n)]
 
 
 def assert_alike(ours, theirs):
-    """Two steps, `final_obs` where an episode ended excepted."""
+    """Two steps are equal, except `final_obs` where an episode ended."""
     ended = ours[2] | ours[3]
     assert ours[4].keys() == theirs[4].keys()
-    for key, told in ours[4].items():
+    for key, mine in ours[4].items():
         if key == "final_obs":
-            assert np.array_equal(told[~ended], theirs[4][key][~ended]) and told.shape == theirs[4][key].shape
+            assert np.array_equal(mine[~ended], theirs[4][key][~ended]) and mine.shape == theirs[4][key].shape
         else:
-            assert equal(told, theirs[4][key]), key
+            assert equal(mine, theirs[4][key]), key
     for mine, other in zip(ours[:4], theirs[:4], strict=True):
         assert mine.dtype == other.dtype and np.array_equal(mine, other)
 
 
 @pytest.fixture(scope="module")
 def both():
-    """Two copies of Breakout in each class; loading a game takes a tenth of a second, so that tests share them."""
+    """Two environments of Breakout in each class; loading a game takes a tenth of a second, so tests share them."""
     return {AtariVectorEnv: AtariVectorEnv(BREAKOUT, 2), ThreadedAtariVectorEnv: ThreadedAtariVectorEnv(BREAKOUT, 2)}
 
 
@@ -105,7 +105,7 @@ def breakout(both):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_breakout_is_alike_in_both_classes(both, breakout, threads):
+def test_breakout_is_equal_in_both_classes(both, breakout, threads):
     env = both[ThreadedAtariVectorEnv] if threads == 1 else ThreadedAtariVectorEnv(BREAKOUT, 2, threads=2)
     theirs = play(env, 190, seed=0)
     assert equal(breakout[0], theirs[0])
@@ -115,26 +115,29 @@ def test_breakout_is_alike_in_both_classes(both, breakout, threads):
 
 
 @pytest.mark.parametrize(
-    ("game", "copies", "steps", "rules"),
+    ("game", "num_envs", "steps", "rules"),
     [
         (PONG, 1, 60, {"sticky_action_prob": 0.0}),
         (SEAQUEST, 2, 60, {"max_episode_frames": 102}),
         ("ALE/AirRaid-v5", 1, 25, {"full_action_space": True}),  # 250 rows
     ],
 )
-def test_games_are_alike_in_both_classes(game, copies, steps, rules):
-    one, other = AtariVectorEnv(game, copies, **rules), ThreadedAtariVectorEnv(game, copies, threads=copies, **rules)
+def test_games_are_equal_in_both_classes(game, num_envs, steps, rules):
+    one, other = (
+        AtariVectorEnv(game, num_envs, **rules),
+        ThreadedAtariVectorEnv(game, num_envs, threads=num_envs, **rules),
+    )
     assert one.single_action_space == other.single_action_space
     ours, theirs = play(one, steps, seed=5), play(other, steps, seed=5)
     assert equal(ours[0], theirs[0])
     ours_too, theirs_too = play(one, 8, seed=6, start=False), play(other, 8, seed=6, start=False)
-    assert equal(one.reset(), other.reset())  # their streams go on
+    assert equal(one.reset(), other.reset())  # their streams continue
     ours_last, theirs_last = play(one, 15, seed=7, start=False), play(other, 15, seed=7, start=False)
     for a, b in zip(ours[1:] + ours_too + ours_last, theirs[1:] + theirs_too + theirs_last, strict=True):
         assert_alike(a, b)
     truncations = [step for step, out in enumerate(ours[1:], start=1) if out[3].all()]
     assert truncations == ([26, 52] if game == SEAQUEST else [])
-    assert sum(out[3].sum() for out in ours[1:]) == copies * len(truncations) and not any(
+    assert sum(out[3].sum() for out in ours[1:]) == num_envs * len(truncations) and not any(
         out[2].any() for out in ours[1:]
     )
 
@@ -150,27 +153,27 @@ def test_the_comparison_can_fail(both, breakout):
 
 
 @pytest.mark.parametrize(
-    ("game", "copies", "rules", "steps"),
+    ("game", "num_envs", "rules", "steps"),
     [
         (BREAKOUT, 2, {"noop_max": 9, "max_episode_frames": 143}, 80),
         ("ALE/Freeway-v5", 1, {"sticky_action_prob": 0.6}, 25),
     ],
 )
-def test_every_step_is_that_of_an_emulator_played_by_hand(game, copies, rules, steps):
-    env = AtariVectorEnv(game, copies, **rules)
+def test_every_step_equals_an_emulator_played_by_hand(game, num_envs, rules, steps):
+    env = AtariVectorEnv(game, num_envs, **rules)
     names = {"sticky_action_prob": "sticky", "max_episode_frames": "frames", "noop_max": "noop_max"}
     given = {names[name]: value for name, value in rules.items()}
-    hands = [ByHand(game, seed, **given) for seed in copy_seeds(4, copies)]
+    hands = [ByHand(game, seed, **given) for seed in env_seeds(4, num_envs)]
     obs = env.reset(seed=4)[0]
     for hand, frame in zip(hands, obs[:, 0], strict=True):
         assert_resized(frame, hand.seen)
     rng, truncations = np.random.default_rng(0), 0
     for _ in range(steps):
-        actions = rng.integers(env.single_action_space.n, size=copies)
+        actions = rng.integers(env.single_action_space.n, size=num_envs)
         obs, rewards, terminated, truncated, infos = env.step(actions)
         for i, hand in enumerate(hands):
             expected = hand.step(actions[i])
-            lost = bool(infos.get("life_lost", np.zeros(copies))[i])
+            lost = bool(infos.get("life_lost", np.zeros(num_envs))[i])
             assert (rewards[i], terminated[i], truncated[i], lost) == expected
             assert_resized(infos["final_obs"][i, 0] if truncated[i] else obs[i, 0], hand.seen)
             if truncated[i]:
@@ -182,15 +185,15 @@ def test_every_step_is_that_of_an_emulator_played_by_hand(game, copies, rules, s
 
 
 @pytest.mark.parametrize("frames", [40, 43])
-def test_the_last_frame_of_an_episode(frames):
-    """The screen of the end is in `AtariVectorEnv`'s; in ale-py's it may be missing, as the class says."""
-    hand = ByHand(SEAQUEST, copy_seeds(3, 1)[0], frames=frames)
+def test_the_last_frame_of_an_episode_shows_its_last_screens(frames):
+    """`AtariVectorEnv`'s contains the screen of the end; ale-py's may lack it, as its class documents."""
+    hand = ByHand(SEAQUEST, env_seeds(3, 1)[0], frames=frames)
     actions = np.random.default_rng(0).integers(18, size=(math.ceil(frames / 4), 1))
     for action in actions[:, 0]:
         hand.step(action)
     assert len(hand.screens) == (frames - 1) % 4 + 1
     without = area_resize(np.max([hand.before, *hand.screens[2:3]] if frames == 40 else [hand.before], axis=0))
-    assert not np.array_equal(area_resize(hand.seen), without)  # or nothing would be shown here
+    assert not np.array_equal(area_resize(hand.seen), without)  # or this test shows nothing
     for cls in CLASSES:
         env = cls(SEAQUEST, 1, max_episode_frames=frames)
         env.reset(seed=3)
@@ -202,9 +205,9 @@ def test_the_last_frame_of_an_episode(frames):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_end_on_the_last_frame_allowed_is_the_games_own(cls):
-    """Breakout without a paddle that moves: five balls fall. One frame less is a truncation."""
-    hand = ByHand(BREAKOUT, copy_seeds(3, 1)[0])
+def test_a_game_that_ends_on_the_last_frame_allowed_is_terminated(cls):
+    """Breakout with a paddle that does not move: five balls fall. With one frame less it is truncated."""
+    hand = ByHand(BREAKOUT, env_seeds(3, 1)[0])
     fire, ended = 1, False
     while not ended:
         ended = hand.step(fire)[1]
@@ -219,16 +222,16 @@ def test_an_end_on_the_last_frame_allowed_is_the_games_own(cls):
 
 
 def test_a_game_of_breakout_has_five_lives(breakout):
-    for copy in range(2):
+    for i in range(2):
         lost, length, score = 0, 0, 0.0
         for _, rewards, terminated, truncated, infos in breakout[1:]:
-            length, score = length + 1, score + rewards[copy]
-            told = infos.get("life_lost", np.zeros(2, dtype=bool))
-            assert told.shape == (2,) and told.dtype == np.bool_ and not truncated.any()
-            lost += int(told[copy])
-            if terminated[copy]:
-                assert not told[copy] and lost == 4
-                assert (infos["episode"]["r"][copy], infos["episode"]["l"][copy]) == (score, length)
+            length, score = length + 1, score + rewards[i]
+            lives_lost = infos.get("life_lost", np.zeros(2, dtype=bool))
+            assert lives_lost.shape == (2,) and lives_lost.dtype == np.bool_ and not truncated.any()
+            lost += int(lives_lost[i])
+            if terminated[i]:
+                assert not lives_lost[i] and lost == 4
+                assert (infos["episode"]["r"][i], infos["episode"]["l"][i]) == (score, length)
                 break
         else:
             pytest.fail("the game did not end")
@@ -237,12 +240,12 @@ def test_a_game_of_breakout_has_five_lives(breakout):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_life_lost_as_the_episode_is_cut_is_not_told(breakout, cls):
-    """The game would have gone on, but this one does not; nor do the next episode's five lives count as lost."""
+def test_a_life_lost_on_the_step_of_a_truncation_is_not_reported(breakout, cls):
+    """The game would have continued. The five lives of the next episode do not count as lost either."""
     lost = [step for step, out in enumerate(breakout[1:], 1) if out[-1].get("life_lost", np.zeros(2))[0]]
     env = cls(BREAKOUT, 1, max_episode_frames=4 * lost[1])
-    env.reset(seed=copy_seeds(0, 1))
-    actions = np.random.default_rng(0).integers(4, size=(190, 2))[: lost[1] + 5, :1]  # those of copy 0
+    env.reset(seed=env_seeds(0, 1))
+    actions = np.random.default_rng(0).integers(4, size=(190, 2))[: lost[1] + 5, :1]  # those of environment 0
     outs = [env.step(row) for row in actions]
     assert [step for step, out in enumerate(outs, 1) if "life_lost" in out[-1]] == lost[:1]
     assert [step for step, out in enumerate(outs, 1) if out[3][0]] == [lost[1]]
@@ -296,30 +299,30 @@ def test_resizing_by_whole_numbers_rounds_half_to_even():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_seed_fixes_everything_that_follows(both, cls):
+def test_equal_seeds_give_equal_results(both, cls):
     env = both[cls]
     first = play(env, 40, seed=3)
-    env.reset(seed=np.array(copy_seeds(3, 2)))  # from the middle of an episode
+    env.reset(seed=np.array(env_seeds(3, 2)))  # from the middle of an episode
     assert equal(first[1:], play(env, 40, seed=3, start=False))
     env.reset(seed=np.int64(4))
     assert not equal(first[1:], play(env, 40, seed=3, start=False))
-    env.reset()  # goes on with the streams
+    env.reset()  # continues the streams
     second = play(env, 40, seed=3, start=False)
     assert not equal(first[1:], second)
 
 
-def test_copies_differ_and_do_not_depend_on_their_number(both):
+def test_environments_differ_and_do_not_depend_on_their_number(both):
     def frames(env, seeds):
         env.reset(seed=seeds)
         return np.stack([env.step(np.full(len(seeds), 1 + step // 3 % 3))[0] for step in range(40)])
 
     together, one = frames(both[AtariVectorEnv], [0, 2**31 - 1]), AtariVectorEnv(BREAKOUT)
-    alone = [frames(one, [seed]) for seed in (0, 2**31 - 1)]  # 0 is a seed as any other
+    alone = [frames(one, [seed]) for seed in (0, 2**31 - 1)]  # 0 is a valid seed
     assert all(np.array_equal(alone[i][:, 0], together[:, i]) for i in range(2))
     assert not np.array_equal(together[:, 0], together[:, 1])
 
 
-def test_the_global_stream_is_left_alone():
+def test_the_global_random_stream_is_not_used():
     before = np.random.get_state()[1].copy()
     play(AtariVectorEnv(PONG, noop_max=3), 5)
     assert np.array_equal(np.random.get_state()[1], before)
@@ -355,12 +358,12 @@ def test_a_saved_environment_continues_exactly():
         np.testing.assert_equal(other.state_dict(), end)
     env.load_state_dict(state)
     assert equal(ahead[:20], play(env, 20, seed=8, start=False))
-    np.testing.assert_equal(state, pickle.loads(written))  # no run has written into the saved copy
+    np.testing.assert_equal(state, pickle.loads(written))  # no run has changed the saved state
     env.load_state_dict({**state, "played": [actions * 0 for actions in state["played"]]})  # control: other actions
     assert not equal(ahead, play(env, 50, seed=8, start=False))
 
 
-def test_the_action_executed_last_is_restored_too(both):
+def test_the_previous_action_is_restored_too(both):
     """It is not in the emulator's own state: without it one in eight of these would part at the first sticky frame."""
     env, other = both[AtariVectorEnv], AtariVectorEnv(BREAKOUT, 2)
     for seed in range(6):
@@ -369,7 +372,7 @@ def test_the_action_executed_last_is_restored_too(both):
         assert equal(play(env, 20, seed=8, start=False), play(other, 20, seed=8, start=False))
 
 
-def test_a_state_from_before_the_first_reset():
+def test_a_state_from_before_the_first_reset_can_be_loaded():
     env, other = AtariVectorEnv(PONG), AtariVectorEnv(PONG)
     other.reset(seed=3)
     other.load_state_dict(env.state_dict())
@@ -382,7 +385,7 @@ def test_a_state_from_before_the_first_reset():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_another_environments_state_is_refused(both, cls):
+def test_the_state_of_another_environment_is_refused(both, cls):
     env, other = both[cls], both[CLASSES[cls is AtariVectorEnv]]
     env.reset(seed=0)
     other.reset(seed=0)
@@ -395,7 +398,7 @@ def test_another_environments_state_is_refused(both, cls):
     np.testing.assert_equal(env.state_dict(), before)
 
 
-def test_the_threaded_class_begins_new_episodes_when_it_is_resumed():
+def test_the_threaded_class_starts_new_episodes_when_it_is_resumed():
     make = lambda: ThreadedAtariVectorEnv(BREAKOUT, 1, noop_max=4)  # noqa: E731
     env, other = make(), make()
     assert not env.resumes_exactly and AtariVectorEnv.resumes_exactly
@@ -415,13 +418,13 @@ def test_the_threaded_class_begins_new_episodes_when_it_is_resumed():
         different.append(play(env, 40, seed=2, start=False))
         env, other = other, env
     assert not any(equal(a, b) for k, a in enumerate(different) for b in different[:k])
-    assert other.state_dict()["resumptions"] == 3 and other.state_dict()["seeds"] == copy_seeds(2, 1)
+    assert other.state_dict()["resumptions"] == 3 and other.state_dict()["seeds"] == env_seeds(2, 1)
     other.reset(seed=2)
     assert other.state_dict()["resumptions"] == 0 and equal(start[1:], play(other, 40, seed=2, start=False))
     np.testing.assert_equal(saved, pickle.loads(written))
 
 
-def test_episode_statistics_begin_anew_in_the_threaded_class():
+def test_episode_statistics_restart_in_the_threaded_class():
     env = ThreadedAtariVectorEnv(SEAQUEST, 1, max_episode_frames=40)
     play(env, 7)
     env.load_state_dict(env.state_dict())
@@ -445,22 +448,22 @@ def test_modes_and_difficulties_reach_the_emulator():
     seen = [env.reset(seed=0)[0] for env in envs]
     for env in envs:
         play(env, 20, seed=0, start=False)  # through starts of episodes too
-    told = [
+    settings = [
         {(state.getCurrentMode(), state.getDifficulty()) for state in (e.cloneState() for e in env._emulators)}
         for env in envs
     ]
-    assert told == [{(0, 0)}, {(12, 0)}, {(0, 1)}]
+    assert settings == [{(0, 0)}, {(12, 0)}, {(0, 1)}]
     assert len({frame.tobytes() for frame in seen}) == 3
 
 
-def test_without_a_mode_it_is_the_first_even_where_that_is_not_0():
+def test_the_default_mode_is_the_first_even_if_that_is_not_0():
     env = AtariVectorEnv("ALE/AirRaid-v5")
     env.reset(seed=0)
     assert env._emulators[0].getAvailableModes()[0] == env._emulators[0].cloneState().getCurrentMode() == 1
 
 
 @pytest.mark.parametrize(
-    ("rules", "told"),
+    ("rules", "message"),
     [
         ({"mode": 5}, r"ALE/Breakout-v5 has no mode 5: there are \[0, 4, 8, 12, .*44\]"),
         ({"difficulty": 2}, r"ALE/Breakout-v5 has no difficulty 2: there are \[0, 1\]"),
@@ -471,12 +474,12 @@ def test_without_a_mode_it_is_the_first_even_where_that_is_not_0():
         ({"max_episode_frames": 3}, "max_episode_frames at least 4, got 3"),
     ],
 )
-def test_bad_arguments_are_refused(rules, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_arguments_raise(rules, message):
+    with pytest.raises(ValueError, match=message):
         AtariVectorEnv(BREAKOUT, **rules)
 
 
-def test_threads():
+def test_threads_choose_the_class_and_exclude_modes():
     env = atari_env(BREAKOUT, mode=4)
     assert type(env) is AtariVectorEnv and env.rules["mode"] == 4
     env = atari_env(BREAKOUT, threads=2, mode=None, noop_max=3)
@@ -489,7 +492,7 @@ def test_threads():
 
 
 @pytest.mark.parametrize(
-    ("env_id", "told"),
+    ("env_id", "message"),
     [
         ("ALE/Brekout-v5", "similar: .*ALE/Breakout-v5"),
         ("Breakout-v5", "similar: .*ALE/Breakout-v5"),
@@ -498,16 +501,16 @@ def test_threads():
         ("MinAtar/Breakout-v1", "is not an Atari game"),
     ],
 )
-def test_unknown_games_are_refused(env_id, told):
-    with pytest.raises(ValueError, match=told):
+def test_unknown_games_are_refused(env_id, message):
+    with pytest.raises(ValueError, match=message):
         AtariVectorEnv(env_id)
 
 
-def test_roms_are_there():
+def test_roms_exist():
     assert rom("ALE/SpaceInvaders-v5").stem == "space_invaders" and rom("ALE/SpaceInvaders-v5").is_file()
 
 
-def test_bad_actions_are_refused_before_any_copy_moves(both):
+def test_invalid_actions_raise_before_any_environment_moves(both):
     for env in both.values():
         env.reset(seed=0)
     before = both[AtariVectorEnv].state_dict()
@@ -521,7 +524,7 @@ def test_bad_actions_are_refused_before_any_copy_moves(both):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_copies_keep_the_rules(cls):
+def test_with_num_envs_keeps_the_rules(cls):
     more = {"mode": 4, "difficulty": 1} if cls is AtariVectorEnv else {"threads": 2}
     rules = {
         "sticky_action_prob": 0.5,
@@ -540,7 +543,7 @@ def test_copies_keep_the_rules(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_spaces_hold_what_is_returned(both, cls):
+def test_spaces_contain_what_is_returned(both, cls):
     env = both[cls]
     assert env.single_action_space.n == 4
     assert env.single_observation_space == gymnasium.spaces.Box(0, 255, (1, 84, 84), np.uint8)
@@ -553,7 +556,7 @@ def test_spaces_hold_what_is_returned(both, cls):
         assert (terminated.shape, terminated.dtype) == (truncated.shape, truncated.dtype) == ((2,), np.bool_)
 
 
-def test_drawing(both):
+def test_render_draws_the_first_environment(both):
     env, threaded = both.values()
     assert equal(env.reset(seed=0), threaded.reset(seed=0))
     frame = env.render()
@@ -562,14 +565,14 @@ def test_drawing(both):
     assert np.array_equal(threaded.render(), np.repeat(env.observation()[0, 0, :, :, None], 3, axis=2))
 
 
-def test_emulators_do_not_greet(capfd):
+def test_emulators_print_no_banner(capfd):
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Info)
     env = AtariVectorEnv(BREAKOUT)
     env.reset(seed=0)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_check_of_gymnasium_passes():
+def test_gymnasium_s_check_env_passes():
     env = SingleEnv(StackFrames(AtariVectorEnv(BREAKOUT, max_episode_frames=40)))
     env.spec = gymnasium.envs.registration.EnvSpec(id="Screen-v0")
     check_env(env, skip_render_check=True, skip_close_check=True)

@@ -35,7 +35,7 @@ def aimed(env):
 
 
 def returns(env, choose):
-    """Returns of an episode of all copies."""
+    """Returns of one episode in each environment."""
     for _ in range(110):
         *_, truncated, infos = env.step(choose(env))
     assert truncated.all()
@@ -51,7 +51,7 @@ def test_a_ball_by_hand():
     paddles = np.array([6, 6])
     for row in range(1, 12):
         obs, rewards, terminated, truncated, infos = env.step(np.array([LEFT, RIGHT]))
-        paddles = np.array([max(1, 6 - row), min(10, 6 + row)])  # to the wall, and not beyond
+        paddles = np.array([max(1, 6 - row), min(10, 6 + row)])  # up to the wall
         assert not terminated.any() and not truncated.any() and infos == {}
         if row == 11:
             break
@@ -60,27 +60,27 @@ def test_a_ball_by_hand():
             ball, paddle = cells(obs[i, 0])
             assert ball == (row, balls[i]) and paddle == [paddles[i] - 1, paddles[i], paddles[i] + 1]
     assert rewards.tolist() == [1.0 if balls[0] <= 2 else -1.0, 1.0 if balls[1] >= 9 else -1.0]
-    for i, paddle in enumerate(paddles):  # the next ball falls at once, the paddle stays where it is
+    for i, paddle in enumerate(paddles):  # the next ball falls at once; the paddle stays in place
         ball, columns = cells(obs[i, 0])
         assert ball[0] == 0 and columns == [paddle - 1, paddle, paddle + 1]
 
 
-def test_both_ways_to_land():
+def test_a_ball_is_caught_by_any_of_the_three_cells_and_missed_otherwise():
     """Every column against every paddle: one cell to each side is caught; the ball is drawn over the paddle."""
     for paddle in range(1, 11):
         env = CatchVectorEnv(12, sticky_action_prob=0.0)
         env.reset(seed=0)
         env._ball, env._row, env._paddle = np.arange(12), np.full(12, 10), np.full(12, paddle)
-        env._balls[:] = 9  # so that the frame of the landing is in final_obs
+        env._balls[:] = 9  # the frame of the landing is then in final_obs
         _, rewards, _, truncated, infos = env.step(np.zeros(12, dtype=int))
         assert rewards.tolist() == [1.0 if paddle - 1 <= ball <= paddle + 1 else -1.0 for ball in range(12)]
         assert truncated.all()
         for ball, frame in enumerate(infos["final_obs"][:, 0]):
-            there = [column for column in (paddle - 1, paddle, paddle + 1) if column != ball]
-            assert cells(frame) == ((11, ball), there)
+            visible = [column for column in (paddle - 1, paddle, paddle + 1) if column != ball]
+            assert cells(frame) == ((11, ball), visible)
 
 
-def test_an_episode_is_ten_balls_and_a_time_limit():
+def test_an_episode_is_truncated_after_ten_balls():
     env = CatchVectorEnv(3)
     env.reset(seed=1)
     rng, total = np.random.default_rng(0), np.zeros(3)
@@ -99,7 +99,7 @@ def test_an_episode_is_ten_balls_and_a_time_limit():
             total[:] = 0
 
 
-def test_sticky_actions_repeat_what_was_executed_and_begin_with_stay():
+def test_sticky_actions_repeat_the_executed_action_and_start_with_stay():
     env = CatchVectorEnv(400, sticky_action_prob=0.3)
     env.reset(seed=2)
     executed, rng, repeats, before = np.zeros(400, dtype=int), np.random.default_rng(0), [], np.full(400, 6)
@@ -123,7 +123,7 @@ def test_sticky_actions_repeat_what_was_executed_and_begin_with_stay():
     assert env._paddle.tolist() == [6, 6]
 
 
-def test_balls_fall_from_every_column_alike():
+def test_balls_fall_from_every_column_equally_often():
     env = CatchVectorEnv(200)
     env.reset(seed=0)
     balls = []
@@ -140,18 +140,18 @@ def test_balls_fall_from_every_column_alike():
 
 
 def best_play(sticky, balls):
-    """The rules in plain Python: the expected return of the best play, and its action in each state."""
+    """The rules in plain Python: the expected return of the best policy, and its action in each state."""
 
     @cache
     def values(balls_left, row, ball, paddle, executed):
         """Of stay, left, right."""
 
         def after(move):
-            there = min(max(paddle + (0, -1, 1)[move], 1), 10)
+            moved = min(max(paddle + (0, -1, 1)[move], 1), 10)
             if row + 1 < 11:
-                return max(values(balls_left, row + 1, ball, there, move))
-            reward = 1.0 if abs(ball - there) <= 1 else -1.0
-            return reward + (dropped(balls_left - 1, there, move) if balls_left > 1 else 0.0)
+                return max(values(balls_left, row + 1, ball, moved, move))
+            reward = 1.0 if abs(ball - moved) <= 1 else -1.0
+            return reward + (dropped(balls_left - 1, moved, move) if balls_left > 1 else 0.0)
 
         repeated = after(executed)
         return [(1 - sticky) * after(action) + sticky * repeated for action in (STAY, LEFT, RIGHT)]
@@ -164,7 +164,7 @@ def best_play(sticky, balls):
 
 
 @pytest.mark.parametrize(("sticky", "balls"), [(0.0, 2), (0.25, 1), (0.25, 3), (0.8, 2), (1.0, 2)])
-def test_best_return_is_that_of_the_rules(monkeypatch, sticky, balls):
+def test_best_return_equals_a_search_over_the_rules(monkeypatch, sticky, balls):
     monkeypatch.setattr(catch, "BALLS", balls)
     assert best_return(sticky) == pytest.approx(best_play(sticky, balls)[0], abs=1e-12)
 
@@ -179,7 +179,7 @@ def test_best_return_at_both_ends():
 
 
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
-def test_aiming_comes_near_the_best_return(sticky):
+def test_aiming_comes_close_to_the_best_return(sticky):
     env = CatchVectorEnv(200, sticky_action_prob=sticky)
     env.reset(seed=5)
     got = returns(env, aimed)
@@ -188,8 +188,8 @@ def test_aiming_comes_near_the_best_return(sticky):
     assert sticky > 0 or (got == 10).all()
 
 
-def test_the_best_play_has_the_best_return():
-    """Where aiming does not: with so sticky actions 7.7 of 9.1."""
+def test_the_best_policy_reaches_the_best_return():
+    """With sticky actions of probability 0.6, where aiming reaches 7.7 of 9.1."""
     _, choice = best_play(0.6, 10)
 
     def best(env):
@@ -203,7 +203,7 @@ def test_the_best_play_has_the_best_return():
 
 
 def test_random_play_catches_a_quarter():
-    """Three of twelve columns whatever the paddle does, for it does not see the ball: ten times -1/2."""
+    """A paddle that ignores the ball catches it in three of twelve columns: ten times -1/2."""
     rng = np.random.default_rng(0)
     for sticky, choose in ((0.25, lambda env: rng.integers(3, size=200)), (1.0, aimed)):
         env = CatchVectorEnv(200, sticky_action_prob=sticky)
@@ -216,7 +216,7 @@ def test_random_play_catches_a_quarter():
 # as any other environment
 
 
-def test_a_seed_fixes_everything_that_follows():
+def test_equal_seeds_give_equal_results():
     env, other = CatchVectorEnv(3), CatchVectorEnv(3)
     first = play(env, 130, seed=3)
     assert equal(first, play(env, 130, seed=3)) and equal(first, play(other, 130, seed=3))
@@ -228,7 +228,7 @@ def test_a_seed_fixes_everything_that_follows():
     assert not equal(first[1:], play(env, 130, seed=3, start=False))
 
 
-def test_copies_differ_and_do_not_depend_on_their_number():
+def test_environments_differ_and_do_not_depend_on_their_number():
     few, many = CatchVectorEnv(2), CatchVectorEnv(5)
     few.reset(seed=4)
     many.reset(seed=4)
@@ -254,7 +254,7 @@ def test_a_saved_environment_continues_exactly(steps):
     np.testing.assert_equal(env.state_dict(), other.state_dict())
 
 
-def test_another_environments_state_is_refused():
+def test_the_state_of_another_environment_is_refused():
     env = CatchVectorEnv(2)
     env.reset(seed=0)
     before = env.state_dict()
@@ -264,13 +264,13 @@ def test_another_environments_state_is_refused():
     np.testing.assert_equal(env.state_dict(), before)
 
 
-def test_copies_keep_the_rules():
+def test_with_num_envs_keeps_the_rules():
     env = CatchVectorEnv(2, sticky_action_prob=0.5)
     assert type(env.with_num_envs(7)) is CatchVectorEnv
     assert env.with_num_envs(7).rules == {"num_envs": 7, "sticky_action_prob": 0.5} and env.rules["num_envs"] == 2
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     for rules in ({"sticky_action_prob": 1.1}, {"sticky_action_prob": float("nan")}, {"num_envs": 0}):
         with pytest.raises(ValueError, match=next(iter(rules))):
             CatchVectorEnv(**rules)
@@ -285,13 +285,13 @@ def test_refusals():
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_the_check_of_gymnasium_passes(stacked):
+def test_gymnasium_s_check_env_passes(stacked):
     env = SingleEnv(StackFrames(CatchVectorEnv()) if stacked else CatchVectorEnv())
     env.spec = gymnasium.envs.registration.EnvSpec(id=catch.ENV_ID)
     check_env(env, skip_render_check=True, skip_close_check=True)
 
 
-def test_the_global_stream_is_left_alone():
+def test_the_global_random_stream_is_not_used():
     before = np.random.get_state()[1].copy()
     play(CatchVectorEnv(2), 30)
     assert np.array_equal(np.random.get_state()[1], before)

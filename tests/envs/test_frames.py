@@ -22,8 +22,8 @@ from tests.envs.single import SingleEnv
 
 
 class Scripted(FrameVectorEnv):
-    """Every pixel of copy i is 100 * i + 10 * episode + step. Its episodes take lengths[i] steps and lose a life in the
-    second, where they go on. Reward: the action."""
+    """Every pixel of environment i is 100 * i + 10 * episode + step. Its episodes take lengths[i] steps; those of more
+    than two lose a life in the second. Reward: the action."""
 
     def __init__(self, lengths, truncates=False):
         super().__init__(len(lengths), actions=5)
@@ -60,7 +60,7 @@ def values(obs):
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-def test_what_a_step_tells(truncates):
+def test_what_a_step_reports(truncates):
     env = Scripted([2, 3], truncates)
     obs, infos = env.reset(seed=1)
     assert values(obs) == [[10], [110]] and infos == {} and env.observation_space.contains(obs)
@@ -72,12 +72,12 @@ def test_what_a_step_tells(truncates):
     assert values(obs) == [[20], [112]] and rewards.dtype == np.float64
     assert (terminated.tolist(), truncated.tolist()) == ([not truncates, False], [truncates, False])
     assert infos.keys() == {"final_obs", "_final_obs", "episode", "_episode", "life_lost"}
-    assert infos["life_lost"].tolist() == [False, True]  # copy 0 had its second step too, but its game is over
+    assert infos["life_lost"].tolist() == [False, True]  # environment 0 had its second step too, but its game is over
     assert values(infos["final_obs"]) == [[12], [112]] and env.observation_space.contains(infos["final_obs"])
     assert infos["_final_obs"].tolist() == infos["_episode"].tolist() == [True, False]
     assert infos["episode"]["r"].tolist() == [7.0, 0.0] and infos["episode"]["l"].tolist() == [2, 0]
 
-    obs, _, terminated, truncated, infos = env.step(np.array([1, 4]))  # copy 1 ends
+    obs, _, terminated, truncated, infos = env.step(np.array([1, 4]))  # environment 1 ends
     assert values(obs) == [[21], [120]] and (terminated | truncated).tolist() == [False, True]
     assert values(infos["final_obs"]) == [[21], [113]] and "life_lost" not in infos
     assert infos["episode"]["r"].tolist() == [0.0, 7.0] and infos["episode"]["l"].tolist() == [0, 3]
@@ -96,7 +96,7 @@ def test_a_reset_forgets_the_running_episodes():
     assert infos["episode"]["r"].tolist() == [0.0, 6.0] and infos["episode"]["l"].tolist() == [0, 3]
 
 
-def test_seeds_of_the_copies():
+def test_every_environment_gets_its_own_seed():
     env = Scripted([2, 3])
     for seed in (7, np.int64(7), None, [3, 4], np.array([0, 2**31 - 1])):
         env.reset(seed=seed)
@@ -106,7 +106,7 @@ def test_seeds_of_the_copies():
 
 
 @pytest.mark.parametrize("seed", [-1, [0], [0, 1, 2], [0, -1], [0, 2**31], [0, None], [0.5, 1]])
-def test_bad_seeds_are_refused(seed):
+def test_invalid_seeds_raise(seed):
     env = Scripted([2, 3])
     with pytest.raises(ValueError, match="seed"):
         env.reset(seed=seed)
@@ -119,7 +119,7 @@ def test_options_are_refused():
 
 
 @pytest.mark.parametrize("actions", [[0], [0, 5], [0, -1], [0.0, 1.0], [[0], [1]], [True, False]])
-def test_bad_actions_are_refused_before_any_copy_moves(actions):
+def test_invalid_actions_raise_before_any_environment_moves(actions):
     env = Scripted([2, 3])
     env.reset(seed=0)
     with pytest.raises(ValueError, match="actions must"):
@@ -130,7 +130,7 @@ def test_bad_actions_are_refused_before_any_copy_moves(actions):
     assert env.played == [[0, 4]] * 3
 
 
-def test_nothing_is_there_before_the_first_reset():
+def test_step_and_observation_need_a_reset_first():
     env = Scripted([2])
     for ask in (lambda: env.step(np.array([0])), env.observation, env.render):
         with pytest.raises(gymnasium.error.ResetNeeded):
@@ -151,16 +151,16 @@ def test_spaces_and_drawing():
 
 def test_returned_arrays_are_safe_to_keep():
     env, twin = Scripted([2, 3]), Scripted([2, 3])
-    outs, copies = [env.reset(seed=0)], [twin.reset(seed=0)]
+    outs, theirs = [env.reset(seed=0)], [twin.reset(seed=0)]
     for _ in range(12):
         outs.append(env.step(np.array([1, 2])))
-        copies.append(twin.step(np.array([1, 2])))
+        theirs.append(twin.step(np.array([1, 2])))
         for array in (outs[-1][0], outs[-1][-1].get("final_obs", outs[-1][0])):
             kept = array.copy()
             array[:] = 77  # what a learner does with its arrays does not reach the environment
-            assert np.array_equal(env.observation(), copies[-1][0])
+            assert np.array_equal(env.observation(), theirs[-1][0])
             array[:] = kept
-    assert equal(outs, copies)
+    assert equal(outs, theirs)
 
 
 # stacks
@@ -169,7 +169,7 @@ def test_returned_arrays_are_safe_to_keep():
 def times(stack):
     """The echoed steps of a stack [N, K, 2, 2]; "." where there is no frame."""
     assert ((stack[:, :, 0, 0] == 7) | (stack == 0).all((2, 3))).all()
-    return ["".join("." if frame[0, 0] == 0 else str(frame[0, 1]) for frame in copy) for copy in stack]
+    return ["".join("." if frame[0, 0] == 0 else str(frame[0, 1]) for frame in frames) for frames in stack]
 
 
 @pytest.mark.parametrize("objects", [False, True])
@@ -182,15 +182,15 @@ def test_stacks_by_hand(truncates, objects):
     for step in range(1, 10):
         obs, rewards, *_, infos = env.step(np.array([1, 2]))
         assert rewards.tolist() == [1.0, 2.0]
-        assert obs[:, -1, 1, 1].tolist() == [0, 1]  # each copy has its own frames
+        assert obs[:, -1, 1, 1].tolist() == [0, 1]  # each environment has its own frames
         seen.append(times(obs))
         assert np.array_equal(env.observation(), obs)
         if "final_obs" in infos:
             finals[step] = (times(infos["final_obs"]), infos["_final_obs"].tolist())
             going = ~infos["_final_obs"]
             assert infos["final_obs"].dtype == np.uint8 and np.array_equal(infos["final_obs"][going], obs[going])
-    assert [copy for copy, _ in seen] == [".01", "012", "123", "..0", ".01", "012", "123", "..0", ".01"]  # 4 steps
-    assert [copy for _, copy in seen] == [".01", "012", "123", "234", "..0", ".01", "012", "123", "234"]  # 5
+    assert [first for first, _ in seen] == [".01", "012", "123", "..0", ".01", "012", "123", "..0", ".01"]  # 4 steps
+    assert [second for _, second in seen] == [".01", "012", "123", "234", "..0", ".01", "012", "123", "234"]  # 5
     assert finals == {
         4: (["234", "234"], [True, False]),
         5: ([".01", "345"], [False, True]),
@@ -199,7 +199,7 @@ def test_stacks_by_hand(truncates, objects):
     assert times(env.reset()[0]) == ["..0", "..0"]
 
 
-def test_one_frame_is_the_bare_environment():
+def test_a_stack_of_one_frame_equals_the_bare_environment():
     make = lambda: EchoEnv(channels=1, mark=7, length=3)  # noqa: E731
     env = StackFrames(make(), 1)
     assert equal(play(env, 20), play(make(), 20))
@@ -215,7 +215,7 @@ def test_a_stack_longer_than_the_episode_keeps_its_zeros():
 
 
 @given(frames=st.integers(1, 5), length=st.integers(1, 7), steps=st.integers(1, 25))
-def test_stacks_are_the_last_frames_of_the_episode(frames, length, steps):
+def test_stacks_hold_the_last_frames_of_the_episode(frames, length, steps):
     """A list of each episode's frames, kept by hand."""
     bare, env = EchoEnv(3, channels=1, mark=7, length=length), StackFrames(EchoEnv(3, 1, 4, length, 7), frames)
     obs, stack = bare.reset(seed=1)[0], env.reset(seed=1)[0]
@@ -238,7 +238,7 @@ def test_stacks_are_the_last_frames_of_the_episode(frames, length, steps):
                 assert np.array_equal(ours["final_obs"][i], final)
 
 
-def test_a_change_of_the_world_ends_the_stack():
+def test_a_change_of_the_task_clears_the_stack():
     inner = ScaleRewards(EchoEnv(channels=1, mark=7, length=100), EverySteps(8), values=(1.0, 2.0))
     env = StackFrames(inner, 3)
     assert env.reset(seed=1)[1]["shift"]["rewards"]["task"] == 0
@@ -250,8 +250,8 @@ def test_a_change_of_the_world_ends_the_stack():
     assert env.step(np.array([1, 3]))[1].tolist() == [2.0, 6.0]
 
 
-def test_gymnasiums_own_stack_agrees():
-    """FrameStackObservation with zeros, on one copy of Catch over several episodes, last observations included."""
+def test_stacks_equal_those_of_gymnasium():
+    """FrameStackObservation with zeros, over several episodes of Catch, including last observations."""
     ours = SingleEnv(StackFrames(CatchVectorEnv(1), 4))
     theirs = FrameStackObservation(SingleEnv(CatchVectorEnv(1)), 4, padding_type="zero")
     assert np.array_equal(ours.reset(seed=2)[0], theirs.reset(seed=2)[0][:, 0])
@@ -275,11 +275,11 @@ def test_spaces_of_stacks():
 
 def test_stacks_are_safe_to_keep():
     env, twin = (StackFrames(EchoEnv(channels=1, mark=7), 3) for _ in range(2))
-    outs, copies = play(env, 1), play(twin, 1)
+    outs, unchanged = play(env, 1), play(twin, 1)
     outs[0][0][:] = outs[1][0][:] = env.observation()[:] = 77
     ours, theirs = play(env, 20, start=False), play(twin, 20, start=False)
     assert equal(ours, theirs)
-    assert copies[0][0].max() < 77
+    assert unchanged[0][0].max() < 77
 
 
 def test_a_saved_stack_continues_exactly():
@@ -294,7 +294,7 @@ def test_a_saved_stack_continues_exactly():
     other.load_state_dict(state)
     assert times(other.observation()) == [".01" if i else "012" for i in (0, 1)]
     assert equal(ahead, play(other, 20, seed=8, start=False))
-    other.load_state_dict(state)  # neither run has written into the saved copy
+    other.load_state_dict(state)  # neither run has changed the saved state
     assert equal(ahead, play(other, 20, seed=8, start=False))
 
 
@@ -309,7 +309,7 @@ def test_a_state_of_another_stack_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: StackFrames(EchoEnv(channels=2)), r"observations \[1, H, W\]"),
         (lambda: StackFrames(EchoEnv(channels=1), 0), "frames must be at least 1, got 0"),
@@ -325,6 +325,6 @@ def test_a_state_of_another_stack_is_refused():
         ),
     ],
 )
-def test_what_cannot_be_stacked_is_refused(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_arguments_of_stacks_raise(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

@@ -100,7 +100,7 @@ def unpack(folder):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` (path -> bytes, headers) on this machine and counts what it is asked for."""
+    """Serves `files` (path -> bytes, headers) on this machine and counts the requests."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -206,7 +206,7 @@ def test_the_split_of_digits_is_the_documented_draw():
     assert np.array_equal(data.test_y, labels[test]) and np.array_equal(data.train_y, labels[~test])
 
 
-def test_tensors_are_the_callers_own():
+def test_tensors_can_be_changed_by_the_caller():
     first = load_images("digits")
     first.train_x.zero_()
     assert load_images("digits").train_x.max() == 16
@@ -241,12 +241,12 @@ def test_an_altered_file_of_digits_is_refused(tmp_path, monkeypatch):
         ("cifar10", {"batches": "12"}, ["batches"]),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(no_download, name, arguments, words):
+def test_contradictory_arguments_raise(no_download, name, arguments, words):
     with refused(*words):
         load_images(name, **arguments)
 
 
-def test_what_is_pinned_fits_the_published_facts():
+def test_pinned_checksums_and_counts_fit_the_published_facts():
     assert module.CIFAR10_RECORDS * 3073 == 30_730_000
     assert set(module.MNIST_MD5) == {(name, file) for name in ("mnist", "fashion-mnist") for file in IDX}
     assert len(set(module.MNIST_MD5.values())) == 8 and {len(md5) for md5 in module.MNIST_MD5.values()} == {32}
@@ -257,7 +257,7 @@ def test_what_is_pinned_fits_the_published_facts():
 # CIFAR-10
 
 
-def test_cifar_records_become_planes_in_the_order_asked_for(no_download, cifar):
+def test_cifar_records_become_planes_in_the_requested_order(no_download, cifar):
     data = load_images("cifar10", folder=cifar, batches=(3, 1))
     expected = np.concatenate([records(2), records(0)])
     assert np.array_equal(data.train_x, expected[:, 1:].reshape(-1, 3, 32, 32))
@@ -306,7 +306,7 @@ def test_only_batches_without_a_known_digest_may_differ(cifar):
     assert np.array_equal(load_images("cifar10", folder=cifar, batches=[3]).train_y, records(99)[:, 0])
 
 
-def test_missing_batches_are_named_with_those_that_are_there(cifar):
+def test_missing_and_present_batches_are_named(cifar):
     for i in (2, 4):
         (cifar / f"data_batch_{i}.bin").unlink()
     with refused(cifar, "no file data_batch_2.bin, data_batch_4.bin;", "batches 1 3 5"):
@@ -333,7 +333,7 @@ def test_an_unreadable_file_is_refused(cifar, monkeypatch):
 
 
 @pytest.mark.skipif(not REAL, reason="REWARM_CIFAR10 names no folder with the official batches 1, 2 and test_batch")
-def test_the_official_cifar_files_hold_what_is_known_of_them():
+def test_the_official_cifar_files_are_as_published():
     data = load_images("cifar10", folder=REAL, batches=(1, 2))
     assert data.train_x.shape == (20_000, 3, 32, 32) and data.test_x.shape == (10_000, 3, 32, 32)
     assert torch.bincount(data.test_y).tolist() == [1000] * 10
@@ -360,7 +360,7 @@ def test_idx_files_are_read_gzipped_or_unpacked(no_download, mnist):
     assert same(first, load_images("mnist", folder=str(mnist)))
 
 
-def test_the_gzipped_file_goes_before_the_unpacked_one(mnist):
+def test_the_gzipped_file_is_preferred_to_the_unpacked_one(mnist):
     (mnist / IDX[0]).write_bytes(b"nothing of the kind")
     load_images("mnist", folder=mnist)
     (mnist / f"{IDX[0]}.gz").unlink()
@@ -424,7 +424,7 @@ def test_a_missing_idx_file_is_named(mnist):
 # downloads
 
 
-def test_a_download_is_cached_and_made_once(online_mnist, mnist, tmp_path, monkeypatch):
+def test_a_file_is_downloaded_once_and_cached(online_mnist, mnist, tmp_path, monkeypatch):
     first = load_images("mnist", cache=tmp_path / "cache")
     assert same(first, load_images("mnist", folder=mnist))
     assert files_of(tmp_path / "cache") == sorted(f"mnist/{name}.gz" for name in IDX)
@@ -435,7 +435,7 @@ def test_a_download_is_cached_and_made_once(online_mnist, mnist, tmp_path, monke
     assert online_mnist.asked.total() == 4
 
 
-def test_the_default_cache_is_the_users(online_mnist, tmp_path, monkeypatch):
+def test_the_default_cache_is_in_the_user_s_home(online_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     load_images("mnist")
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -445,7 +445,7 @@ def test_the_default_cache_is_the_users(online_mnist, tmp_path, monkeypatch):
     assert online_mnist.asked.total() == 8
 
 
-def test_without_a_home_the_cache_must_be_said(monkeypatch):
+def test_without_a_home_directory_the_cache_must_be_given(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
@@ -455,14 +455,14 @@ def test_without_a_home_the_cache_must_be_said(monkeypatch):
         load_images("mnist")
 
 
-def test_a_wrong_checksum_is_refused_and_leaves_nothing(online_mnist, tmp_path):
+def test_a_wrong_checksum_is_refused_and_leaves_no_file(online_mnist, tmp_path):
     online_mnist.files[f"{IDX[0]}.gz"] = (b"<html>please log in</html>", {})
     with refused(online_mnist.url, IDX[0], "does not match", "give their folder"):
         load_images("mnist", cache=tmp_path / "cache")
     assert files_of(tmp_path / "cache") == []
 
 
-def test_an_interrupted_download_is_not_taken_for_whole(online_mnist, tmp_path):
+def test_an_interrupted_download_is_not_used(online_mnist, tmp_path):
     name = f"{IDX[0]}.gz"
     whole, _ = online_mnist.files[name]
     online_mnist.files[name] = (whole[:100], {"Content-Length": str(len(whole))})
@@ -474,7 +474,7 @@ def test_an_interrupted_download_is_not_taken_for_whole(online_mnist, tmp_path):
     assert online_mnist.asked[name] == 2
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(online_mnist, tmp_path):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(online_mnist, tmp_path):
     load_images("mnist", cache=tmp_path)
     path = tmp_path / "mnist" / f"{IDX[1]}.gz"
     whole = path.read_bytes()
@@ -483,16 +483,16 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(online_mnist, tmp_path):
     assert path.read_bytes() == whole and online_mnist.asked.total() == 5
 
 
-def test_bytes_are_taken_as_they_lie_on_the_server(online_mnist, tmp_path):
+def test_bytes_are_stored_as_they_are_on_the_server(online_mnist, tmp_path):
     """A server may call a gzipped file an encoding of the unpacked one, which requests would then decode."""
     for name, (body, _) in list(online_mnist.files.items()):
         online_mnist.files[name] = (body, {"Content-Encoding": "gzip"})
     load_images("mnist", cache=tmp_path)
-    assert online_mnist.accepted == "identity"  # and is asked for no encoding of its own
+    assert online_mnist.accepted == "identity"  # no encoding is requested
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_is_drawn_on_a_terminal_only(online_cifar, tmp_path, monkeypatch, terminal):
+def test_a_progress_bar_is_shown_only_on_a_terminal(online_cifar, tmp_path, monkeypatch, terminal):
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
@@ -500,7 +500,7 @@ def test_a_bar_is_drawn_on_a_terminal_only(online_cifar, tmp_path, monkeypatch, 
     assert ("100%|" in screen.getvalue()) == terminal
 
 
-def test_a_reason_is_the_innermost_words_in_one_line():
+def test_the_innermost_error_message_is_given_in_one_line():
     try:
         try:
             raise OSError(28, "No space left on device")
@@ -512,7 +512,7 @@ def test_a_reason_is_the_innermost_words_in_one_line():
     assert module._reason(EOFError()) == "EOFError"
 
 
-def test_a_server_that_refuses_or_is_away_is_one_line(online_mnist, tmp_path, monkeypatch):
+def test_a_server_that_refuses_or_does_not_answer_gives_one_line(online_mnist, tmp_path, monkeypatch):
     online_mnist.files.clear()
     with refused(online_mnist.url, "404", "give their folder"):
         load_images("mnist", cache=tmp_path)
@@ -524,7 +524,7 @@ def test_a_server_that_refuses_or_is_away_is_one_line(online_mnist, tmp_path, mo
     assert files_of(tmp_path / "mnist") == []
 
 
-def test_the_cifar_archive_is_fetched_and_unpacked_once(online_cifar, cifar, tmp_path):
+def test_the_cifar_archive_is_downloaded_and_unpacked_once(online_cifar, cifar, tmp_path):
     cache = tmp_path / "cache"
     first = load_images("cifar10", cache=cache)
     assert same(first, load_images("cifar10", folder=cifar))
@@ -536,7 +536,7 @@ def test_the_cifar_archive_is_fetched_and_unpacked_once(online_cifar, cifar, tmp
     assert online_cifar.asked == {"cifar-10-binary.tar.gz": 1}
 
 
-def test_a_damaged_unpacked_file_is_refused_and_comes_back_when_deleted(online_cifar, cifar, tmp_path):
+def test_a_damaged_unpacked_file_is_refused_and_unpacked_again_when_deleted(online_cifar, cifar, tmp_path):
     cache = tmp_path / "cache"
     first = load_images("cifar10", cache=cache, batches=(4,))
     path = cache / "cifar10" / cifar.name / "data_batch_4.bin"
@@ -548,7 +548,7 @@ def test_a_damaged_unpacked_file_is_refused_and_comes_back_when_deleted(online_c
     assert online_cifar.asked.total() == 1  # out of the archive that was kept
 
 
-def test_nothing_in_an_archive_chooses_where_it_is_written(server, cifar, tmp_path, monkeypatch):
+def test_an_archive_cannot_choose_where_its_files_are_written(server, cifar, tmp_path, monkeypatch):
     evil = [("../evil", b"x"), ("/evil", b"x"), (f"{cifar.name}/../../evil", b"x"), (f"{cifar.name}/readme.html", b"x")]
     good = [(f"{cifar.name}/{name}", (cifar / name).read_bytes()) for name in CIFAR]
     publish(server, monkeypatch, archive(evil + good))
@@ -574,7 +574,7 @@ def test_an_archive_without_a_file_is_refused(server, cifar, tmp_path, monkeypat
         load_images("cifar10", cache=tmp_path / "cache")
 
 
-def test_a_full_disk_leaves_no_half_of_a_file(online_cifar, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(online_cifar, tmp_path, monkeypatch):
     replace = os.replace
 
     def full(source, target):

@@ -345,7 +345,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_was_observed(pair, name):
+def test_rules_found_by_observation(pair, name):
     """The surprising rules one by one, so that a package with other rules is noticed by name."""
     attributes, action, reward, lost, leaves = PLANTED[name]
     start = {name: value[0] for name, value in vars(Invaders(1, ramping=True)).items() if name in NAMES}
@@ -359,7 +359,7 @@ def test_what_was_observed(pair, name):
         assert [tuple(cell) for cell in np.argwhere(seen[channel])] == where
 
 
-def test_a_new_wave_keeps_what_flies_and_which_way():
+def test_a_new_wave_keeps_shots_bombs_and_direction():
     package, arrays = both(V0, 1, sticky_action_prob=0.0)
     package.reset(seed=0)
     arrays.reset(seed=0)
@@ -371,7 +371,7 @@ def test_a_new_wave_keeps_what_flies_and_which_way():
     assert arrays._games.interval[0] == 11 and arrays._games.move_timer[0] == 4
 
 
-def test_the_game_draws_nothing():
+def test_the_game_uses_no_random_numbers():
     """Why a stream is of the sticky actions alone: one number a step."""
     package, arrays = both(V1, 2, sticky_action_prob=0.3)
     package.reset(seed=0)
@@ -407,10 +407,10 @@ def test_a_saved_environment_continues_exactly():
     np.testing.assert_equal(other.state_dict(), env.state_dict())
     other.load_state_dict(saved)
     other.reset(seed=1)
-    np.testing.assert_equal(saved, kept)  # neither has written into the saved copy
+    np.testing.assert_equal(saved, kept)  # neither has changed the saved state
 
 
-def test_a_state_is_plain():
+def test_a_state_holds_plain_types_and_arrays():
     def plain(value):
         if isinstance(value, dict):
             return all(type(key) is str for key in value) and all(map(plain, value.values()))
@@ -421,7 +421,7 @@ def test_a_state_is_plain():
     assert plain(SpaceInvadersVectorEnv(V1, 2).state_dict())
 
 
-def test_streams_and_previous_actions_go_on_without_a_seed():
+def test_streams_and_previous_actions_continue_without_a_seed():
     package, arrays = both(V1, 3, sticky_action_prob=0.5)
     assert_same(package.reset(seed=0), arrays.reset(seed=0))
     for seed in (None, [None, 7, None], [3, None, 2**32 - 1], np.int64(4), None):
@@ -435,7 +435,7 @@ def test_streams_and_previous_actions_go_on_without_a_seed():
 def test_returned_arrays_are_safe_to_keep():
     env = SpaceInvadersVectorEnv(V1, 8, max_episode_steps=30)
     kept = [env.reset(seed=0)[0], env.observation()]
-    copies = [array.copy() for array in kept]
+    expected = [array.copy() for array in kept]
     choose = at_random(env)
     for _ in range(100):
         obs, rewards, terminated, truncated, infos = env.step(choose(None))
@@ -443,13 +443,13 @@ def test_returned_arrays_are_safe_to_keep():
         if infos:
             new += [infos["final_obs"], infos["_final_obs"], infos["_episode"], *infos["episode"].values()]
         kept += new
-        copies += [array.copy() for array in new]
+        expected += [array.copy() for array in new]
         assert not any(np.shares_memory(a, b) for i, a in enumerate(new) for b in new[:i])
         assert all(array.flags["C_CONTIGUOUS"] and array.flags["OWNDATA"] for array in new)
-    assert all(np.array_equal(a, b) for a, b in zip(kept, copies, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, expected, strict=True))
 
 
-def test_frames_are_those_of_the_package():
+def test_frames_equal_those_of_the_package():
     package, arrays = both(V1, 3)
     package.reset(seed=0)
     arrays.reset(seed=0)
@@ -459,7 +459,7 @@ def test_frames_are_those_of_the_package():
     assert np.array_equal(package.render(), arrays.render()) and arrays.render().max() > 200
 
 
-def test_spaces_and_copies_are_those_of_the_package():
+def test_spaces_and_rules_equal_those_of_the_package():
     for env_id in (V0, V1):
         package, arrays = both(env_id, 3, sticky_action_prob=0.25, difficulty_ramping=False)
         for name in ("single_observation_space", "single_action_space", "observation_space", "action_space"):
@@ -469,7 +469,7 @@ def test_spaces_and_copies_are_those_of_the_package():
         assert more.rules == {**arrays.rules, "num_envs": 7, "max_episode_steps": 30}
 
 
-def test_it_needs_no_package(monkeypatch):
+def test_the_package_is_not_needed(monkeypatch):
     monkeypatch.setattr("envs.minatar._game_class", None)
     assert SpaceInvadersVectorEnv(V1, 2).reset(seed=0)[0].shape == (2, 6, 10, 10)
 
@@ -492,7 +492,7 @@ def test_other_games_are_refused(env_id):
         lambda make: make(V1, 2).reset(options={"reset_mask": None}),
     ],
 )
-def test_errors_are_those_of_the_package(call):
+def test_errors_equal_those_of_the_package(call):
     errors = []
     for make in (MinAtarVectorEnv, SpaceInvadersVectorEnv):
         with pytest.raises((ValueError, gymnasium.error.ResetNeeded)) as error:
@@ -502,7 +502,7 @@ def test_errors_are_those_of_the_package(call):
 
 
 @pytest.mark.parametrize("actions", [[0], [0, 4], [0, -1], [0.0, 1.0], [[0], [1]], [True, False]])
-def test_bad_actions_are_refused_before_any_game_moves(actions):
+def test_invalid_actions_raise_before_any_game_moves(actions):
     env = SpaceInvadersVectorEnv(V1, 2)
     env.reset(seed=0)
     before = env.state_dict()
@@ -512,7 +512,7 @@ def test_bad_actions_are_refused_before_any_game_moves(actions):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (lambda: MinAtarVectorEnv(V1, 2), "not of a SpaceInvadersVectorEnv"),
         (lambda: SpaceInvadersVectorEnv(V1, 3), "num_envs: 3 saved, 2 here"),
@@ -520,11 +520,11 @@ def test_bad_actions_are_refused_before_any_game_moves(actions):
         (lambda: SpaceInvadersVectorEnv(V1, 2, difficulty_ramping=False), "difficulty_ramping"),
     ],
 )
-def test_another_environments_state_is_refused(other, told):
+def test_the_state_of_another_environment_is_refused(other, message):
     env = SpaceInvadersVectorEnv(V1, 2)
     env.reset(seed=0)
     before, state = env.state_dict(), other().state_dict()
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         env.load_state_dict(state)
     assert "\n" not in str(error.value)
     np.testing.assert_equal(env.state_dict(), before)
@@ -546,7 +546,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_worlds_around_it_are_those_around_the_package(name):
+def test_shifts_around_it_equal_those_around_the_package(name):
     theirs, ours, loaded = (WRAPPED[name](make(V0, 2)) for make in (*[MinAtarVectorEnv], *[SpaceInvadersVectorEnv] * 2))
     np.testing.assert_equal(ours.reset(seed=3), theirs.reset(seed=3))
     choose = at_random(theirs)
@@ -563,7 +563,7 @@ def test_worlds_around_it_are_those_around_the_package(name):
         np.testing.assert_equal(one.step(actions), other.step(actions))
 
 
-def test_worlds_take_the_faster_class():
+def test_worlds_use_the_faster_class():
     assert type(World((V1,), FASTER_FROM).make()) is SpaceInvadersVectorEnv
     assert type(World((V1,), FASTER_FROM - 1).make()) is MinAtarVectorEnv
     assert type(minatar_env("MinAtar/Seaquest-v0", 64)) is MinAtarVectorEnv

@@ -81,7 +81,7 @@ def test_every_step_equals_the_package(package, game, sticky, ramping):
         assert (endings > 0) == (game != "Freeway")
 
 
-def test_freeway_ends_itself_as_in_the_package(package):
+def test_freeway_terminates_as_in_the_package(package):
     env = make("Freeway", 2, max_episode_steps=2501)
     one = package.Environment("freeway")
     one.seed(game_seed(5))
@@ -152,7 +152,7 @@ def test_a_missing_package_is_named(monkeypatch):
         ("CartPole", "There are MinAtar/<Game>-v1"),
     ],
 )
-def test_unknown_ids_get_one_helpful_line(env_id, hint):
+def test_unknown_ids_give_one_helpful_line(env_id, hint):
     with pytest.raises(ValueError, match=f"unknown MinAtar environment '{env_id}'") as error:
         MinAtarVectorEnv(env_id)
     message = str(error.value)
@@ -163,13 +163,13 @@ def test_unknown_ids_get_one_helpful_line(env_id, hint):
     "kwargs",
     [{"num_envs": 0}, {"sticky_action_prob": 1.1}, {"sticky_action_prob": float("nan")}, {"max_episode_steps": 0}],
 )
-def test_bad_arguments_are_refused(kwargs):
+def test_invalid_arguments_raise(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         MinAtarVectorEnv("MinAtar/Breakout-v1", **kwargs)
 
 
 @pytest.mark.parametrize("actions", [[0], [0, 3], [0, -1], [0.0, 1.0], [[0], [1]], [True, False]])
-def test_bad_actions_are_refused_before_any_game_moves(actions):
+def test_invalid_actions_raise_before_any_game_moves(actions):
     env = make("Breakout", 2)
     env.reset(seed=0)
     before = env.state_dict()
@@ -185,7 +185,7 @@ def test_step_needs_a_reset_first():
 
 @pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("game", GAMES)
-def test_spaces_hold_what_is_returned(game, version):
+def test_spaces_contain_what_is_returned(game, version):
     env = make(game, 3, version)
     assert isinstance(env, gymnasium.vector.VectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
@@ -206,15 +206,15 @@ def test_spaces_hold_what_is_returned(game, version):
 def test_returned_arrays_are_safe_to_keep():
     env = make("Asterix", 4, max_episode_steps=30)
     kept = [env.reset(seed=0)[0]]
-    copies = [kept[0].copy()]
+    expected = [kept[0].copy()]
     for row in random_actions(env, 200):
         obs, rewards, terminated, truncated, infos = env.step(row)
         new = [obs, rewards, terminated, truncated]
         if infos:
             new += [infos["final_obs"], infos["_final_obs"], infos["_episode"], *infos["episode"].values()]
         kept += new
-        copies += [array.copy() for array in new]
-    assert identical(kept, copies)
+        expected += [array.copy() for array in new]
+    assert identical(kept, expected)
 
 
 def test_infos_report_each_episode_that_ended():
@@ -238,7 +238,7 @@ def test_infos_report_each_episode_that_ended():
     assert min(ended.values()) > 5
 
 
-def test_truncation_shows_the_last_observation_then_a_new_episode():
+def test_truncation_returns_the_last_observation_then_a_new_episode():
     limited, free = make("Freeway", 2, max_episode_steps=7), make("Freeway", 2)
     limited.reset(seed=0)
     free.reset(seed=0)
@@ -251,7 +251,7 @@ def test_truncation_shows_the_last_observation_then_a_new_episode():
     assert np.array_equal(obs[:, 0], np.eye(10)[[9]][:, :, None] * np.eye(10)[4] * np.ones((2, 1, 1)))  # at the start
 
 
-def test_gymnasiums_own_statistics_agree():
+def test_episode_statistics_equal_those_of_gymnasium():
     env = RecordEpisodeStatistics(make("SpaceInvaders", 3, max_episode_steps=60), stats_key="theirs")
     env.reset(seed=0)
     episodes = 0
@@ -274,7 +274,7 @@ def test_game_seeds_are_the_spawned_streams(seed, n):
     assert all(0 <= s < 2**32 for s in spawned)
 
 
-def test_a_seed_fixes_everything_that_follows():
+def test_equal_seeds_give_equal_results():
     env, other = make("Seaquest", 3), make("Seaquest", 3)
     env.reset(seed=11)
     start = env.state_dict()
@@ -311,7 +311,7 @@ def test_reset_without_a_seed_continues_the_streams():
 
 
 @pytest.mark.parametrize("seed", [-1, [0], [0, -1], [0, 2**32]])
-def test_bad_seeds_are_refused(seed):
+def test_invalid_seeds_raise(seed):
     with pytest.raises(ValueError, match="seed"):
         make("Breakout", 2).reset(seed=seed)
 
@@ -321,7 +321,7 @@ def test_reset_mask_is_refused():
         make("Breakout", 2).reset(options={"reset_mask": np.array([True, False])})
 
 
-def test_the_global_stream_is_left_alone():
+def test_the_global_random_stream_is_not_used():
     before = np.random.get_state()[1].copy()
     env = make("Asterix", 2)
     env.reset(seed=0)
@@ -356,7 +356,7 @@ def test_a_saved_environment_continues_exactly(game):
     first = rollout(env, actions)
     assert identical(first, rollout(other, actions))
     np.testing.assert_equal(other.state_dict(), env.state_dict())
-    other.load_state_dict(saved)  # neither run has written into the saved copy
+    other.load_state_dict(saved)  # neither run has changed the saved state
     assert identical([column[:100] for column in first], rollout(other, actions[:100]))
 
 
@@ -367,7 +367,7 @@ def test_loading_keeps_one_stream_per_game():
         assert seat.game.random is seat.stream and seat._uniform.__self__ is seat.stream
 
 
-def test_episode_statistics_survive_saving():
+def test_episode_statistics_are_saved():
     env, other = make("SpaceInvaders"), make("SpaceInvaders")
     env.reset(seed=0)
     fire = np.array([3])
@@ -394,13 +394,13 @@ def test_episode_statistics_survive_saving():
         lambda: make("Breakout", 2, max_episode_steps=10),
     ],
 )
-def test_another_environments_state_is_refused(other):
+def test_the_state_of_another_environment_is_refused(other):
     env = make("Breakout", 2)
     with pytest.raises(ValueError, match="other arguments"):
         env.load_state_dict(other().state_dict())
 
 
-def test_other_attributes_are_refused_and_nothing_changes():
+def test_a_state_with_other_attributes_is_refused_and_nothing_changes():
     env = make("Breakout", 2)
     env.reset(seed=0)
     saved, before = make("Breakout", 2).state_dict(), env.state_dict()
@@ -410,7 +410,7 @@ def test_other_attributes_are_refused_and_nothing_changes():
     np.testing.assert_equal(env.state_dict(), before)
 
 
-def test_what_cannot_be_saved_exactly_is_refused():
+def test_types_that_cannot_be_saved_exactly_are_refused():
     env = make("Breakout")
     env._seats[0].game.extra = object()
     with pytest.raises(TypeError, match="object"):
@@ -442,7 +442,7 @@ VISION = {
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_stay_apart_for_colour_blind_eyes(vision):
+def test_colours_differ_for_colour_blind_eyes(vision):
     """CIE 1976 distance between any two colours; 2.3 is just noticeable."""
     srgb = PALETTE / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

@@ -85,7 +85,7 @@ def fill(memory, num_envs, steps, **how):
 
 
 def one_by_one(memory, slots):
-    """`valid` of each slot in a call of its own: a batch may take the short cut."""
+    """`valid` of each slot in a separate call: a batch may take the short cut."""
     return [memory.valid(slots[k : k + 1]).item() for k in range(len(slots))]
 
 

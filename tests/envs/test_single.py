@@ -1,4 +1,4 @@
-"""One copy without its batch axis."""
+"""A vector environment without its batch axis."""
 
 import gymnasium
 import numpy as np
@@ -32,14 +32,14 @@ def test_the_end_of_an_episode_waits_for_a_reset():
     assert env.env.env.seeds == [4, None, 5]
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="one copy"):
+def test_invalid_arguments_and_calls_raise():
+    with pytest.raises(ValueError, match="num_envs 1"):
         SingleEnv(EchoEnv(2))
     with pytest.raises(gymnasium.error.ResetNeeded):
         SingleEnv(EchoEnv(1)).step(0)
 
 
-def test_environments_that_report_no_episodes_will_do():
+def test_environments_that_report_no_episodes_are_accepted():
     env = SingleEnv(EchoEnv(1, length=2, objects=True))
     env.reset(seed=1)
     env.step(0)

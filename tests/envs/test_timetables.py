@@ -15,7 +15,7 @@ def changes(timetable, until: int, seed=0) -> list[int]:
     return found
 
 
-def test_by_hand():
+def test_due_steps_by_hand():
     assert changes(NoChange(), 1000) == []
     assert changes(EverySteps(100), 350) == [100, 200, 300]
     assert changes(AtSteps((3, 10, 11)), 1000) == [3, 10, 11]
@@ -29,7 +29,7 @@ def test_smallest_gaps():
 
 
 @given(st.integers(1, 50), st.integers(0, 1000))
-def test_every_is_always_ahead_and_on_the_grid(period, after):
+def test_the_next_change_is_the_next_multiple_of_the_period(period, after):
     due = EverySteps(period).next_change(after, np.random.default_rng(0))
     assert after < due <= after + period and due % period == 0
 
@@ -51,7 +51,7 @@ def test_random_gaps_are_geometric():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: EverySteps(0), "at least 1"),
         (lambda: AtSteps(()), "no step is listed"),
@@ -62,6 +62,6 @@ def test_random_gaps_are_geometric():
         (lambda: AtRandom(float("nan")), "probability"),
     ],
 )
-def test_invalid_timetables_raise(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_timetables_raise(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Worlds from one description."""
+"""Environments from one description."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GAMES = ("MinAtar/Breakout-v0", "MinAtar/Seaquest-v0", "MinAtar/Freeway-v0")
 SETTINGS = {"rewards": (1.0, -1.0), "sticky": (0.1, 0.5), "noise": (0.0, 0.2)}
 
 
-def test_none_is_the_bare_environment():
+def test_kind_none_is_the_bare_environment():
     env = World(GAMES[:1], num_envs=3).make()
     assert type(env) is MinAtarVectorEnv and env.num_envs == 3
     assert env._config["sticky_action_prob"] == 0.1
@@ -49,12 +49,12 @@ def test_every_kind_changes_and_can_be_evaluated_in(kind):
     assert ended.all()
 
 
-def test_sticky_is_all_there_is_of_it():
+def test_kind_sticky_turns_the_games_own_sticky_actions_off():
     env = World(GAMES[:1], 1, "sticky", AtSteps([10]), values=(0.3, 0.6)).make()
     assert isinstance(env, RepeatActions) and env.env._config["sticky_action_prob"] == 0.0
 
 
-def test_evaluation_in_an_unchanging_world_is_the_bare_game():
+def test_evaluation_without_shifts_is_the_bare_game():
     bare = World(GAMES[:1]).make()
     test = evaluation_world(bare, 4, max_episode_steps=50)
     twin = MinAtarVectorEnv(GAMES[0], 4, max_episode_steps=50)
@@ -62,7 +62,7 @@ def test_evaluation_in_an_unchanging_world_is_the_bare_game():
     assert test._config == twin._config
 
 
-def test_refusals():
+def test_invalid_descriptions_raise():
     with pytest.raises(ValueError, match="needs exactly one game, got 3"):
         World(GAMES, 1, "actions", EverySteps(10)).make()
     with pytest.raises(ValueError, match="all actions"):
@@ -87,12 +87,12 @@ KINDS = [*((CATCH, kind) for kind in CATCH_KINDS), *((BREAKOUT, kind) for kind i
 
 
 def screen(game, kind, when, num_envs=2, **rules):
-    """A world of this kind; of games Breakout comes and goes with Pong."""
+    """A description of this kind; with kind games, Breakout and Pong alternate."""
     given = {"values": LISTED[kind]} if kind in LISTED else {}
     return ScreenWorld((BREAKOUT, PONG) if kind == "games" else (game,), num_envs, kind, when, **given, **rules)
 
 
-def test_a_screen_without_a_change_is_the_stacked_game():
+def test_a_screen_without_shifts_is_the_stacked_game():
     env = ScreenWorld((CATCH,), 3, sticky_action_prob=0.1).make()
     assert type(env) is StackFrames and type(env.env) is CatchVectorEnv
     assert env.single_observation_space.shape == (4, 84, 84)
@@ -106,13 +106,13 @@ def test_a_screen_without_a_change_is_the_stacked_game():
 
 
 @pytest.mark.parametrize(("game", "kind"), [(CATCH, kind) for kind in CATCH_KINDS] + [(PONG, "modes"), (PONG, "games")])
-def test_a_zero_shift_is_the_bare_screen_bit_for_bit(game, kind):
+def test_a_shift_by_nothing_equals_the_bare_screen_bit_for_bit(game, kind):
     first = {"rewards": (1.0,), "sticky": (0.0,), "noise": (0.0,), "modes": (0,)}
     given = {"values": first[kind]} if kind in first else {}
-    copies, steps = (2, 230) if game == CATCH else (1, 25)
-    env = ScreenWorld((game,), copies, kind, NoChange(), **given).make()
+    num_envs, steps = (2, 230) if game == CATCH else (1, 25)
+    env = ScreenWorld((game,), num_envs, kind, NoChange(), **given).make()
     rules = {"games": {"full_action_space": True}, "sticky": {"sticky_action_prob": 0.0}}.get(kind, {})
-    bare = StackFrames(screen_env(game, copies, **rules))
+    bare = StackFrames(screen_env(game, num_envs, **rules))
     assert isinstance(env.env, Shift)
     ours, theirs = play(env, steps), play(bare, steps)
     assert np.array_equal(ours[0][0], theirs[0][0]) and equal(ours[1:], theirs[1:])
@@ -121,7 +121,7 @@ def test_a_zero_shift_is_the_bare_screen_bit_for_bit(game, kind):
 
 @pytest.mark.parametrize(("game", "kind"), KINDS)
 def test_every_kind_on_a_screen_changes_is_saved_and_can_be_evaluated_in(game, kind):
-    """Breakout with sticky actions, no-op starts, and a change in the middle of what follows the saving."""
+    """Breakout with sticky actions, no-op starts, and a change between saving and the end."""
     rules = {} if game == CATCH else {"noop_max": 5}
     make = lambda: screen(game, kind, AtSteps([20, 60]), **rules).make()  # noqa: E731
     env, other = make(), make()
@@ -132,8 +132,8 @@ def test_every_kind_on_a_screen_changes_is_saved_and_can_be_evaluated_in(game, k
     assert [step for step, out in enumerate(ahead, 1) if "shift" in out[-1]] == [13] and ahead[12][3].all()
     end = env.state_dict()
     other.load_state_dict(state)
-    seen, goes_on = resumed_observation(other)
-    assert goes_on and np.array_equal(seen, state["stack"])
+    seen, continues = resumed_observation(other)
+    assert continues and np.array_equal(seen, state["stack"])
     assert equal(ahead, play(other, 40, seed=8, start=False))
     np.testing.assert_equal(other.state_dict(), end)
 
@@ -148,7 +148,7 @@ def test_every_kind_on_a_screen_changes_is_saved_and_can_be_evaluated_in(game, k
 
 
 @pytest.mark.parametrize("kind", ["noise", "pixels"])
-def test_a_frame_is_changed_once_and_stays_so_in_the_stacks(kind):
+def test_a_frame_is_changed_once_and_stays_the_same_in_the_stacks(kind):
     given = {"sticky_action_prob": 0.0}
     env, bare = screen(CATCH, kind, AtSteps([40]), **given).make(), StackFrames(CatchVectorEnv(2, **given))
     last, rng = env.reset(seed=1)[0], np.random.default_rng(0)
@@ -169,14 +169,14 @@ def test_a_frame_is_changed_once_and_stays_so_in_the_stacks(kind):
         elif kind == "noise":
             there = obs.any((0, 2, 3))
             assert (np.abs(differ[there] - 0.2 * 255 / 256) < 0.02).all() and not differ[~there].any()
-        else:  # where each pixel has gone is the same in every frame
+        else:  # the permutation is the same in every frame
             flat, order = clean.reshape(2, 4, -1), env.env._order
             assert np.array_equal(flat[:, :, order].reshape(obs.shape), obs) and differ[-1] > 0
         last = obs
 
 
-@pytest.mark.parametrize(("kind", "told"), [("modes", (12, 0)), ("difficulties", (0, 1))])
-def test_modes_and_difficulties_change_in_the_emulator(kind, told):
+@pytest.mark.parametrize(("kind", "second"), [("modes", (12, 0)), ("difficulties", (0, 1))])
+def test_modes_and_difficulties_change_in_the_emulator(kind, second):
     env = screen(BREAKOUT, kind, EverySteps(16), 1).make()
 
     def setting():
@@ -188,13 +188,13 @@ def test_modes_and_difficulties_change_in_the_emulator(kind, told):
         obs, _, _, truncated, infos = env.step(np.array([1]))
         if step % 16 == 0:
             assert truncated.all() and infos["shift"]["env"]["task"] == step // 16 % 2
-            assert np.array_equal(obs, first) == (step // 16 == 2)  # the first picture shows it, and comes back
+            assert np.array_equal(obs, first) == (step // 16 == 2)  # the first frame shows the setting
             settings.append(setting())
-    assert settings == [(0, 0), told, (0, 0), told]
+    assert settings == [(0, 0), second, (0, 0), second]
     test = evaluation_world(env, 1)
     test.reset(seed=5)
     state = test.env.env._emulators[0].cloneState()
-    assert (state.getCurrentMode(), state.getDifficulty()) == told
+    assert (state.getCurrentMode(), state.getDifficulty()) == second
     assert [one.rules[{"modes": "mode"}.get(kind, "difficulty")] for one in env.env._envs] == list(LISTED[kind])
 
 
@@ -215,11 +215,11 @@ def test_games_have_all_actions_and_follow_each_other():
         assert truncated.all() and np.array_equal(obs[:, 3:], twins[1 - game].reset()[0])
 
 
-def test_a_resumed_world_says_whether_its_episodes_go_on():
-    world = World(GAMES[:1], 2, "actions", AtSteps([10])).make()
-    play(world, 7)
-    obs, goes_on = resumed_observation(world)
-    assert goes_on and np.array_equal(obs, world.observation())
+def test_a_resumed_environment_reports_whether_its_episodes_continue():
+    bare = World(GAMES[:1], 2, "actions", AtSteps([10])).make()
+    play(bare, 7)
+    obs, continues = resumed_observation(bare)
+    assert continues and np.array_equal(obs, bare.observation())
 
     make = lambda: screen(PONG, "actions", AtSteps([10]), 1, threads=1).make()  # noqa: E731
     env, other = make(), make()
@@ -228,10 +228,10 @@ def test_a_resumed_world_says_whether_its_episodes_go_on():
     runs = []
     for resumed in (other, env):
         resumed.load_state_dict(state)
-        obs, goes_on = resumed_observation(resumed)
-        assert not goes_on and not np.array_equal(obs, before)
+        obs, continues = resumed_observation(resumed)
+        assert not continues and not np.array_equal(obs, before)
         assert not obs[:, :3].any() and obs[:, 3].any() and np.array_equal(obs, resumed.observation())
-        assert resumed.env.task == 1 and resumed.env.steps == 14  # the world is where it was
+        assert resumed.env.task == 1 and resumed.env.steps == 14  # the task is as it was saved
         runs.append(play(resumed, 10, seed=4, start=False))
     assert equal(*runs) and np.array_equal(runs[0][0][0][:, 2], obs[:, 3])
 
@@ -255,7 +255,7 @@ def test_a_time_limit_for_games_on_a_screen_is_refused():
             evaluation_world(world, 3, max_episode_steps=7)
 
 
-def test_sticky_on_a_screen_is_all_there_is_of_it():
+def test_kind_sticky_turns_the_screen_games_own_sticky_actions_off():
     for game in (CATCH, PONG):
         env = ScreenWorld((game,), 1, "sticky", AtSteps([10]), values=(0.3, 0.6)).make()
         assert isinstance(env.env, RepeatActions) and env.env.env.rules["sticky_action_prob"] == 0.0
@@ -264,7 +264,7 @@ def test_sticky_on_a_screen_is_all_there_is_of_it():
 
 
 @pytest.mark.parametrize(
-    ("world", "told"),
+    ("world", "message"),
     [
         (ScreenWorld((BREAKOUT,), 1, "modes", EverySteps(9), values=(0, 5)), r"no mode 5: there are \[0, 4, 8"),
         (
@@ -301,6 +301,6 @@ def test_sticky_on_a_screen_is_all_there_is_of_it():
         (ScreenWorld(("ALE/Brekout-v5",)), "is not an Atari game"),
     ],
 )
-def test_refusals_on_a_screen(world, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_descriptions_of_screens_raise(world, message):
+    with pytest.raises(ValueError, match=message):
         world.make()
