@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from elr.measure import Meter
+from elr.projection import Projection
 from elr.weights import scalable_weights
 from envs.modular_arithmetic import modular_pairs
 from runs.benchmarks.timing import compare
@@ -74,8 +76,10 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
         script["parameter_groups"](ours, flags.weight_decay, flags.scale_decay), lr=flags.learning_rate, fused=True
     )
     projection = script["make_projection"](flags, ours)
+    assert isinstance(projection, Projection)  # the default run projects
     weights = scalable_weights(ours, embeddings=True, heads=())
     meter, probe = flags.probe.build(ours, weights, optimizer, train.xy[: flags.probe.size], ours.probed)
+    assert isinstance(meter, Meter)
     updates = 0
 
     def our_update() -> None:

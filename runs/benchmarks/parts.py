@@ -12,16 +12,26 @@ from __future__ import annotations
 import runpy
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from threadpoolctl import threadpool_limits
+
+from elr.fast.flat_adam import FlatAdam
+from elr.fast.minatar_q import proved
+from elr.measure import Meter
+from elr.projection import Projection
+from elr.weights import scalable_weights
+from envs.evaluation import uniform_observations
+from envs.replay.transitions import TransitionMemory
 
 SCRIPT = Path(__file__).resolve().parents[2] / "agents" / "dqn_minatar.py"
 
@@ -31,9 +41,15 @@ class Args:
     """How much to time."""
 
     updates: int = 4000
-    """updates timed"""
+    """timed updates"""
     probes: int = 20
-    """probe and meter measurements timed"""
+    """timed measurements of probe and meter"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        for name in ("updates", "probes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Stopwatch:
@@ -54,60 +70,65 @@ class Stopwatch:
         return median(self.seconds[name]) * 1e6
 
 
-def agent(script: dict[str, Any]) -> dict[str, Any]:
-    """Network, optimiser, replay memory and gradient as the script builds them for the preset nap."""
-    args = script["PRESETS"]["nap"].args
-    network, target = script["QNetwork"](4, 3), script["QNetwork"](4, 3)
-    optimizer = script["FlatAdam"](list(network.parameters()), lr=args.learning_rate, eps=args.adam_eps)
-    target.load_state_dict(network.state_dict())
-    env = script["make_world"](args, script["NoChange"](), 1)
-    return {
-        "args": args,
-        "network": network,
-        "optimizer": optimizer,
-        "replay": script["ReplayMemory"](args.buffer_size, 4),
-        "gradient": script["ExplicitGradient"](network, target, args),
-        "act": script["ExplicitQ"](network, script["Windows"](network, 1)).forward,
-        "env": env,
-        "obs": env.reset(seed=0)[0],
-    }
+class Agent(NamedTuple):
+    """What takes part in an agent step, as the script builds it for the preset nap."""
 
+    args: Any
+    network: Any
+    optimizer: FlatAdam
+    replay: TransitionMemory
+    gradient: Callable[..., object]
+    act: Callable[[Any], Any]
+    env: VectorEnv[Any, Any, Any]
 
-def play(a: dict[str, Any], rng: np.random.Generator) -> None:
-    """One agent step; a tenth of them are random."""
-    action = int(a["act"](a["obs"]).argmax()) if rng.random() > 0.1 else int(rng.integers(3))
-    next_obs, rewards, terminated, _, infos = a["env"].step(np.array([action]))
-    a["replay"].add(a["obs"][0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
-    a["obs"] = next_obs
+    @classmethod
+    def of(cls, script: dict[str, Any]) -> Agent:
+        """Build it from the names that the script defines."""
+        args = script["PRESETS"]["nap"].args
+        env = args.shift.world(args.env_id, 1)
+        shape, actions = env.single_observation_space.shape, int(env.single_action_space.n)
+        network, target = (script["make_network"](shape[0], actions, args, 1, torch.device("cpu")) for _ in range(2))
+        optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+        reference = partial(script["td_gradient"], gamma=args.gamma, double_q=args.double_q)
+        gradient, act = proved(
+            network, target, reference, script["q_values"],
+            gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size,
+        )  # fmt: skip
+        return cls(args, network, optimizer, TransitionMemory(args.buffer_size, shape), gradient, act, env)
+
+    def play(self, obs: Any, rng: np.random.Generator) -> Any:
+        """One agent step; a tenth of them are random. Returns the next observation."""
+        actions = int(self.env.single_action_space.n)
+        action = int(self.act(obs).argmax()) if rng.random() > 0.1 else int(rng.integers(actions))
+        next_obs, rewards, terminated, _, infos = self.env.step(np.array([action]))
+        self.replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
+        return next_obs
 
 
 def measure(args: Args) -> tuple[Stopwatch, Any]:
     """Time every part, update by update."""
     torch.set_num_threads(1)
     threadpool_limits(1)
-    script = runpy.run_path(str(SCRIPT))
-    a, rng, watch = agent(script), np.random.default_rng(0), Stopwatch()
-    minibatch_rng = np.random.default_rng(1)
+    agent, watch = Agent.of(runpy.run_path(str(SCRIPT))), Stopwatch()
+    rng, minibatch_rng, flags = np.random.default_rng(0), np.random.default_rng(1), agent.args
+    obs, _ = agent.env.reset(seed=0)
     for _ in range(2000):
-        play(a, rng)
-    probed = script["collect_probe"](script["make_world"](a["args"], script["NoChange"](), 1), a["args"].probe.size, 0)
-    projection = script["Projection"](
-        a["network"], every=a["args"].nap.every, gains=a["args"].nap.gains, check_inputs=probed
-    )
-    idle = 10 * args.updates  # never measures, so that the idle meter can be timed separately
-    weights = script["scalable_weights"](a["network"])
-    meter = script["Meter"](weights, every=idle, optimizer=a["optimizer"], nominal_power=1)
-    active = script["Meter"](weights, every=1, optimizer=a["optimizer"], nominal_power=1)
-    probe = script["Probe"](
-        a["network"], probed, script["PROBED"], every=a["args"].probe.every, tau=a["args"].probe.tau
-    )
+        obs = agent.play(obs, rng)
+    probed = uniform_observations(flags.shift.world(flags.env_id, 1, changing=False), flags.probe.size, 0)
+    projection = flags.nap.build(agent.network, inputs=probed)
+    assert isinstance(projection, Projection)  # the preset projects
+    weights = scalable_weights(agent.network)
+    _, probe = flags.probe.build(agent.network, weights, agent.optimizer, probed, agent.network.probed)
+    # One meter never measures and the other always does, so that both cases are timed separately.
+    meter = Meter(weights, every=10 * args.updates, optimizer=agent.optimizer, nominal_power=1)
+    active = Meter(weights, every=1, optimizer=agent.optimizer, nominal_power=1)
     for update in range(args.updates):
-        play(a, rng)
+        obs = agent.play(obs, rng)
         with watch.part("update"):
-            a["gradient"](a["replay"].sample(a["args"].batch_size, minibatch_rng))
-            a["optimizer"].step()
+            agent.gradient(agent.replay.sample(flags.batch_size, minibatch_rng))
+            agent.optimizer.step()
         with watch.part("projection"):
-            projection.step(a["args"].learning_rate)
+            projection.step(flags.learning_rate)
         with watch.part("meter, idle"):
             meter.before_step()
             meter.after_step()
@@ -118,7 +139,7 @@ def measure(args: Args) -> tuple[Stopwatch, Any]:
                 active.scalars()
             with watch.part("probe"):
                 probe.measure()
-    return watch, a["args"]
+    return watch, flags
 
 
 def main(args: Args) -> None:
