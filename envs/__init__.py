@@ -6,5 +6,6 @@
 * `envs.worlds`: from one description to the environments that a script trains in; `envs.flags`: the same as flags.
 * `envs.evaluation`: returns of a policy, and observations for a probe.
 * `envs.replay`: replay memories.
-* `envs.games`: lists of games. `envs.images`: images to classify.
+* `envs.games`: lists of games.
+* `envs.images`, `envs.modular_arithmetic`: data sets of the supervised scripts.
 """
