@@ -24,6 +24,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from elr.schedules import Constant
+from elr.triggers import Never
+from elr.weights import scalable_weights
+from envs.images import load_images
+from envs.minibatches import Minibatches, Pixels
 from runs.benchmarks.timing import compare
 from runs.recording import one_line_errors
 
@@ -74,11 +79,11 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
     flags = script["Args"](batch_size=args.batch_size)
     with one_line_errors("--data-folder"):
         if args.data_folder:
-            images = script["load_images"]("cifar10", folder=args.data_folder, batches=args.batches or None)
+            images = load_images("cifar10", folder=args.data_folder, batches=args.batches or None)
         else:
-            images = script["load_images"]("digits")
+            images = load_images("digits")
     device, shape = torch.device("cpu"), images.train_x.shape[1:]
-    pixels = script["Pixels"](images, device)
+    pixels = Pixels(images, device)
     plain = script["CNN"](shape, images.classes, flags)
     network = script["make_network"](flags, shape, images.classes, 0, device)
     network.load_state_dict(plain.state_dict())
@@ -103,11 +108,10 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
         optimizer.step()
 
     check = pixels.normalised(images.train_x[: flags.probe.size])
-    learner = script["make_learner"](flags, network, check, script["Constant"](flags.learning_rate), script["Never"]())
-    weights = script["scalable_weights"](network, heads=["head"])
-    meter = script["Meter"](weights, every=flags.probe.meter_every, optimizer=learner.optimizer, nominal_power=1)
-    probe = script["Probe"](network, check, network.probed, every=flags.probe.every, tau=flags.probe.tau)
-    minibatches = script["Minibatches"](len(images.train_y), args.batch_size, np.random.default_rng(0))
+    learner = script["make_learner"](flags, network, check, Constant(flags.learning_rate), Never())
+    weights = scalable_weights(network, heads=network.heads)
+    meter, probe = flags.probe.build(network, weights, learner.optimizer, check, network.probed)
+    minibatches = Minibatches(len(images.train_y), args.batch_size, np.random.default_rng(0))
     updates = 0
 
     def our_update() -> None:
@@ -119,8 +123,8 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
         loss.item()  # the script checks that it is finite
         meter.before_step()
         learner.optimizer.step()
-        if meter.after_step():
-            meter.scalars()
+        meter.after_step()
+        meter.fresh_scalars()
         learner.projection.step(learner.rewarming.rate)
         learner.rewarming.step(loss.item())
         updates += 1
