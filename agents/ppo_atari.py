@@ -180,22 +180,21 @@ class Args:
         require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(0 <= self.gae_lambda <= 1, self, "gae_lambda", "must lie in [0, 1]")
-        batch, parts = self.iteration_steps, "num_envs num_steps num_minibatches"
-        require(batch % self.num_minibatches == 0, self, parts, f"{batch} steps do not divide into the minibatches")
-        require(batch > self.num_minibatches or not self.norm_adv, self, parts, "--norm-adv needs two steps in each")
+        batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"
+        require(batch % self.num_minibatches == 0, self, sizes, "minibatches must be of equal size")
+        require(batch > self.num_minibatches or not self.norm_adv, self, sizes, "--norm-adv needs 2 steps in each")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
         self.nap.check(self.network == "normalised")
         self.schedule.check(self.learning_rate)
-        clip, threads = self.clip_rewards, self.env_threads
-        self.shift.check(self.env_id, self.total_timesteps, clip_rewards=clip, threads=threads)
+        self.shift.check(self.env_id, self.total_timesteps, clip_rewards=self.clip_rewards, threads=self.env_threads)
         self.switch.check(self.shift.on)
         self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
             apart >= batch, self, "num_envs num_steps",
-            f"changes of --shift come {apart} steps apart, in less than one iteration, which answers one change only",
+            f"changes of --shift come {apart} steps apart, but the agent reacts only once per iteration, {batch} steps",
         )  # fmt: skip
 
 
@@ -331,9 +330,9 @@ def act(network: ActorCritic, obs: np.ndarray, rng: np.random.Generator) -> tupl
     return actions, logprobs[np.arange(len(actions)), actions], values.cpu().numpy()
 
 
-# same as agents/ppo_minatar.py::logits
+# same as agents/ppo_minatar.py::policy_logits
 @torch.no_grad()
-def logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
+def policy_logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
     """Preferences for actions [N, A]; the largest is the greedy action."""
     return network(torch.from_numpy(obs))[0].cpu().numpy()
 
@@ -534,7 +533,7 @@ def main(args: Args) -> None:
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
             run.scalars(rewarming.scalars())
             if run.due(args.eval_every * args.iteration_steps, last=True):
-                run.evaluated(play(evaluation_env, partial(logits, network), run.seed("env") + run.step))
+                run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
                 if args.record_video:
                     evaluation_env.write(run.directory / "video" / f"step-{run.step}.gif")
             if changed and run.step < run.total:

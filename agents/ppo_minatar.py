@@ -162,9 +162,9 @@ class Args:
         require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(0 <= self.gae_lambda <= 1, self, "gae_lambda", "must lie in [0, 1]")
-        batch, parts = self.iteration_steps, "num_envs num_steps num_minibatches"
-        require(batch % self.num_minibatches == 0, self, parts, f"{batch} steps do not divide into the minibatches")
-        require(batch > self.num_minibatches or not self.norm_adv, self, parts, "--norm-adv needs two steps in each")
+        batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"
+        require(batch % self.num_minibatches == 0, self, sizes, "minibatches must be of equal size")
+        require(batch > self.num_minibatches or not self.norm_adv, self, sizes, "--norm-adv needs 2 steps in each")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
         self.nap.check()
@@ -176,7 +176,7 @@ class Args:
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
             apart >= batch, self, "num_envs num_steps",
-            f"changes of --shift come {apart} steps apart, in less than one iteration, which answers one change only",
+            f"changes of --shift come {apart} steps apart, but the agent reacts only once per iteration, {batch} steps",
         )  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def act(network: ActorCritic, obs: np.ndarray, rng: np.random.Generator) -> tupl
 
 
 @torch.no_grad()
-def logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
+def policy_logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
     """Preferences for actions [N, A]; the largest is the greedy action."""
     return network(torch.from_numpy(obs))[0].cpu().numpy()
 
@@ -475,7 +475,7 @@ def main(args: Args) -> None:
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
             run.scalars(rewarming.scalars())
             if run.due(args.eval_every * args.iteration_steps, last=True):
-                run.evaluated(play(evaluation_env, partial(logits, network), run.seed("env") + run.step))
+                run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if changed and run.step < run.total:
                 switch_task(changed)
                 evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)

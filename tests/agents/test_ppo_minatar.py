@@ -370,6 +370,8 @@ def test_a_change_of_the_task_truncates_all_episodes_and_bootstraps(tmp_path, mo
     assert dones[cut].all() and (rewards[cut] >= 99).any()  # others may have ended by themselves on that step
     assert (rewards[:cut] < 50).all() and (rewards[cut + 1 :] < 50).all()
     assert scalars["shift/boundary"] == [(200, 1.0)] and scalars["shift/task"] == [(0, 0.0), (200, 1.0)]
+    since_then = [value for step, value in scalars["charts/episodic_return"] if step > 256]
+    assert saved(tmp_path / "r")["returns"] == {"returns": since_then}
 
 
 @pytest.mark.parametrize("kind", ["none", "reset", "reset-head", "shrink-and-perturb", "fresh"])
@@ -386,7 +388,7 @@ def test_an_intervention_changes_the_weights_that_it_names_and_training_continue
 
     monkeypatch.setattr(SwitchArgs, "intervene_", watched)
     asked = SwitchArgs(fresh_agent=True) if kind == "fresh" else SwitchArgs(intervention=kind)
-    run(
+    scalars = run(
         tmp_path / "r", shift=ShiftArgs(kind="channels", at_steps=(128,)), switch=asked, total_timesteps=256,
         nap=NapArgs(enabled=projected), schedule=CONSTANT,
     )  # fmt: skip
@@ -398,6 +400,9 @@ def test_an_intervention_changes_the_weights_that_it_names_and_training_continue
     for name, w in state["network"].items():
         assert not torch.equal(w, after[name]), name
     assert float(state["optimizer"]["state"][0]["step"]) == (8.0 if kind == "fresh" else 16.0)
+    # What an intervention did to the features is not measured as learning.
+    measured = [step for step, _ in scalars["plasticity/delta_a/hidden_relu"]]
+    assert measured == ([128, 256] if kind == "none" else [128])
     if projected:
         for name in ("conv", "hidden"):
             held = float(state["projection"]["norms"][name])
