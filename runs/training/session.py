@@ -149,20 +149,14 @@ class Session:
         return self._counters
 
     def watch(self, network: nn.Module, optimizer: torch.optim.Optimizer, name: str = "") -> None:
-        """Weights, gradients and second moments must be finite at each checkpoint and bare `require_finite`.
-
-        Args:
-            name: put before the name of a layer in the message, where there are several networks: "the control's ".
-        """
+        """At each checkpoint and bare `require_finite`, weights, gradients and second moments must be finite. With
+        several networks, messages put `name` before that of a layer: "the control's "."""
         self._watched.append((name, network, optimizer))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the run directory, or reopen that of --resume; stop on signals; an exception marks the run failed.
-
-        Raises:
-            RunError: the directory cannot be made or reopened.
-        """
+        """Make the run directory, or reopen that of --resume (RunError if it cannot be); stop on signals; an exception
+        marks the run failed."""
         args = self._args
         if self.resumed:
             self._run = Run.resume(args.resume, device=self.device)
@@ -179,11 +173,7 @@ class Session:
             yield
 
     def restore(self) -> None:
-        """Put every part, generator and counter back.
-
-        Raises:
-            RunError: the state does not fit what the script built; one line.
-        """
+        """Put every part, generator and counter back; RunError if the state does not fit what the script built."""
         state, self._state = self._state, {}  # let go of it: a replay memory should not stay in memory twice
         misfit = f"{self._args.resume}: the checkpoint does not fit this version of the script"
         with one_line_errors(misfit, also=(KeyError, RuntimeError)):
@@ -224,11 +214,8 @@ class Session:
         return self.step < self.total and not self._stop.requested
 
     def due(self, every: int, *, last: bool | None = None) -> bool:
-        """`step` is a multiple of `every`; 0 is never due.
-
-        Args:
-            last: True: the last step of the run is due as well; False: it is not, whatever `every` is.
-        """
+        """`step` is a multiple of `every`; 0 is never due. With `last` True the last step of the run is due as well;
+        with False it is not, whatever `every` is."""
         if every == 0:
             return False
         if self.step >= self.total and last is not None:
@@ -278,12 +265,8 @@ class Session:
     # Records.
 
     def layout(self, layers: Sequence[str], probed: Sequence[str], *, shifts: bool = False, **options: Any) -> None:
-        """Give TensorBoard the grouping of charts.
-
-        Args:
-            shifts: the task changes during the run: a chart of it, which begins at task 0.
-            options: as in `runs.recording.layout`.
-        """
+        """Give TensorBoard the grouping of charts, as `runs.recording.layout`; if the task changes during the run
+        (`shifts`), with a chart of it, which begins at task 0."""
         if not shifts:
             self._run.layout(list(layers), list(probed), **options)
             return
@@ -327,11 +310,7 @@ class Session:
         print(f"\r{text:<100}" if terminal else text, end="" if terminal else "\n", flush=True)
 
     def end(self) -> None:
-        """Write the last checkpoint; then finish, or, if steps are left, say how to resume.
-
-        Raises:
-            SystemExit: 130, the run was interrupted.
-        """
+        """Write the last checkpoint; then finish, or, if steps are left, say how to resume and exit with code 130."""
         self.checkpoint()
         if self.step < self.total:
             self._run.interrupt(self.step)
