@@ -30,7 +30,8 @@ steps of an iteration, as valued when they were taken: one number for all its up
 measured after the first updates have adapted.
 
 With --env-threads 0 a killed run resumes exactly; ale-py's own vector environment (--env-threads 1 or more) is faster
-but cannot be saved, so a resumed run starts new episodes. Results: docs/results.md.
+but cannot be saved, so a resumed run starts new episodes. Measured with `catch`: evaluation return 10.00 (best expected
+9.99, random about -5), one seed; no Atari game has been run to the published length yet: docs/results.md.
 """
 
 from __future__ import annotations
