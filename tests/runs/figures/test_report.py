@@ -39,7 +39,9 @@ EXPERIMENT = Experiment(
 
 @pytest.fixture(autouse=True)
 def experiment(monkeypatch):
+    """`toy` is the only experiment, and pages are written without their slow pictures."""
     monkeypatch.setattr(experiment_module, "load", lambda name: EXPERIMENT)
+    monkeypatch.setattr(report, "draw", lambda *_: None)
 
 
 def finish(job, accuracies):
@@ -59,6 +61,9 @@ def finish_all(logs, scale, high=(0.1, 0.9), low=(0.1, 0.2)):
     return jobs
 
 
+DRAW = report.draw
+
+
 @pytest.mark.parametrize(("high", "outcome"), [((0.1, 0.9), "reproduced"), ((0.1, 0.15), "not reproduced")])
 def test_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high, outcome):
     jobs = finish_all(tmp_path / "logs", "laptop", high)
@@ -70,10 +75,18 @@ def test_page_has_claim_rule_verdict_numbers_and_circumstances(tmp_path, high, o
     assert "4 runs: 2 arms, seeds 1, 2." in text and "python -m runs run toy --scale laptop" in text
     recorded = json.loads((jobs[0].directory / "provenance.json").read_text())
     assert recorded["git"]["revision"][:7] in text and recorded["versions"]["torch"] in text
-    assert (tmp_path / "out" / "toy-laptop.png").stat().st_size > 5_000
-    assert "</svg>" in (tmp_path / "out" / "toy-laptop.svg").read_text()
     record = json.loads((tmp_path / "out" / "toy-laptop.json").read_text())
     assert record["outcome"] == outcome and record["runs"] == record["planned"] == 4 and record["seeds"] == 2
+
+
+def test_page_has_a_figure(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "draw", DRAW)
+    finish_all(tmp_path / "logs", "laptop")
+    page = report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
+    assert "![test/accuracy over steps](toy-laptop.png)" in page.read_text()
+    assert (tmp_path / "out" / "toy-laptop.png").stat().st_size > 5_000
+    assert "</svg>" in (tmp_path / "out" / "toy-laptop.svg").read_text()
 
 
 def test_rule_is_not_applied_to_part_of_a_plan(tmp_path):
