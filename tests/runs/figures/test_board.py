@@ -174,6 +174,11 @@ def test_every_documented_tag_has_one_chart_or_is_left_out_on_purpose():
     assert sorted(placed + none) == sorted(concrete)
 
 
+def test_own_tags_have_a_group():
+    page = charts(["losses/td_loss", "custom/my_metric"], "losses/td_loss")
+    assert list(page["custom"]) == ["custom/my_metric"]
+
+
 def test_charts_are_in_reverse_order_as_tensorboard_reverses_them():
     tags = ["eval/episodic_return", "losses/td_loss", "losses/q_values", "plasticity/srank/a", "plasticity/srank/b"]
     page = charts(tags, "eval/episodic_return")
@@ -196,9 +201,9 @@ def weights_and_features(name):
     script = script.get(name, rainbow_atari)
     shape = (3,) if name in ("dqn_atari", "rainbow_atari") else (4, 3)
     network = script.make_network(*shape, script.Args(), 1, cpu)
-    weights = scalable_weights(network, heads=getattr(network, "heads", None) or getattr(script, "HEADS", None))
+    weights = scalable_weights(network, heads=getattr(network, "heads", None))
     partner = {f"{weight}.sigma" for weight in weights} if script is rainbow_atari else ()
-    return [*weights, *partner], getattr(network, "probed", None) or script.PROBED
+    return [*weights, *partner], network.probed
 
 
 @pytest.mark.parametrize(
