@@ -23,14 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tyro
 
 from runs.analysis.changes import Visit, visits
 from runs.analysis.run_groups import read_groups
 from runs.analysis.tables import markdown
+from runs.positionals import Directories
 from runs.recording import RunError
 
 
@@ -38,7 +37,7 @@ from runs.recording import RunError
 class Args:
     """Tabulate what a detector found."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories"""
     within: float = 0.5
     """share of a visit in which its first alarm counts as a detection of the change before it"""

@@ -36,13 +36,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from runs.analysis.curves import Recorded, Scalars
 from runs.analysis.run_groups import RunGroup, read_groups
 from runs.analysis.statistics import student_interval
 from runs.analysis.tables import markdown, mean_over_seeds, shown
 from runs.figures import style
+from runs.positionals import Directories
 from runs.recording import RunError
 
 TENTH, RECENT = 0.1, 20
@@ -52,7 +52,7 @@ TENTH, RECENT = 0.1, 20
 class Args:
     """Tabulate and draw what changes of the task did."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories"""
     fresh: str = ""
     """exp_name of the arm in which a fresh agent learns each task; without it, columns that need it stay empty"""

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from runs.analysis import statistics
@@ -43,6 +42,7 @@ from runs.analysis.curves import Recorded, common_points, read_run
 from runs.analysis.run_groups import Groups, group
 from runs.analysis.tables import markdown, shown, with_half_width
 from runs.figures import style
+from runs.positionals import Directories
 from runs.recording import RunError, one_line_errors
 
 MAIN_TAGS = ("charts/episodic_return", "eval/episodic_return", "test/accuracy", "rollout/ep_rew_mean")
@@ -62,7 +62,7 @@ ByTask: TypeAlias = dict[str, NDArray[np.float64]]
 class Args:
     """Compare arms over seeds and tasks."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories, or directories of TensorBoard event files"""
     tag: str = ""
     """scalar to compare (larger is better); default: the script's main score, which the output names"""

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import tyro
-
 from runs.analysis.tables import markdown
 from runs.figures import style
+from runs.positionals import Directories
 from runs.recording import RunError, read_json, read_scalars
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "fig2_left.csv"
@@ -45,7 +44,7 @@ class Setting(NamedTuple):
 class Args:
     """Draw Figure 2 (left) and print its table."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories of the fig2-left presets"""
     out: Path = Path("fig2_left.png")
     """picture to write"""

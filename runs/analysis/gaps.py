@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from runs.analysis.curves import Scalars
 from runs.analysis.run_groups import RunGroup, read_groups
 from runs.analysis.statistics import student_interval
 from runs.analysis.tables import markdown, mean_over_seeds, shown
 from runs.figures import style
+from runs.positionals import Directories
 from runs.recording import RunError
 
 WARM, FRESH = "test/accuracy", "test/accuracy_fresh"
@@ -34,7 +34,7 @@ WARM, FRESH = "test/accuracy", "test/accuracy_fresh"
 class Args:
     """Tabulate gaps, draw accuracies."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories of agents/warm_start.py"""
     out: Path | None = None
     """picture to write; default: none"""

@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs.analysis.curves import Curve, as_curve, over_seeds
+from runs.positionals import Experiments
 from runs.recording import RunError, one_line_errors
 from runs.recording.events_file import EventFile
 from runs.recording.layout import Layout
 from runs.sweeps.experiment import LOGS, Experiment, Job, NoRuns, Result, chosen, plan
-from runs.sweeps.names import Names
 from runs.sweeps.results import results_of
 
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -60,7 +60,7 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 class Args:
     """Compare the arms of an experiment in TensorBoard."""
 
-    experiments: Names
+    experiments: Experiments
     """names as in `python -m runs list`, or all: those that have finished runs"""
     scale: str = "laptop"
     """which of its scales"""

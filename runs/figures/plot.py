@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from runs.analysis.curves import Curve, read_table, windowed
 from runs.figures import style
+from runs.positionals import Directories
 from runs.recording import RunError, read_json
 
 DEFAULT_TAGS = (
@@ -33,7 +33,7 @@ EMPTY: Curve = (np.empty(0, dtype=np.int64), np.empty(0))
 class Args:
     """Draw scalars of runs."""
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
+    directories: Directories
     """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique"""
     tags: tuple[str, ...] = DEFAULT_TAGS
     """one panel each"""

@@ -22,6 +22,7 @@ from runs.analysis.curves import Curve, as_curve, over_seeds
 from runs.analysis.statistics import student_band
 from runs.analysis.tables import markdown
 from runs.figures import style
+from runs.positionals import Experiments
 from runs.recording import RunError, one_line_errors, read_json, read_status
 from runs.sweeps.experiment import (
     LOGS,
@@ -37,7 +38,6 @@ from runs.sweeps.experiment import (
     plan,
     run_command,
 )
-from runs.sweeps.names import Names
 from runs.sweeps.results import results_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -48,7 +48,7 @@ BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of
 class Args:
     """Write the page of an experiment, and README's table of claims."""
 
-    experiments: Names
+    experiments: Experiments
     """names as in `python -m runs list`, or all: those whose runs are finished; without a name, only the table in
     README.md is written"""
     scale: str = "laptop"

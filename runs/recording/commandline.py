@@ -8,7 +8,9 @@ import dataclasses
 import difflib
 import io
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,15 +128,24 @@ def read_flags(cls: type[T], words: Sequence[str], *, prog: str, description: st
         cls: a dataclass; fields may be `tyro.conf.Positional`. Its `__post_init__` may raise ValueError.
         words: the command line.
         prog: what --help calls the tool.
-        description: what the tool does, for --help.
+        description: what the tool does, for --help; its indented lines are printed as they are.
     Raises:
         RunError: the words cannot be read, or `cls` refuses them; one line.
         SystemExit: 0, after --help.
     """
+    if not {"-h", "--help"}.isdisjoint(words):
+        print(f"{_filled(description)}\n")  # tyro would put each paragraph on one line
     try:
-        return _checked(cls, _ask_tyro(_unchecked(cls), words, prog=prog, description=description))
+        return _checked(cls, _ask_tyro(_unchecked(cls), words, prog=prog, description=""))
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def _filled(text: str) -> str:
+    """Paragraphs wrapped for the terminal; a paragraph with indented lines stays as it is."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(one if "\n " in f"\n{one}" else textwrap.fill(one, width) for one in paragraphs)
 
 
 def _unchecked(cls: type[T]) -> type[T]:

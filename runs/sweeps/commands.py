@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from runs import positionals
 from runs.recording import RunError
 from runs.sweeps.experiment import LOGS, REPOSITORY, Job, as_words, chosen, load, names, plan
-from runs.sweeps.names import Name, Names
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ShowArgs:
     python -m runs show fig3
     """
 
-    experiment: Name
+    experiment: positionals.Experiment
     """a name from `python -m runs list`, or the path of your own .py file"""
 
 
@@ -38,7 +38,7 @@ class ShowArgs:
 class Selection:
     """Which runs of which experiments."""
 
-    experiments: Names
+    experiments: positionals.Experiments
     """names from `python -m runs list`, paths of your own .py files, or all"""
     scale: str
     """smoke (does everything work?), laptop, paper, or another scale that list shows"""

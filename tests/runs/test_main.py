@@ -53,9 +53,10 @@ def test_help_of_each_command_names_it(words, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([*words, "--help"])
     assert leaving.value.code == 0
-    usage = capsys.readouterr().out.split("options")[0]
-    assert f"usage: python -m runs {' '.join(words)} " in usage
-    assert f"python -m runs {' '.join(words)}" in usage.split("\n", 1)[1]
+    description, usage = capsys.readouterr().out.split("usage: ")
+    assert usage.startswith(f"python -m runs {' '.join(words)} ")
+    assert f"python -m runs {' '.join(words)}" in description
+    assert len(description.splitlines()) > 2 and max(map(len, description.splitlines())) <= 120
 
 
 def test_help_of_run_has_every_flag(capsys):

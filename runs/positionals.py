@@ -1,0 +1,12 @@
+"""The positional arguments of commands, with their names in --help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import tyro
+
+Experiment: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
+Experiments: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")]
+Directories: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
