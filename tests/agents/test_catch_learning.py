@@ -1,6 +1,6 @@
-"""The shipped Atari agents learn Catch on a screen to 90 % of the best return; with a broken target they do not.
+"""The shipped Atari agents learn Catch on a screen to 90 % of the best return; with a broken target they fail to.
 
-Minutes of learning each, on two cores: run with `pytest -m slow tests/agents/test_catch_learning.py -s`.
+Each takes minutes on two cores: run with `pytest -m slow tests/agents/test_catch_learning.py -s`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 
 from agents import dqn_atari, ppo_atari, rainbow_atari
 from envs.catch import best_return
+from envs.replay import FrameMemory
 from runs.recording import read_scalars
 
 pytestmark = pytest.mark.slow
@@ -34,19 +35,19 @@ def test_it_learns_catch(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dqn", "rainbow"])
-def test_without_the_value_of_the_next_state_it_does_not(name, tmp_path, monkeypatch):
-    """Only rewards within n steps are seen: the paddle starts to move when it is too late."""
-    gather = SCRIPTS[name].ReplayMemory.gather
+def test_without_the_value_of_the_next_state_the_agent_fails(name, tmp_path, monkeypatch):
+    """Only rewards within n steps count: the paddle starts to move when it is too late."""
+    gather = FrameMemory.gather
 
     def short_sighted(self, slots):
         *parts, discounts = gather(self, slots)
         return [*parts, np.zeros_like(discounts)]
 
-    monkeypatch.setattr(SCRIPTS[name].ReplayMemory, "gather", short_sighted)
+    monkeypatch.setattr(FrameMemory, "gather", short_sighted)
     assert final_return(SCRIPTS[name], tmp_path / "run") < 0.5 * best_return()
 
 
-def test_ppo_without_credit_for_later_rewards_does_not(tmp_path, monkeypatch):
+def test_without_credit_for_later_rewards_ppo_fails(tmp_path, monkeypatch):
     gae = ppo_atari.gae
     monkeypatch.setattr(ppo_atari, "gae", lambda r, v, d, last, gamma, lam: gae(r, v, d, last, 0.0, lam))
     assert final_return(ppo_atari, tmp_path / "run") < 0.5 * best_return()
