@@ -62,7 +62,7 @@ def test_every_import_is_declared():
     }
     needed = {path: third_party(imports_of(path)) for path in sources("elr", "envs", "agents", "runs")}
     undeclared = {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)}
-    drawing = {"runs/figures/style.py", "runs/training/comparison.py"}  # imported when they draw
+    drawing = {"runs/figures/style.py", "runs/training/picture.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
     assert set(undeclared) <= drawing and set().union(*undeclared.values()) <= extras["plots"]
     assert {"torch", "numpy"} <= set.union(*needed.values())  # the walk sees imports at all

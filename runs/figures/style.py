@@ -59,7 +59,7 @@ def begin(panels: int, columns: int = 3, width: float = 4.4, height: float = 3.1
     drawn = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in drawn:
         axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in drawn[panels:]:
         axes.set_visible(False)
