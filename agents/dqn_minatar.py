@@ -1,28 +1,29 @@
 """DQN on MinAtar with normalize-and-project and a re-warmed learning rate, in one file.
 
-    python agents/dqn_minatar.py                              plain DQN (Mnih et al. 2015), constant learning rate
-    python agents/dqn_minatar.py nap-cyclic --seed 1          weights projected, learning rate cycles
-    python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM detects a change in the TD errors
+    python agents/dqn_minatar.py                              DQN, weights free, learning rate constant
+    python agents/dqn_minatar.py nap-cyclic --seed 2          weights projected, learning rate cycles
+    python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM detects a jump of the TD errors
     python agents/dqn_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/dqn_minatar.py --resume runs/logs/RUN       continue a killed or interrupted run
 
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
 
-One agent step is one frame, because MinAtar skips none; one update is one optimiser step, and
-updates = replay_ratio * (steps - learning_starts). Ratio 1 is the paper's high update-to-data regime; 0.25 is usual.
+An agent step is a frame (no frame skip); an update is an optimiser step. Except for pauses after a change,
+updates = replay_ratio * (steps - learning_starts). Ratio 1 is the paper's high update-to-data regime.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam instead of RMSProp, squared instead of Huber loss, minimal
-action sets (-v1), final exploration 0.05 instead of 0.1, and LayerNorm before each nonlinearity (`--network plain` is
-theirs). Deviations from Lyle et al. 2025, whose experiments are on Atari: rates 2.5e-4 and 4e-6 (theirs 6.25e-5 and
-1e-6, the same ratio), cycles of 50,000 steps (4M), three of them before annealing (ten).
+action sets (-v1), final exploration 0.05 instead of 0.1, LayerNorm before each nonlinearity (--network plain: theirs).
+Deviations from the paper, which trains on Atari: rates 2.5e-4 and 4e-6 (paper: 6.25e-5 and 1e-6, the same ratio), three
+cycles of 50,000 steps (paper: ten of 4M frames), and CUSUM watches the squared TD errors of the newest transitions
+instead of the loss: most replayed transitions predate a change and hide it.
 
---shift changes the task during training, and --switch sets how the agent reacts; by default it does not react (plain
-continual learning). The probe always uses observations of the first task. --rewarm.trigger cusum watches the squared TD
-errors of the newest transitions. The paper uses the loss, but most replayed transitions predate a change and hide it.
+--shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts. By default it does not
+(plain continual learning). The probe (feature metrics on fixed inputs) always uses observations of the first task.
 
 Measured with `baseline` on Breakout: training return 14.8, 18.1, 15.6 over the last 100,000 of 1,000,000 steps (three
-seeds; random: 0.4). All results, and what is below published DQN: docs/results.md.
+seeds; random: 0.4). All results, including where they fall short of published DQN: docs/results.md.
 """
 
 from __future__ import annotations
@@ -60,18 +61,19 @@ class ScheduleArgs(flags.ScheduleArgs):
     low: float = 4e-6
     """rate at the bottom of a cycle or at the end of a decay (the paper's ratio of high to low is 62.5)"""
     period_steps: int = 50_000
+    """agent steps of one cycle or decay, warm-up included"""
 
 
 @dataclass(frozen=True)
 class SwitchArgs(flags.SwitchArgs):
-    """What else happens when the task changes."""
+    """What happens when the task changes, besides re-warming (--rewarm.trigger switch)."""
 
     replay: Literal["keep", "clear"] = "keep"
-    """the replay memory; if it is cleared, updates pause for --learning-starts steps"""
+    """keep the replay memory, or clear it and pause updates for --learning-starts steps"""
     exploration: Literal["keep", "restart"] = "keep"
-    """the exploration rate continues, or decays again from --start-e"""
+    """keep the exploration rate, or decay it again from --start-e"""
     target: Literal["keep", "copy"] = "keep"
-    """the target network waits for --target-network-frequency, or is copied at once"""
+    """copy the target network at the usual time, or at once"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Args:
     double_q: bool = False
     """choose the target's action with the online network (van Hasselt et al. 2016)"""
     network: Literal["normalised", "plain"] = "normalised"
-    """LayerNorm before each nonlinearity, or biases and none (Young & Tian 2019)"""
+    """LayerNorm before each nonlinearity, or biases and no LayerNorm (Young & Tian 2019)"""
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
     """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
@@ -119,11 +121,11 @@ class Args:
     switch: SwitchArgs = field(default_factory=SwitchArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 50_000
-    """agent steps between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
+    """agent steps between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """greedy episodes per evaluation, each in a freshly seeded game, at most 10,000 steps long"""
     log_every: int = 1_000
-    """agent steps between records of speed and exploration, and updates between records of losses and rates"""
+    """updates between records of losses and rates; agent steps between records of speed and exploration"""
     checkpoint_every: int = 50_000
     """agent steps between checkpoints"""
     device: str = "cpu"
@@ -149,27 +151,29 @@ class Args:
         require(0 <= self.end_e <= self.start_e <= 1, self, "end_e start_e", "need 0 <= end <= start <= 1")
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(self.batch_size <= self.buffer_size, self, "batch_size buffer_size", "a batch must fit the memory")
-        require(self.learning_starts < self.total_timesteps, self, "learning_starts total_timesteps", "no update left")
+        require(
+            self.learning_starts < self.total_timesteps, self, "learning_starts total_timesteps", "leaves no update"
+        )
         require(self.gradient != "explicit" or self.device == "cpu", self, "gradient device", "explicit needs a CPU")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
-        least = 1 / self.replay_ratio  # agent steps of one update
+        steps_per_update = 1 / self.replay_ratio
         self.nap.check()
-        self.schedule.check(self.learning_rate, least)
+        self.schedule.check(self.learning_rate, steps_per_update)
         self.shift.check(self.env_id, self.total_timesteps)
         self.switch.check(self.shift.on)
         pauses = self.switch.does("replay")
         self.rewarm.check(
             self.schedule, self.switch, self.shift, self.updates,
-            total=self.total_timesteps, starts=self.learning_starts, pauses=pauses, least=least,
+            total=self.total_timesteps, starts=self.learning_starts, pauses=pauses, least=steps_per_update,
         )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled)
         blind = self.rewarm.trigger == "cusum" and self.learning_starts == 0
         require(not blind, self, "learning_starts", "--rewarm.trigger cusum needs a TD error before the first update")
-        apart = min(self.shift.first_change or np.inf, self.shift.shortest_gap or np.inf)
+        shortest_task = min(self.shift.first_change or np.inf, self.shift.shortest_gap or np.inf)
         require(
-            not pauses or apart > self.learning_starts, self, "learning_starts",
-            f"changes of --shift come {apart} steps apart, and --switch (replay, fresh-agent) pauses updates for longer",
+            not pauses or shortest_task > self.learning_starts, self, "learning_starts",
+            f"--switch (replay, fresh-agent) pauses updates for longer than a task of --shift, {shortest_task} steps",
         )  # fmt: skip
         decays = self.switch.exploration == "keep" or self.start_e != self.end_e
         require(decays, self, "start_e end_e", "--switch.exploration restart changes nothing")
@@ -177,7 +181,7 @@ class Args:
 
 NAP, CYCLIC = NapArgs(enabled=True), ScheduleArgs("cyclic")
 DECAY = ScheduleArgs("warmup-cosine", period_steps=200_000)
-CHAIN: dict[str, Any] = {
+CHAIN: dict[str, Any] = {  # Breakout, Freeway, Space Invaders, twice; -v0: the same six actions in each
     "env_id": "MinAtar/Breakout-v0", "total_timesteps": 1_200_000,
     "shift": ShiftArgs("games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=200_000),
 }  # fmt: skip
@@ -194,17 +198,17 @@ PRESETS = presets(
             "nap-cyclic on Breakout in a few minutes",
             {
                 "nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
-                "exploration_steps": 30_000,
+                "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
             },
         ),
         "adaptive": (
             "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
             {"nap": NAP, "schedule": ScheduleArgs("warmup-cosine"), "rewarm": RewarmArgs("cusum")},
         ),
-        "chain-plain": ("three games in turn, twice: plain continual training", CHAIN),
+        "chain-plain": ("three games in turn, twice: the agent does not react", CHAIN),
         "chain-fresh": ("the same games, a fresh agent for each", {"switch": SwitchArgs(fresh_agent=True), **CHAIN}),
         "chain-reset": (
-            "the same games, network and Adam's moments reset at each change",
+            "the same games, network and Adam's moments reset at each change, the rest kept",
             {"switch": SwitchArgs(intervention="reset", optimizer="reset"), **CHAIN},
         ),
         "chain-nap": ("the same games, normalize-and-project, constant rate", {"nap": NAP, **CHAIN}),
@@ -225,7 +229,8 @@ PRESETS = presets(
 class QNetwork(nn.Module):
     """Q(s, .) for one MinAtar observation: 3x3 convolution (16 channels), 128 hidden units, linear head.
 
-    normalised: LayerNorm before each nonlinearity; its offset makes the layer's own bias redundant.
+    normalised: LayerNorm before each nonlinearity and no bias in front of it, so that scaling a weight tensor leaves
+    the output as it is.
     plain: the network of Young & Tian (2019), with biases and no normalisation.
     """
 
@@ -281,7 +286,7 @@ def td_gradient(
     with torch.enable_grad():
         q = q_network(obs).gather(1, actions[:, None])[:, 0]  # [B]
         loss = (q - td_target).square().mean()
-    q_network.zero_grad(set_to_none=False)
+    q_network.zero_grad(set_to_none=False)  # FlatAdam reads these very tensors
     loss.backward()
     return loss.detach(), q.detach()
 
@@ -305,7 +310,7 @@ def main(args: Args) -> None:
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = args.shift.world(args.env_id, 1)
         channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-        q_network, target_network = (
+        q_network, target_network = (  # of one seed: the target begins as a copy
             make_network(channels, actions, args, run.seed("init"), run.device) for _ in range(2)
         )
         optimizer = FlatAdam(q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
@@ -313,7 +318,7 @@ def main(args: Args) -> None:
         reference = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(reference, q_network, target_network), partial(q_values, q_network)
         if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu):
-            try:  # the same two functions, written out in NumPy; taken only if they give the same numbers
+            try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
                     q_network, target_network, reference, q_values,
                     gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size,
@@ -322,51 +327,56 @@ def main(args: Args) -> None:
                 require(args.gradient == "auto", args, "gradient", str(error))
                 print(f"gradient by autograd, not the faster one written by hand: {error}")
 
-        # elr attaches to the network and the optimiser; what is switched off does nothing.
-        layers = scalable_weights(q_network)  # conv and hidden: the head is left out
+        # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
+        layers = scalable_weights(q_network)  # weights of conv and hidden, by name; the head is left out
         first_task = args.shift.world(args.env_id, 1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
         projection = args.nap.build(q_network, inputs=probe_obs)
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
-        recent = RecentTDErrors(args.gamma, on=args.rewarm.trigger == "cusum")  # what CUSUM watches
+        recent = RecentTDErrors(args.gamma, on=args.rewarm.trigger == "cusum")  # the signal for CUSUM
         meter, probe = args.probe.build(q_network, layers, optimizer, probe_obs, q_network.probed)
 
     returns = Returns(window=100)
-    # A change of the task may restart exploration, and pause learning until --learning-starts more steps.
-    at = run.counters(exploration_start=0, learning_start=args.learning_starts, updates_before=0)
+    # Where exploration and learning begin to count; a change of the task may move them.
+    origin = run.counters(exploration_step=0, learning_step=args.learning_starts, learning_updates=0)
+    # What a checkpoint holds, besides random streams and counters: everything that has a state.
     run.keep(
         q_network=q_network, target_network=target_network, optimizer=optimizer, replay=replay, env=env,
         rewarming=rewarming, projection=projection, meter=meter, probe=probe, recent=recent, returns=returns,
     )  # fmt: skip
-    run.watch(q_network, optimizer)
+    run.watch(q_network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [1, C, 10, 10] uint8
 
-    def switch_task() -> None:
-        """The task has changed: do what --switch asks for, before anything is learned of the new one."""
+    def react_to_change() -> None:
+        """The environment has changed its task: do what --switch asks for, before anything is learned of the new one.
+
+        An intervention of your own belongs here, or behind an update. Change weights in place; then call
+        projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
+        """
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", run.step), run.device)
         switch.intervene_(q_network, fresh, projection, heads=["head"])
-        if switch.does("optimizer"):
+        if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.does("target"):
             target_network.load_state_dict(q_network.state_dict())
         if switch.does("replay"):
             replay.clear()
-            at.learning_start, at.updates_before = run.step + args.learning_starts, run.updates
+            origin.learning_step, origin.learning_updates = run.step + args.learning_starts, run.updates
         if switch.does("exploration"):
-            at.exploration_start = run.step
+            origin.exploration_step = run.step
         if switch.fresh_agent:
-            rewarming.reset()
+            rewarming.reset()  # schedule and trigger as at the start of the run
             recent.clear()
         elif args.rewarm.trigger == "switch":
-            rewarming.restart()
+            rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # what the intervention did to the features is not learning
+            probe.forget()  # the next change of the features is measured from here, without the intervention
         returns.clear()
 
-    # NumPy's overflow warnings are silenced: `require_finite` stops a run that diverges, in one line.
+    # td_gradient turns gradients on for itself. `require_finite` stops a run that diverges, so NumPy need not warn.
     with run.open(), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         if run.resumed:
             run.restore()
@@ -375,32 +385,33 @@ def main(args: Args) -> None:
             run.layout(layers, q_network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
-        evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
+        evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)  # the current task
 
         while run.running():
             # Act: epsilon-greedily.
-            exploring = run.step - at.exploration_start
-            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, exploring)
-            explores = action_rng.random() < epsilon
-            values = act(obs) if recent.on or not explores else None  # [1, A]
-            action = int(action_rng.integers(actions)) if explores else int(values.argmax())
+            since = run.step - origin.exploration_step
+            epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, since)
+            explore = action_rng.random() < epsilon
+            values = act(obs) if recent.on or not explore else None  # [1, A]
+            action = int(action_rng.integers(actions)) if explore else int(values.argmax())
             recent.act(values, action)
             next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
             recent.step(rewards, terminated, truncated)
-            obs, run.step = next_obs, run.step + 1
-            returns.record(infos, truncated, run)  # of an episode that ended
+            obs = next_obs
+            run.step += 1
+            returns.record(infos, truncated, run)  # if an episode ended
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
-            while run.updates < at.updates_before + int((run.step - at.learning_start) * args.replay_ratio):
-                loss, q = gradient(replay.sample(args.batch_size, minibatch_rng))
+            while run.updates < origin.learning_updates + int((run.step - origin.learning_step) * args.replay_ratio):
+                loss, q = gradient(replay.sample(args.batch_size, minibatch_rng))  # writes every .grad
                 signal = recent.read()
                 run.require_finite(loss=loss, td_error=signal)
                 meter.before_step()
                 optimizer.step()
                 meter.after_step()  # measures the step really taken, before the projection
-                projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
-                rate = rewarming.rate
+                rate = rewarming.rate  # of this update
+                projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                 rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                 run.updates += 1
 
@@ -424,7 +435,7 @@ def main(args: Args) -> None:
             if run.due(args.eval_every, last=True):
                 run.evaluated(play(evaluation_env, partial(q_values, q_network), run.seed("env") + run.step))
             if "shift" in infos and run.step < run.total:
-                switch_task()
+                react_to_change()
                 evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
                 run.shifted(infos)
             if run.due(args.checkpoint_every, last=False):

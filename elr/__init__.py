@@ -1,30 +1,40 @@
 """Control and measure the effective learning rate of a PyTorch network: the size of an update relative to the weights.
 
-    projection = Projection(network, check_inputs=batch)                    # refuses layers that depend on their scale
+    projection = Projection(network, check_inputs=batch)    # ValueError if rescaling a layer changes the output
+    schedule = WarmupCosine(peak=1e-3, warmup_steps=500, decay_steps=9_500, final=1e-5)   # steps are updates
     trigger = AtKnownChange()
-    rewarming = Rewarming(optimizer, WarmupCosine(1e-3, 500, 9_500, 1e-5), trigger)
-    meter = Meter(scalable_weights(network), every=100, optimizer=optimizer, nominal_power=1)
-    for x, y in stream:
+    rewarming = Rewarming(optimizer, schedule, trigger)     # sets the rate of the first update at once
+    meter = Meter(scalable_weights(network), every=100, optimizer=optimizer, nominal_power=1)   # 2 for SGD
+    for x, y, task_changed in stream:
+        if task_changed:
+            trigger.notify()                                # the schedule restarts with the next update
         optimizer.zero_grad(); loss(network(x), y).backward()
-        meter.before_step(); optimizer.step(); meter.after_step()           # the step that the optimiser took
-        projection.step(rewarming.rate)                                     # W <- W ||W_0|| / ||W||
-        rewarming.step()                                                    # trigger.notify() when the task changes
+        meter.before_step(); optimizer.step(); meter.after_step()   # the step that the optimiser took
+        projection.step(rewarming.rate)                     # W <- W ||W_0|| / ||W||
+        rewarming.step()                                    # restart if the trigger fires; set the next rate
+        print(meter.fresh_scalars())                        # what was measured in this step, by tag
+
+All of them have state_dict() and load_state_dict(). To intervene, change weights in place, then call
+projection.project_() to keep their norms, or projection.remember_norms_() to hold the new ones.
 
 One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
 
-    weights            which parameters are scaled: weights, their partners, gains and offsets
+    weights            which parameters are scaled: weights (mean and sigma of noisy layers together), gains, offsets
     scale_invariance   a check that the output ignores the scale of the weights
     projection         Normalize-and-Project: hold the weights at their initial norms
     schedules          learning rates as functions of the updates since the last trigger
     triggers           when the schedule starts again: never, every so often, on a detector's alarm, at a known change
     rewarming          drives an optimiser's learning rates by a trigger and a schedule
+
+Experiments around it:
+
     layerwise          learning rates per layer
-    matching           a control: give an unprojected network the relative step sizes of a projected one
+    matching           a control experiment: an unprojected network takes the relative step sizes of a projected one
 
 What the triggers watch:
 
     changepoint        CUSUM: an alarm when a stream of losses or TD errors rises
-    stagnation         an alarm when a stream of movements falls to a fraction of its peak
+    stagnation         an alarm when the features (or the loss) have stopped moving: a fraction of their fastest
     td_errors          TD errors of the transitions just seen, the stream for CUSUM in DQN and Rainbow
 
 What is measured:
@@ -47,8 +57,8 @@ For scripts:
     states             checks of saved states
 
 Everything works on tensors and modules only; importing `elr` needs torch and numpy. For parts that a run does without
-there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...). Their methods do nothing, so a training loop needs
-no branches.
+there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...), whose methods do nothing, so that the loop stays
+as above.
 """
 
 from elr.changepoint import Cusum

@@ -46,14 +46,18 @@ def test_example_runs() -> None:
     x, y = torch.randn(32, 6, generator=generator), torch.randn(32, 2, generator=generator)
     network = nn.Sequential(nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2))
     names = {name: getattr(elr, name) for name in elr.__all__}
-    names |= {"network": network, "batch": x, "stream": [(x, y)] * 3, "loss": nn.MSELoss()}
+    names |= {"network": network, "batch": x, "loss": nn.MSELoss()}
+    names["stream"] = [(x, y, task_changed) for task_changed in (False, False, True, False)]
     names["optimizer"] = torch.optim.Adam(network.parameters(), lr=1e-3)
     norm = float(network[0].weight.detach().norm())
     before = network[0].weight.detach().clone()
+    printed: list[dict[str, float]] = []
+    names["print"] = printed.append
     exec("\n".join(line.removeprefix("    ") for line in example.splitlines()), names)
     assert float(network[0].weight.detach().norm()) == pytest.approx(norm, rel=1e-6)
     assert not torch.equal(before, network[0].weight)
-    assert names["rewarming"].rate == names["rewarming"].schedule(3)
+    assert names["rewarming"].rate == names["rewarming"].schedule(1)  # restarted after update 3, then one update
+    assert [bool(scalars) for scalars in printed] == [True, False, False, False]  # update 1, then every 100
 
 
 def test_elr_imports_only_torch_and_numpy() -> None:
