@@ -387,6 +387,17 @@ def test_a_number_that_is_not_finite_is_named_with_step_update_rate_and_layer(ba
         run.require_finite(loss=bad)
 
 
+def test_given_numbers_are_checked_alone():
+    """Looking at every weight after every update would take longer than the update."""
+    run = session()
+    network, optimizer = fitted()
+    run.watch(network, optimizer)
+    network[0].bias.grad[0] = NAN
+    run.require_finite(loss=1.0)
+    with pytest.raises(NonFiniteError):
+        run.require_finite()
+
+
 def test_without_a_network_the_number_alone_is_named():
     with pytest.raises(NonFiniteError, match=r"^loss is nan at step 0, update 0: "):
         session().require_finite(loss=NAN)
@@ -570,11 +581,12 @@ def test_a_finished_run_says_where_it_is_and_how_to_look_at_it(tmp_path, monkeyp
     directory = tmp_path / "r"
     with opened(directory, total=1_000) as run:
         run.step = 1_000
-        run.end()
         run.farewell("first", "second")
         plain = capsys.readouterr().out
-        run._greedy = np.array([1.0, 2.0])
-        run.farewell()
+        run.evaluated(np.array([7.0, 9.0]))
+        run.evaluated(np.array([1.0, 2.0]))  # the last evaluation is printed
+        run.end()
+    run.farewell()
     looks = f"look at it with: {viewer} --logdir {directory}\n"
     assert plain == f"\nfinished 1,000 steps in {directory}\nfirst\nsecond\n{looks}"
     evaluation = "evaluation return 1.50, mean of 2 episodes\n"
