@@ -206,7 +206,7 @@ def load(text: str, clone: Path) -> dict[str, Any]:
     root = str(clone.resolve())
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "cleanrl_script.py"
-        script.write_text(text)
+        script.write_text(text, encoding="utf-8")
         sys.path.insert(0, root)
         try:
             return runpy.run_path(str(script))
@@ -274,10 +274,10 @@ def environment(args: Args, threads: int) -> dict[str, str]:
 
 def measure_cleanrl_dqn(args: Args, game: str, threads: int) -> float:
     """Agent steps per second of the patched dqn_atari.py while it learns."""
-    text = (args.cleanrl / "cleanrl" / "dqn_atari.py").read_text()
+    text = (args.cleanrl / "cleanrl" / "dqn_atari.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_dqn_atari.py"
-        script.write_text(substitute(text, dqn_substitutions(threads), "dqn_atari.py"))
+        script.write_text(substitute(text, dqn_substitutions(threads), "dqn_atari.py"), encoding="utf-8")
         flags = ["--env-id", f"{game}NoFrameskip-v4", "--train-frequency", "4", *shared_flags(args)]
         flags += ["--total-timesteps", str(args.learning_starts + 1 + args.steps)]
         return timed_rate(run_script([script, *flags], Path(name), environment(args, threads)))
@@ -406,7 +406,7 @@ def priority_parts(cleanrl: dict[str, Any], ours: dict[str, Any], capacity: int)
 
 def measure_parts(args: Args) -> Iterator[tuple[str, list[Pair]]]:
     """Yield the name of each part and calls per second of both sides."""
-    text = (args.cleanrl / "cleanrl" / "rainbow_atari.py").read_text()
+    text = (args.cleanrl / "cleanrl" / "rainbow_atari.py").read_text(encoding="utf-8")
     cleanrl = load(with_projection(text), args.cleanrl)
     ours = runpy.run_path(str(ROOT / "agents" / "rainbow_atari.py"))
     with torch.no_grad():
@@ -441,7 +441,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)
     if "envs" in args.what:
-        text = (args.cleanrl / "cleanrl" / "dqn_atari.py").read_text()
+        text = (args.cleanrl / "cleanrl" / "dqn_atari.py").read_text(encoding="utf-8")
         script = load(substitute(text, dqn_substitutions(1), "dqn_atari.py"), args.cleanrl)
         for game in args.games:
             for threads in args.env_threads:

@@ -91,7 +91,7 @@ def read_speeds(table: Path) -> list[tuple[int, float]]:
     Raises:
         ValueError: the table lacks a column, or holds no charts/SPS.
     """
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = {"step", "tag", "value"} - set(reader.fieldnames or ())
         if missing:

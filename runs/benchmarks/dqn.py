@@ -155,10 +155,10 @@ def substitutions(threads: int) -> tuple[Substitution, ...]:
 
 def measure_cleanrl(args: Args, replay_ratio: float) -> float:
     """Agent steps per second of the patched dqn.py while it learns."""
-    text = (args.cleanrl / "cleanrl" / "dqn.py").read_text()
+    text = (args.cleanrl / "cleanrl" / "dqn.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_dqn.py"
-        script.write_text(substitute(text, substitutions(args.threads)))
+        script.write_text(substitute(text, substitutions(args.threads)), encoding="utf-8")
         flags = ["--train-frequency", str(train_frequency(replay_ratio)), *SHARED_FLAGS]
         flags += ["--learning-starts", str(args.learning_starts)]
         flags += ["--total-timesteps", str(args.learning_starts + 1 + args.steps)]

@@ -150,10 +150,10 @@ def shared_flags(args: Args, num_envs: int) -> list[str]:
 
 def measure_cleanrl(args: Args, num_envs: int) -> float:
     """Agent steps per second of the patched ppo.py while it learns."""
-    text = (args.cleanrl / "cleanrl" / "ppo.py").read_text()
+    text = (args.cleanrl / "cleanrl" / "ppo.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_ppo.py"
-        script.write_text(substitute(text, substitutions(args.threads), "ppo.py"))
+        script.write_text(substitute(text, substitutions(args.threads), "ppo.py"), encoding="utf-8")
         environment = child_environment(args.threads, args.cleanrl)
         return timed_rate(run_script([script, *shared_flags(args, num_envs)], Path(name), environment))
 
