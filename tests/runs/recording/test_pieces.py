@@ -1,4 +1,4 @@
-"""Pieces of a state beside the checkpoint that names them."""
+"""Pieces of a state next to the checkpoint that names them."""
 
 from __future__ import annotations
 
