@@ -57,15 +57,13 @@ class Changes(Protocol):
 
 
 def reject_unused(group: str, args: object, names: Sequence[str], why: str) -> None:
-    """Refuse fields that differ from their class's default although nothing reads them.
+    """Refuse (ValueError) fields that differ from their class's default although nothing reads them.
 
     Args:
         group: name of the group of flags.
         args: a dataclass; a subclass with other defaults is compared with its own.
         names: fields of it that have no effect.
         why: completes "--group.name 3 has no effect ...".
-    Raises:
-        ValueError: one differs.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(args)}  # type: ignore[arg-type]
     for name in names:
@@ -98,12 +96,8 @@ class NapArgs:
     """project even a network whose output changes when a weight tensor is scaled"""
 
     def check(self, normalised: bool = True) -> None:
-        """Refuse flags without effect, and projection where it would change the function.
-
-        Args:
-            normalised: the network has a normalisation layer behind each weight; where a flag decides that, it is
-                --network.
-        """
+        """Refuse flags without effect, and projection of a network that is not `normalised`: behind each weight there
+        must be a normalisation layer, which --network decides."""
         if not self.enabled:
             unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
             reject_unused("nap", self, unused, "without --nap.enabled")
@@ -118,12 +112,8 @@ class NapArgs:
     def build(
         self, network: nn.Module, *, inputs: Tensor, heads: Sequence[str] | None = None
     ) -> Projection | NoProjection:
-        """What holds the norms that the network has now.
-
-        Args:
-            inputs: a batch on which scale invariance is checked.
-            heads: modules that are left out; None: the last layer.
-        """
+        """What holds the norms that the network has now, those of its heads (None: the last layer) left out. Scale
+        invariance is checked on `inputs`, a batch."""
         if not self.enabled:
             return NoProjection()
         with _named("--nap"):
@@ -159,12 +149,8 @@ class ScheduleArgs:
     """flags that each kind reads"""
 
     def check(self, peak: float, least: float = 0.0) -> None:
-        """Refuse flags without effect and schedules that do not fit.
-
-        Args:
-            peak: --learning-rate.
-            least: agent steps of one update, which a period must have; 0 where a period of 0 is the whole run.
-        """
+        """Refuse flags without effect and schedules that do not fit `peak`, --learning-rate, or have a period below
+        `least` agent steps, those of one update; `least` is 0 where a period of 0 is the whole run."""
         unused = {field.name for field in dataclasses.fields(self)} - {"kind", *self.READS[self.kind]}
         reject_unused("schedule", self, sorted(unused), f"with --schedule.kind {self.kind}")
         if self.kind == "constant":
@@ -195,12 +181,13 @@ class ScheduleArgs:
                     return OneCycle(self.low, peak, period, final=self.low, warmup_frac=self.warmup_frac)
 
 
+NO_CHANGE = "with --shift.kind none: the task does not change"
+
+
 @dataclass(frozen=True)
-class SwitchArgs:
+class InterventionArgs:
     """What else happens when the task changes."""
 
-    fresh_agent: bool = False
-    """train a new agent on each task (the oracle): everything below, schedule and trigger included, is reset"""
     optimizer: Literal["keep", "reset"] = "keep"
     """Adam's moments and step counts: kept, or set to zero as in a newly built optimiser"""
     intervention: Literal["none", "shrink-and-perturb", "reset", "reset-head"] = "none"
@@ -211,30 +198,19 @@ class SwitchArgs:
     """see shrink"""
 
     def does(self, what: str) -> bool:
-        """Whether this is renewed at a change: by its own flag, or because the whole agent is new.
+        """Whether `what`, the name of a flag of this group, is renewed at a change."""
+        return getattr(self, what) not in ("keep", "none")
 
-        Args:
-            what: name of a flag of this group.
-        """
-        return self.fresh_agent or getattr(self, what) not in ("keep", "none")
+    @property
+    def _intervention(self) -> str:
+        return self.intervention
 
-    def check(self, changes: bool) -> None:
-        """Refuse flags without effect.
-
-        Args:
-            changes: the task changes at all.
-        """
-        names = [field.name for field in dataclasses.fields(self)]
+    def check(self, changes: bool, unchanged: str = NO_CHANGE) -> None:
+        """Refuse flags without effect or meaning. Where the task does not change at all, `unchanged` completes
+        "--switch.name has no effect ..."."""
         if not changes:
-            reject_unused("switch", self, names, "with --shift.kind none: the task does not change")
+            reject_unused("switch", self, [field.name for field in dataclasses.fields(self)], unchanged)
             return
-        if self.fresh_agent:
-            others = [name for name in names if name not in ("fresh_agent", "shrink", "perturb")]
-            reject_unused("switch", self, others, "with --switch.fresh-agent, which does all of it")
-        self.check_intervention()
-
-    def check_intervention(self) -> None:
-        """Refuse --switch.shrink and --switch.perturb where they have no effect or no meaning."""
         if self.intervention != "shrink-and-perturb":
             reject_unused("switch", self, ["shrink", "perturb"], f"with --switch.intervention {self.intervention}")
             return
@@ -255,7 +231,7 @@ class SwitchArgs:
             projection: holds the network's norms; after a reset, those of the new weights.
             heads: modules that reset-head resets.
         """
-        match "reset" if self.fresh_agent else self.intervention:
+        match self._intervention:
             case "shrink-and-perturb":
                 shrink_and_perturb_(network, fresh, shrink=self.shrink, perturb=self.perturb)
                 projection.project_()  # only the new direction is kept
@@ -265,6 +241,30 @@ class SwitchArgs:
                     projection.remember_norms_()
             case "reset-head":
                 reset_(network, fresh, modules=heads)
+
+
+@dataclass(frozen=True)
+class SwitchArgs(InterventionArgs):
+    """What else happens when the task changes."""
+
+    fresh_agent: bool = False
+    """train a new agent on each task (the oracle): all of this group, the schedule and the trigger are reset"""
+
+    def does(self, what: str) -> bool:
+        """Whether this is renewed at a change: by its own flag, or because the whole agent is new."""
+        return self.fresh_agent or super().does(what)
+
+    @property
+    def _intervention(self) -> str:
+        return "reset" if self.fresh_agent else self.intervention
+
+    def check(self, changes: bool, unchanged: str = NO_CHANGE) -> None:
+        """Refuse flags without effect or meaning; see `InterventionArgs.check`."""
+        if changes and self.fresh_agent:
+            names = [field.name for field in dataclasses.fields(self)]
+            others = [name for name in names if name not in ("fresh_agent", "shrink", "perturb")]
+            reject_unused("switch", self, others, "with --switch.fresh-agent, which does all of it")
+        super().check(changes, unchanged)
 
 
 @dataclass(frozen=True)
@@ -395,11 +395,7 @@ class ResetArgs:
     """the last layers, all dense layers, or the whole network (the paper does not say)"""
 
     def check(self, total: int) -> None:
-        """Refuse flags without effect and steps that never come.
-
-        Args:
-            total: agent steps of the run.
-        """
+        """Refuse flags without effect and steps that never come in a run of `total` agent steps."""
         if not self.at_steps:
             reject_unused("reset", self, ["layers"], "without --reset.at-steps")
         elif any(after <= before for before, after in pairwise((0, *self.at_steps))):
@@ -426,11 +422,8 @@ class ProbeArgs:
     """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
 
     def check(self, size_is_read: bool = False) -> None:
-        """Refuse flags without effect.
-
-        Args:
-            size_is_read: something else uses --probe.size too; projection is checked on the probe's inputs.
-        """
+        """Refuse flags without effect. Where --probe.every is 0, something else may still use --probe.size, if
+        `size_is_read`: projection is checked on the probe's inputs."""
         for name, least in (("every", 0), ("meter_every", 0), ("size", 2)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--probe.{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -441,13 +434,8 @@ class ProbeArgs:
         self, network: nn.Module, layers: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, inputs: Tensor,
         probed: Sequence[str],
     ) -> tuple[Meter | NoMeter, Probe | NoProbe]:  # fmt: skip
-        """Meter of realised ELR and norms, and probe of features.
-
-        Args:
-            layers: the weights to measure, by name.
-            inputs: the probe's batch.
-            probed: modules whose outputs are features.
-        """
+        """Meter of the realised ELR and norms of `layers`, weights by name, and probe of the features that the modules
+        `probed` give for `inputs`, the probe's batch."""
         meter: Meter | NoMeter = NoMeter()
         if self.meter_every:
             meter = Meter(layers, every=self.meter_every, optimizer=optimizer, nominal_power=1)

@@ -15,7 +15,7 @@ import torch
 import tyro
 from torch import nn
 
-from elr.flags import NapArgs, ProbeArgs, ResetArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from elr.flags import InterventionArgs, NapArgs, ProbeArgs, ResetArgs, RewarmArgs, ScheduleArgs, SwitchArgs
 from elr.measure import NoMeter
 from elr.probe import NoProbe
 from elr.projection import NoProjection
@@ -24,7 +24,7 @@ from elr.triggers import Every, Never, OnCusum
 from elr.weights import scalable_weights
 from envs.flags import MinAtarShiftArgs as ShiftArgs
 
-GROUPS = (NapArgs, ScheduleArgs, SwitchArgs, RewarmArgs, ResetArgs, ProbeArgs)
+GROUPS = (NapArgs, ScheduleArgs, InterventionArgs, SwitchArgs, RewarmArgs, ResetArgs, ProbeArgs)
 PEAK = 1e-3
 NEVER = ShiftArgs()
 OFTEN = ShiftArgs("actions", every_steps=100_000)
@@ -117,6 +117,10 @@ REFUSED = [
             "fresh_agent": True, "optimizer": "reset", "intervention": "reset", "shrink": 0.5, "perturb": 0.5,
         }.items()
     ],
+    (
+        lambda: InterventionArgs(intervention="reset").check(changes=False, unchanged="with one task"),
+        ["--switch.intervention reset has no effect with one task"],
+    ),
     (lambda: ReplaySwitchArgs(replay="clear").check(changes=False), ["--switch.replay clear", "--shift.kind none"]),
     (
         lambda: SwitchArgs(fresh_agent=True, optimizer="reset").check(changes=True),
@@ -507,6 +511,8 @@ COUNTS = [
     ),
     (outcome_of_switch, SwitchArgs(), {"fresh_agent": True, "optimizer": "reset", "intervention": "reset-head"}),
     (outcome_of_switch, SwitchArgs(intervention="shrink-and-perturb"), {"shrink": 0.5, "perturb": 0.2}),
+    (outcome_of_switch, InterventionArgs(), {"optimizer": "reset", "intervention": "reset"}),
+    (outcome_of_switch, InterventionArgs(intervention="shrink-and-perturb"), {"shrink": 0.5, "perturb": 0.2}),
     (outcome_of_rewarm, RewarmArgs("every", 5), {"trigger": "never", "every_steps": 6, "moments": "reset"}),
     (
         outcome_of_rewarm,
