@@ -3,94 +3,68 @@
     python agents/warm_start.py                               digits: projected, re-warmed when the data grow
     python agents/warm_start.py unconstrained                 digits: no projection, one long decay
     python agents/warm_start.py fig4-projected-0.1 --data-folder cifar-10-batches-bin
-    python agents/warm_start.py --resume runs/logs/RUN        go on with a killed or interrupted run
-
-The digits show the machinery within half a minute; they are too easy for a gap (359 test images: one is 0.28 points).
-The figures' presets use CIFAR-10, read from --data-folder or downloaded once (170 MB). Measured on 20,000 of its images
-(--batches 1 2, n = 5): gap 0.60 points for fig4-projected-0.1, 3.70 for fig5-right-unconstrained-single.
-All numbers, with n: docs/results.md.
-
-Phase k trains on the first `fractions[k]` of a shuffled training set, each phase for the same number of updates (or of
-epochs). From the last switch on, a fresh network, the control, learns beside the warm one from the same minibatches.
-What the run is about is the gap: test accuracy of the fresh network minus that of the warm one, in points.
+    python agents/warm_start.py --resume runs/logs/RUN        continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. The presets fig4-*, fig5-left-*, fig5-right-*, fig9-* and fig13-* are arms of
-that paper's figures at a smaller budget; shrink-and-perturb, reset, reset-head, l2-init and weight-decay are the
-baselines.
+those lines stand in this order in `main`. All steps are optimiser updates.
 
-Deviations. Where the paper is silent: strides 2, 2, 1 and 256 hidden units (--strides, --hidden); minibatches are drawn
-without replacement, in a new order every epoch; pixels are normalised by channel with the training set's mean and
-deviation; all matrices decay, gains, offsets and biases do not. The paper's hidden layer has no norm; here it has one,
-as projection presumes scale invariance (--no-hidden-norm with --nap.allow-scale-dependent is theirs). "LayerNorm" of a
-convolution is over channels and space, with a gain and an offset per channel; the ResNet-18 has the same norm, which
-unlike BatchNorm sees each image alone, and is scale-invariant just as well.
+Phase k trains on the first `fractions[k]` of a shuffled training set, each phase for the same number of updates (or of
+epochs). From the last switch on a fresh network, the control, trains on the same minibatches as the warm one. The
+result is the gap: test accuracy of the fresh network minus that of the warm one, in points.
+
+The presets fig4-*, fig5-left-*, fig5-right-*, fig9-* and fig13-* are arms of the paper's figures with a smaller budget,
+and shrink-and-perturb, reset, reset-head, l2-init and weight-decay are baselines, on CIFAR-10 (read from --data-folder
+or downloaded once, 170 MB). The digits only show how it works, in half a minute: they are too easy for a gap.
+
+Deviations from the paper: its hidden layer has no norm; ours has one, because projection needs scale invariance
+(--no-hidden-norm with --nap.allow-scale-dependent is theirs). Not specified in the paper, our choices: strides 2, 2, 1
+and 256 hidden units; minibatches without replacement, in a new order every epoch; pixels normalised by channel with the
+training set's mean and deviation; all matrices decay, gains, offsets and biases do not. "LayerNorm" of a convolution is
+over channels and space, with a gain and an offset per channel. The ResNet-18 has the same norm instead of BatchNorm.
+
+Measured on 20,000 images of CIFAR-10 (--batches 1 2, n = 5): gap 0.60 points for fig4-projected-0.1, 3.70 for
+fig5-right-unconstrained-single. All results: docs/results.md.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from elr import flags
 from elr.changepoint import Cusum
-from elr.interventions import L2Init, reset_, shrink_and_perturb_
+from elr.flags import InterventionArgs as SwitchArgs
+from elr.interventions import L2Init, NoL2Init
 from elr.layerwise import layerwise_groups
-from elr.measure import Meter
+from elr.measure import Meter, NoMeter
 from elr.moments import reset_moments_
-from elr.probe import Probe
-from elr.projection import Projection
+from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
 from elr.schedules import Constant, Schedule, WarmupCosine
 from elr.triggers import AtKnownChange, Every, Never, OnCusum, Trigger
 from elr.weights import gains_and_offsets, scalable_weights
-from envs.images import Images, load_images
-from runs.recording import (
-    NonFiniteError,
-    Preset,
-    Run,
-    StopOnSignal,
-    config_to_dict,
-    describe_nonfinite,
-    exit_with_one_line,
-    one_line_errors,
-    parse,
-    read_scalars,
-    reject_unused,
-    restore_rng,
-    rng_state,
-    weights_and_gradients,
-)
+from envs.images import load_images
+from envs.minibatches import Minibatches, Pixels
+from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
+from runs.training import Session, draw_comparison, require, require_device, require_not_negative, require_positive
 
-# ------------------------------------------------------------------------------------------------------------ flags
+# ------------------------------------------------------------------------------------------------- hyperparameters
 
 
 @dataclass(frozen=True)
-class NapArgs:
+class NapArgs(flags.NapArgs):
     """Normalize-and-project: hold every hidden weight tensor at its initial norm."""
 
     enabled: bool = True
-    """project the weights"""
-    every: int = 1
-    """updates between projections"""
-    gains: Literal["joint", "regularise", "decay", "free"] = "joint"
-    """gains g and offsets b of norm layers: hold their joint norm, pull them to 1 and 0, decay g to 0, or leave them"""
-    gain_strength: float = 0.0
-    """strength of regularise or decay, multiplied by the fastest layer's rate as in decoupled weight decay"""
-    allow_scale_dependent: bool = False
-    """project even a network whose output changes when a weight tensor is scaled"""
 
 
 @dataclass(frozen=True)
@@ -107,55 +81,38 @@ class ScheduleArgs:
 
 @dataclass(frozen=True)
 class RewarmArgs:
-    """Start the schedule again (Algorithm 1)."""
+    """Restart the schedule (Algorithm 1)."""
 
     trigger: Literal["never", "switch", "cusum", "cycle"] = "switch"
-    """never: one decay over the whole run; switch: when the data grow (told); cusum: at a change point in the loss,
-    the decay being as long as the first phase, and after an alarm as the last; cycle: a fixed number in the run"""
+    """never: one decay over the whole run; switch: when the data grow (the network is told); cusum: at a change point
+    in the loss, with the first decay as long as the first phase and later ones as long as the last; cycle: at equal
+    intervals, --rewarm.cycles decays in all (the other scripts' `every` takes the interval in steps instead)"""
     cycles: int = 5
-    """decays in the run (trigger cycle)"""
+    """number of decays in the run (trigger cycle)"""
     peak_factor: float = 1.0
     """peak of the schedule after a trigger, as a multiple of --learning-rate"""
     moments: Literal["keep", "reset"] = "keep"
-    """Adam's moments at a trigger (cusum, cycle; at a switch --switch.optimizer decides)"""
+    """Adam's moments at a restart (cusum, cycle; at a switch --switch.optimizer decides)"""
     threshold: float = 10.0
     """CUSUM alarm threshold h, in standard deviations of a block mean"""
     slack: float = 1.0
     """CUSUM slack k: half the smallest shift of interest, in standard deviations"""
     block: int = 20
-    """updates averaged into one value of the CUSUM, whose logarithm is tested"""
+    """updates whose losses are averaged into one CUSUM value, of which the logarithm is tested"""
     burn_in: int = 20
-    """blocks from which mean and deviation are estimated before the CUSUM may fire"""
+    """blocks from which mean and deviation are estimated before CUSUM may fire"""
     refractory: int = 25
-    """blocks after an alarm in which none is raised"""
+    """blocks after an alarm during which no alarm is raised"""
 
 
 @dataclass(frozen=True)
-class SwitchArgs:
-    """What else happens when the data grow."""
-
-    optimizer: Literal["keep", "reset"] = "keep"
-    """Adam's moments and step counts: kept, or set to zero as in an optimiser that is built anew"""
-    intervention: Literal["none", "shrink-and-perturb", "reset", "reset-head"] = "none"
-    """what is done to the weights"""
-    shrink: float = 0.4
-    """W <- shrink * W + perturb * W_fresh (shrink-and-perturb; Ash and Adams' code has 0.4 and 0.1)"""
-    perturb: float = 0.1
-    """see shrink"""
-
-
-@dataclass(frozen=True)
-class ProbeArgs:
+class ProbeArgs(flags.ProbeArgs):
     """Measurements that never change training."""
 
     every: int = 100
-    """updates between feature-learning measurements (the interval T of Delta_C, Delta_A); 0 is off"""
     size: int = 256
-    """training images in the probe; at most so many old and as many new ones give the norms of their gradients"""
-    tau: float = 0.1
-    """a unit is dormant when its share of the layer's mean activation is at most tau"""
+    """training images in the probe; at most this many old and as many new ones give the norms of their gradients"""
     meter_every: int = 100
-    """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
 
 
 @dataclass(frozen=True)
@@ -165,13 +122,13 @@ class Args:
     dataset: Literal["digits", "cifar10", "mnist", "fashion-mnist"] = "digits"
     """digits is part of the package; the others are read from --data-folder or downloaded once"""
     data_folder: Path | None = None
-    """folder that holds the set's official files; nothing is downloaded then"""
+    """folder with the official files of the data set; nothing is downloaded then"""
     cache: Path | None = None
     """where downloads are kept; default rewarm in $XDG_CACHE_HOME or ~/.cache"""
     batches: tuple[int, ...] = ()
     """numbers of the CIFAR-10 training batches to use, 1 to 5; none means all five"""
     train_images: int = 0
-    """use only so many training images, drawn by the seed; 0 takes all"""
+    """use only this many training images, drawn by the seed; 0 uses all"""
     seed: int = 1
     """seed of every random stream"""
     fractions: tuple[float, ...] = (0.1, 1.0)
@@ -179,10 +136,10 @@ class Args:
     phase_updates: int = 1000
     """updates of each phase"""
     phase_epochs: int = 0
-    """epochs of each phase instead, over the images it has; 0 goes by --phase-updates"""
+    """epochs of each phase instead, over the images it has; 0 uses --phase-updates"""
     control: Literal["fresh", "none"] = "fresh"
-    """train a fresh network beside the warm one from the last switch on; whatever the trigger, its rate makes one decay
-    over the last phase, from --learning-rate"""
+    """train a fresh network as well from the last switch on; whatever the trigger, its rate makes one decay over the
+    last phase, from --learning-rate"""
     model: Literal["cnn", "resnet18"] = "cnn"
     """the paper's small network, or a ResNet-18 for small images without biases"""
     width: int = 32
@@ -196,7 +153,7 @@ class Args:
     batch_size: int = 64
     """images per update"""
     augment: bool = False
-    """random shifts by an eighth of the image and mirror images (mirrored only where that keeps the class: CIFAR-10)"""
+    """random shifts by up to an eighth of the image, and mirror images where that keeps the class (CIFAR-10)"""
     learning_rate: float = 1e-3
     """Adam's rate at the peak of the schedule"""
     assignment: Literal["constant", "fast-features", "slow-features", "even-ratio-abs"] = "constant"
@@ -204,8 +161,8 @@ class Args:
     weight_decay: float = 0.0
     """decoupled decay of all matrices: W <- W - rate * decay * W"""
     l2_init: float = 0.0
-    """strength of the penalty on the squared distance from the initial weights (Kumar et al. 2023); an intervention
-    moves that origin only if it is reset"""
+    """strength of the penalty on the squared distance from the initial weights (Kumar et al. 2023); of the
+    interventions only a reset moves that origin"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -214,261 +171,130 @@ class Args:
     eval_every: int = 100
     """updates between evaluations on the test set"""
     log_every: int = 10
-    """updates between points of the minibatch loss and the rate"""
+    """updates between records of the minibatch loss and the rate"""
     checkpoint_every: int = 1000
     """updates between checkpoints"""
     device: str = "cpu"
-    """cpu or cuda; the latter has not been run yet"""
+    """cpu or cuda"""
     bf16: bool = False
-    """forward pass in bfloat16 where torch's autocast does that (GPU only)"""
+    """forward pass in bfloat16 by torch's autocast; here on a GPU only (the Atari scripts' also runs on a CPU)"""
     threads: int = 2
-    """CPU threads"""
+    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "warm_start"
     """first part of the run's name"""
     directory: Path | None = None
     """run directory; default runs/logs/<exp_name>__<dataset>__s<seed>__<time>"""
     resume: Path | None = None
-    """run directory to go on with; all other flags come from its config.json"""
+    """run directory to resume; all other flags come from its config.json"""
 
     def __post_init__(self) -> None:
-        positive = "phase_updates width hidden batch_size learning_rate eval_every log_every checkpoint_every threads"
-        for name in positive.split():
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        for name in ("train_images", "phase_epochs", "weight_decay", "l2_init"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
+        require_positive(self, "phase_updates width hidden batch_size learning_rate eval_every log_every threads")
+        require_positive(self, "checkpoint_every rewarm.peak_factor")
+        require_not_negative(self, "seed train_images phase_epochs weight_decay l2_init")
+        require_device(self)
         shares = self.fractions
-        if not shares or not 0 < shares[0] <= shares[-1] <= 1 or list(shares) != sorted(shares):
-            raise ValueError(f"--fractions {shares}: give shares in (0, 1] that do not fall")
-        if min(self.strides) < 1:
-            raise ValueError(f"--strides {self.strides} must be at least 1 each")
-        greatest = self.learning_rate * max(1.0, self.rewarm.peak_factor)
-        for flag, pull in (("weight-decay", self.weight_decay), ("nap.gain-strength", self.nap.gain_strength)):
-            if greatest * pull > 1:
-                raise ValueError(
-                    f"--{flag} {pull} times the greatest rate {greatest:g} (--learning-rate, --rewarm.peak-factor) is "
-                    "above 1 and would turn the weights round"
-                )
-        if min(self.probe.every, self.probe.meter_every) < 0 or self.probe.size < 2:
-            raise ValueError("--probe.every and --probe.meter-every must be >= 0, --probe.size at least 2")
-        if not self.device.startswith(("cpu", "cuda")):
-            raise ValueError(f"--device {self.device} is not supported: use cpu or cuda")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(
-                f"--device {self.device}: this torch sees no GPU; install a CUDA build or use --device cpu"
-            )
-        if self.bf16 and not self.device.startswith("cuda"):
-            raise ValueError(f"--bf16 is for a GPU, not for --device {self.device}; drop one of them")
-        self._refuse_inert_flags()
-
-    def _refuse_inert_flags(self) -> None:
-        rewarm, switch = self.rewarm, self.switch
+        grow = bool(shares) and 0 < shares[0] <= shares[-1] <= 1 and list(shares) == sorted(shares)
+        require(grow, self, "fractions", "give shares in (0, 1] that do not fall")
+        require(min(self.strides) >= 1, self, "strides", "each must be at least 1")
+        require(self.rewarm.cycles >= 2, self, "rewarm.cycles", "give at least 2")
+        require(not self.bf16 or self.device.startswith("cuda"), self, "bf16 device", "bfloat16 here needs a GPU")
+        greatest, rates = self.learning_rate * max(1.0, self.rewarm.peak_factor), "learning_rate rewarm.peak_factor"
+        flips = "their product exceeds 1: the weights would change sign"
+        require(greatest * self.weight_decay <= 1, self, f"weight_decay {rates}", flips)
+        require(greatest * self.nap.gain_strength <= 1, self, f"nap.gain_strength {rates}", flips)
         if self.dataset == "digits":
             reject_unused("", self, ["data_folder", "cache"], "with --dataset digits, which is part of the package")
         if self.dataset != "cifar10":
             reject_unused("", self, ["batches"], f"with --dataset {self.dataset}")
         if self.data_folder:
-            reject_unused("", self, ["cache"], "with --data-folder, from which all is read")
+            reject_unused("", self, ["cache"], "with --data-folder, from which everything is read")
         if self.phase_epochs:
             reject_unused("", self, ["phase_updates"], "with --phase-epochs")
         if self.model == "resnet18":
             reject_unused("", self, ["width", "strides", "hidden", "hidden_norm"], "with --model resnet18")
-        if not self.nap.enabled:
-            unused = ["every", "gains", "gain_strength", "allow_scale_dependent"]
-            reject_unused("nap", self.nap, unused, "without --nap.enabled")
-        if self.schedule.kind == "constant":
-            reject_unused("schedule", self.schedule, ["low", "warmup_frac"], "with a constant rate")
-        elif not (0 <= self.schedule.low < self.learning_rate and 0 <= self.schedule.warmup_frac < 1):
-            raise ValueError(
-                f"--schedule.low {self.schedule.low} must lie below --learning-rate {self.learning_rate}, and "
-                f"--schedule.warmup-frac {self.schedule.warmup_frac} in [0, 1)"
-            )
+        switches = len(self.fractions) > 1
+        if not switches:
+            reject_unused("", self, ["control"], "with a single phase of --fractions: the network is the fresh one")
+            require(self.rewarm.trigger != "switch", self, "rewarm.trigger fractions", "no switch comes; use never")
+        self.switch.check(switches, "with a single phase of --fractions: there is no switch")
+        self.nap.check()
+        self.probe.check(size_is_read=self.nap.enabled and not self.nap.allow_scale_dependent)
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        schedule, rewarm = self.schedule, self.rewarm
+        if schedule.kind == "constant":
+            reject_unused("schedule", schedule, ["low", "warmup_frac"], "with a constant rate")
+        else:
+            below = 0 <= schedule.low < self.learning_rate
+            require(below, self, "schedule.low learning_rate", "the low rate must be below the peak")
+            require(0 <= schedule.warmup_frac < 1, self, "schedule.warmup_frac", "must lie in [0, 1)")
         detector = ["threshold", "slack", "block", "burn_in", "refractory"]
         unused = {
-            "never": ["cycles", "peak_factor", "moments", *detector],
-            "switch": ["cycles", "moments", *detector],
-            "cusum": ["cycles"],
-            "cycle": detector,
-        }
+            "never": ["cycles", "peak_factor", "moments", *detector], "switch": ["cycles", "moments", *detector],
+            "cusum": ["cycles"], "cycle": detector,
+        }  # fmt: skip
         reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
-        if not 0 < rewarm.peak_factor < math.inf or rewarm.cycles < 2:
-            raise ValueError("--rewarm.peak-factor must be positive, --rewarm.cycles at least 2")
-        changes_rate = self.schedule.kind != "constant" or rewarm.peak_factor != 1
-        if rewarm.trigger != "never" and not changes_rate and rewarm.moments == "keep":
-            raise ValueError(
-                f"--rewarm.trigger {rewarm.trigger} re-warms nothing with --schedule.kind constant: choose another "
-                "schedule, --rewarm.peak-factor, or --rewarm.trigger never"
+        warms = schedule.kind != "constant" or rewarm.peak_factor != 1 or rewarm.moments == "reset"
+        why = "nothing is re-warmed; choose another schedule, --rewarm.peak-factor, or the trigger never"
+        require(warms or rewarm.trigger == "never", self, "rewarm.trigger schedule.kind", why)
+
+
+FREE, ONCE = NapArgs(enabled=False), RewarmArgs("never")
+ARMS = (("projected", NapArgs()), ("unconstrained", FREE))
+ASSIGNMENTS = ("constant", "fast-features", "slow-features", "even-ratio-abs")
+CIFAR: dict[str, Any] = {
+    "dataset": "cifar10", "phase_updates": 6_000, "batch_size": 32, "learning_rate": 3e-3, "eval_every": 1000,
+    "checkpoint_every": 3000, "probe": ProbeArgs(every=500, meter_every=500),
+}  # fmt: skip
+PRESETS = presets(
+    Args,
+    {
+        "unconstrained": ("digits, no projection, one decay over the run", {"nap": FREE, "rewarm": ONCE}),
+        "online": ("digits arriving in four chunks", {"fractions": (0.25, 0.5, 0.75, 1.0), "phase_updates": 500}),
+        **{
+            f"fig4-{arm}-{fraction:g}": (
+                f"CIFAR-10, {arm}, {fraction:g} first, re-warmed at the switch",
+                {**CIFAR, "nap": nap, "fractions": (fraction, 1.0)},
             )
-        if len(self.fractions) == 1:
-            reject_unused("", self, ["control"], "with a single phase: the network is the fresh one")
-            reject_unused("switch", switch, ["optimizer", "intervention"], "with a single phase: there is no switch")
-            if rewarm.trigger == "switch":
-                raise ValueError("--rewarm.trigger switch never comes with the single phase of --fractions: use never")
-        if switch.intervention != "shrink-and-perturb":
-            why = f"with --switch.intervention {switch.intervention}"
-            reject_unused("switch", switch, ["shrink", "perturb"], why)
-        if not (0 <= switch.shrink <= 1 and 0 <= switch.perturb < math.inf):
-            raise ValueError(f"--switch.shrink {switch.shrink} must lie in [0, 1], --switch.perturb at 0 or above")
-        mixes = (switch.shrink, switch.perturb)
-        if switch.intervention == "shrink-and-perturb" and (mixes == (1, 0) or mixes == (0, 0)):
-            raise ValueError(
-                f"--switch.shrink {switch.shrink} with --switch.perturb {switch.perturb} "
-                + ("changes nothing" if switch.shrink else "makes every weight zero")
+            for fraction in (0.1, 0.5, 1.0)
+            for arm, nap in ARMS
+        },
+        **{
+            f"fig5-left-{rates}": (f"CIFAR-10, projected, re-warmed, rates {rates}", {**CIFAR, "assignment": rates})
+            for rates in ASSIGNMENTS
+        },
+        **{
+            f"fig13-{rates}-x{factor:g}": (
+                f"CIFAR-10, as fig5-left-{rates}, the second peak {factor:g} times the first",
+                {**CIFAR, "assignment": rates, "rewarm": RewarmArgs(peak_factor=factor)},
             )
-        if self.probe.every == 0:
-            checked = self.nap.enabled and not self.nap.allow_scale_dependent
-            inert = ["tau"] if checked else ["size", "tau"]  # projection is checked on the probe's images
-            reject_unused("probe", self.probe, inert, "with --probe.every 0")
-
-
-_FREE = NapArgs(enabled=False)
-_ONCE = RewarmArgs(trigger="never")
-
-
-def _presets() -> dict[str, Preset[Args]]:
-    cifar = Args(
-        dataset="cifar10", phase_updates=6_000, batch_size=32, learning_rate=3e-3, eval_every=1000,
-        checkpoint_every=3000, probe=ProbeArgs(every=500, meter_every=500),
-    )  # fmt: skip
-    presets = {
-        "unconstrained": Preset(
-            "digits, no projection, one decay over the run", Args(exp_name="unconstrained", nap=_FREE, rewarm=_ONCE)
-        ),
-        "online": Preset(
-            "digits arriving in four chunks",
-            Args(exp_name="online", fractions=(0.25, 0.5, 0.75, 1.0), phase_updates=500),
-        ),
-    }
-
-    def add(name: str, description: str, **changes: Any) -> None:
-        presets[name] = Preset(f"CIFAR-10, {description}", replace(cifar, exp_name=name, **changes))
-
-    for fraction in (0.1, 0.5, 1.0):
-        for arm, nap in (("projected", NapArgs()), ("unconstrained", _FREE)):
-            name = f"fig4-{arm}-{fraction:g}"
-            add(name, f"{arm}, {fraction:g} first, re-warmed at the switch", nap=nap, fractions=(fraction, 1.0))
-    for assignment in ("constant", "fast-features", "slow-features", "even-ratio-abs"):
-        add(f"fig5-left-{assignment}", f"projected, re-warmed at the switch, rates {assignment}", assignment=assignment)
-        for factor in (3.0, 10.0):
-            add(
-                f"fig13-{assignment}-x{factor:g}",
-                f"as fig5-left-{assignment}, the second peak {factor:g} times the first",
-                assignment=assignment,
-                rewarm=RewarmArgs(peak_factor=factor),
+            for rates in ASSIGNMENTS
+            for factor in (3.0, 10.0)
+        },
+        **{
+            f"{figure}-{arm}{how}": (f"CIFAR-10, {arm}, {text}", {**CIFAR, "nap": nap, "rewarm": rewarm})
+            for arm, nap in ARMS
+            for figure, how, text, rewarm in (
+                ("fig5-right", "-cusum", "re-warmed by CUSUM on the loss", RewarmArgs("cusum")),
+                ("fig5-right", "-single", "one decay over the run", ONCE),
+                ("fig9", "", "five cycles, not aligned with the switch", RewarmArgs("cycle")),
             )
-    for arm, nap in (("projected", NapArgs()), ("unconstrained", _FREE)):
-        add(
-            f"fig5-right-{arm}-cusum",
-            f"{arm}, re-warmed by CUSUM on the loss",
-            nap=nap,
-            rewarm=RewarmArgs(trigger="cusum"),
-        )
-        add(f"fig5-right-{arm}-single", f"{arm}, one decay over the run", nap=nap, rewarm=_ONCE)
-        add(f"fig9-{arm}", f"{arm}, five cycles, off the data's phase", nap=nap, rewarm=RewarmArgs(trigger="cycle"))
-    baselines = {
-        "shrink-and-perturb": {"switch": SwitchArgs(optimizer="reset", intervention="shrink-and-perturb")},
-        "reset": {"switch": SwitchArgs(optimizer="reset", intervention="reset")},
-        "reset-head": {"switch": SwitchArgs(optimizer="reset", intervention="reset-head")},
-        "l2-init": {"l2_init": 1e-4},
-        "weight-decay": {"weight_decay": 0.1},
-    }
-    for name, changes in baselines.items():
-        add(name, f"baseline {name}: unconstrained, re-warmed at the switch", nap=_FREE, **changes)
-    return presets
+        },
+        **{
+            name: (f"CIFAR-10, baseline {name}: unconstrained, re-warmed at a switch", {**CIFAR, "nap": FREE, **change})
+            for name, change in (
+                ("shrink-and-perturb", {"switch": SwitchArgs(optimizer="reset", intervention="shrink-and-perturb")}),
+                ("reset", {"switch": SwitchArgs(optimizer="reset", intervention="reset")}),
+                ("reset-head", {"switch": SwitchArgs(optimizer="reset", intervention="reset-head")}),
+                ("l2-init", {"l2_init": 1e-4}),
+                ("weight-decay", {"weight_decay": 0.1}),
+            )
+        },
+    },
+)  # fmt: skip
 
-
-PRESETS = _presets()
-
-# ------------------------------------------------------------------------------------------------------------- data
-
-
-class Minibatches:
-    """Indices below n in a random order, every epoch in a new one; an epoch's last batch is filled from the next."""
-
-    def __init__(self, n: int, batch_size: int, rng: np.random.Generator):
-        self.batch_size, self.rng = batch_size, rng
-        self.grow(n)
-
-    def grow(self, n: int) -> None:
-        """Begin a new epoch, over n images."""
-        self.n, self.order, self.position = n, self.rng.permutation(n), 0
-
-    def draw(self) -> np.ndarray:  # [B]
-        parts, missing = [], self.batch_size
-        while missing:
-            if self.position == self.n:
-                self.order, self.position = self.rng.permutation(self.n), 0
-            parts.append(self.order[self.position : self.position + missing])
-            self.position += len(parts[-1])
-            missing -= len(parts[-1])
-        return np.concatenate(parts)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"n": self.n, "order": self.order, "position": self.position, "rng": rng_state(self.rng)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.n, self.order, self.position = state["n"], state["order"], state["position"]
-        restore_rng(self.rng, state["rng"])
-
-
-class Pixels:
-    """Images as bytes on the device, handed out normalised by channel, and shifted and mirrored when asked to."""
-
-    def __init__(self, images: Images, device: torch.device):
-        self.train_x, self.train_y = images.train_x.to(device), images.train_y.to(device)
-        self.test_x, self.test_y = images.test_x.to(device), images.test_y.to(device)
-        channels = self.train_x.shape[1]
-        counts = torch.stack([self.train_x[:, c].flatten().bincount(minlength=256) for c in range(channels)]).double()
-        levels, total = torch.arange(256, device=device).double(), counts.sum(1)
-        mean = (counts * levels).sum(1) / total
-        deviation = ((counts * (levels - mean[:, None]).square()).sum(1) / total).sqrt()
-        self.mean, self.deviation = (t.float().view(1, -1, 1, 1) for t in (mean, deviation))
-        self.mirrored = images.name == "cifar10"
-
-    def normalised(self, x: Tensor) -> Tensor:  # [B, C, H, W] bytes -> float32, channels last
-        return ((x - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-
-    def augmented(self, x: Tensor, rng: np.random.Generator) -> Tensor:  # [B, C, H, W] bytes -> bytes
-        batch, _, height, width = x.shape
-        reach = max(1, height // 8)
-        dy, dx = (torch.from_numpy(rng.integers(2 * reach + 1, size=batch)).to(x.device) for _ in range(2))
-        windows = F.pad(x, (reach, reach, reach, reach)).unfold(2, height, 1).unfold(3, width, 1)
-        x = windows[torch.arange(batch, device=x.device), :, dy, dx]
-        if self.mirrored:
-            flip = torch.from_numpy(rng.random(batch) < 0.5).to(x.device)
-            x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        return x
-
-
-def phase_lengths(args: Args, sizes: Sequence[int]) -> list[int]:
-    """Updates of each phase.
-
-    Raises:
-        ValueError: they leave no room for what the flags ask for.
-    """
-    lengths = [args.phase_updates] * len(sizes)
-    if args.phase_epochs:
-        lengths = [math.ceil(args.phase_epochs * size / args.batch_size) for size in sizes]
-    total, r = sum(lengths), args.rewarm
-    if args.nap.enabled and not 1 <= args.nap.every <= total:
-        raise ValueError(f"--nap.every {args.nap.every} projects never in {total} updates")
-    if r.trigger == "cycle" and total % r.cycles:
-        raise ValueError(f"--rewarm.cycles {r.cycles} does not divide the {total} updates of the run")
-    if r.trigger == "cusum":
-        for flag, blocks, limit in (
-            ("burn-in", r.burn_in, lengths[0]),
-            ("refractory", r.refractory, min(lengths[1:], default=total)),
-        ):
-            if blocks * r.block >= limit:
-                raise ValueError(
-                    f"--rewarm.{flag} {blocks} blocks of --rewarm.block {r.block} updates outlast a phase of {limit}: "
-                    "the next switch could not be found"
-                )
-    return lengths
-
-
-# ---------------------------------------------------------------------------------------------------------- network
+# --------------------------------------------------------------------------------------------------------- network
 
 
 def layer_norm(channels: int) -> nn.GroupNorm:
@@ -479,9 +305,10 @@ def layer_norm(channels: int) -> nn.GroupNorm:
 class CNN(nn.Module):
     """The paper's network: convolutions 5x5, 3x3, 3x3, each with LayerNorm and ReLU, a hidden layer, a linear head.
 
-    No bias stands before a norm, whose offset makes it redundant.
+    Layers before a norm have no bias, which its offset makes redundant.
     """
 
+    heads = ("head",)  # neither projected nor measured
     probed = ("conv1_relu", "conv2_relu", "conv3_relu", "hidden_relu")
 
     def __init__(self, shape: Sequence[int], classes: int, args: Args):
@@ -501,7 +328,7 @@ class CNN(nn.Module):
         x = self.conv1_relu(self.conv1_norm(self.conv1(x)))
         x = self.conv2_relu(self.conv2_norm(self.conv2(x)))
         x = self.conv3_relu(self.conv3_norm(self.conv3(x)))
-        x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, the order in which they lie in memory
+        x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, as they are in memory
         x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, hidden]
         return self.head(x)
 
@@ -527,6 +354,7 @@ class ResidualBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18 for small images: a 3x3 stem without pooling, four stages of two blocks, 64 to 512 channels."""
 
+    heads = ("head",)
     probed = ("stem_relu", "stages.0.1.relu2", "stages.1.1.relu2", "stages.2.1.relu2", "stages.3.1.relu2")
 
     def __init__(self, shape: Sequence[int], classes: int, args: Args):
@@ -548,14 +376,14 @@ class ResNet18(nn.Module):
 
 
 def make_network(args: Args, shape: Sequence[int], classes: int, seed: int, device: torch.device) -> nn.Module:
-    """A network with the weights that this seed gives it, in channels-last memory."""
-    with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves from the global stream
+    """A network with the initial weights that this seed gives it, in channels-last memory."""
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
         network = (CNN if args.model == "cnn" else ResNet18)(shape, classes, args)
     return network.to(device, memory_format=torch.channels_last)
 
 
-# ----------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------------------------ loss
 
 
 @torch.no_grad()
@@ -570,13 +398,46 @@ def evaluate(network: nn.Module, pixels: Pixels, batch_size: int = 500) -> tuple
     return loss / len(pixels.test_y), right / len(pixels.test_y)
 
 
+def compare(learners: Mapping[str, Learner], pixels: Pixels) -> dict[str, float]:
+    """Both networks on the test set, and the gap between them in points."""
+    loss, accuracy = evaluate(learners["warm"].network, pixels)
+    scalars = {"test/loss": loss, "test/accuracy": accuracy}
+    if "control" in learners:
+        loss, fresh = evaluate(learners["control"].network, pixels)
+        scalars |= {"test/loss_fresh": loss, "test/accuracy_fresh": fresh, "test/gap": 100 * (fresh - accuracy)}
+    return scalars
+
+
 def gradient_norm(network: nn.Module, x: Tensor, answer: Tensor) -> float:
     """Euclidean norm of the gradient of the mean loss on these images, over all parameters."""
     gradients = torch.autograd.grad(F.cross_entropy(network(x), answer), list(network.parameters()))
     return math.sqrt(sum(g.double().square().sum().item() for g in gradients))
 
 
-# ------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def phase_lengths(args: Args, sizes: Sequence[int]) -> list[int]:
+    """Updates of each phase.
+
+    Raises:
+        ValueError: they leave no room for what the flags ask for.
+    """
+    lengths = [args.phase_updates] * len(sizes)
+    if args.phase_epochs:
+        lengths = [math.ceil(args.phase_epochs * size / args.batch_size) for size in sizes]
+    total, r = sum(lengths), args.rewarm
+    projects = args.nap.every <= total or not args.nap.enabled
+    require(projects, args, "nap.every", f"must be at most the run's {total} updates")
+    require(
+        r.trigger != "cycle" or total % r.cycles == 0, args, "rewarm.cycles", f"must divide the run's {total} updates"
+    )
+    if r.trigger == "cusum":
+        later = min(lengths[1:], default=total)
+        for name, blocks, phase in (("burn_in", r.burn_in, lengths[0]), ("refractory", r.refractory, later)):
+            why = f"their product must be below {phase}, the updates of a phase, or CUSUM would miss the next switch"
+            require(blocks * r.block < phase, args, f"rewarm.{name} rewarm.block", why)
+    return lengths
 
 
 def make_schedule(args: Args, updates: int, peak: float) -> Schedule:
@@ -585,6 +446,15 @@ def make_schedule(args: Args, updates: int, peak: float) -> Schedule:
         return Constant(peak)
     warmup = min(round(args.schedule.warmup_frac * updates), updates - 1)
     return WarmupCosine(peak, warmup, updates - warmup, args.schedule.low, initial=args.schedule.low)
+
+
+def make_schedules(args: Args, lengths: Sequence[int]) -> tuple[Schedule, Schedule]:
+    """The schedule after a trigger, and the one from the start."""
+    first, later = lengths[0], lengths[-1]
+    if args.rewarm.trigger in ("never", "cycle"):
+        first = later = sum(lengths) // (args.rewarm.cycles if args.rewarm.trigger == "cycle" else 1)
+    again = args.learning_rate * args.rewarm.peak_factor
+    return make_schedule(args, later, again), make_schedule(args, first, args.learning_rate)
 
 
 def make_trigger(args: Args, total: int) -> Trigger:
@@ -598,57 +468,33 @@ def make_trigger(args: Args, total: int) -> Trigger:
         case "cycle":
             return Every(total // r.cycles)
         case "cusum":
-            return OnCusum(
-                Cusum(
-                    threshold=r.threshold, slack=r.slack, block=r.block, burn_in=r.burn_in, refractory=r.refractory,
-                    log=True,
-                )
-            )  # fmt: skip
+            blocks = {"block": r.block, "burn_in": r.burn_in, "refractory": r.refractory}
+            return OnCusum(Cusum(threshold=r.threshold, slack=r.slack, log=True, **blocks))
 
 
 @dataclass
 class Learner:
-    """A network in training: its optimiser, and what holds its norms and sets its rate."""
+    """A network in training: its optimiser, and what sets its rate, holds its norms, pulls and measures it."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     rewarming: Rewarming
-    projection: Projection | None
-    l2_init: L2Init | None
-
-    def parts(self) -> Iterator[tuple[str, Any]]:
-        for name in ("network", "optimizer", "rewarming", "projection", "l2_init"):
-            if getattr(self, name) is not None:
-                yield name, getattr(self, name)
+    projection: Projection | NoProjection
+    l2_init: L2Init | NoL2Init
+    meter: Meter | NoMeter = field(default_factory=NoMeter)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts()}
+        return {part.name: getattr(self, part.name).state_dict() for part in fields(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts():
-            part.load_state_dict(state[name])
+        for part in fields(self):
+            getattr(self, part.name).load_state_dict(state[part.name])
 
 
-def make_projection(args: Args, network: nn.Module, check: Tensor) -> Projection | None:
-    """What holds this network's norms where they are now."""
-    if not args.nap.enabled:
-        return None
-    with one_line_errors("--nap"):
-        return Projection(
-            network,
-            every=args.nap.every,
-            gains=args.nap.gains,
-            gain_strength=args.nap.gain_strength,
-            heads=["head"],
-            check_inputs=check,
-            allow_scale_dependent=args.nap.allow_scale_dependent,
-        )
-
-
-def make_l2_init(args: Args, network: nn.Module) -> L2Init | None:
-    """The pull towards the weights of now; gains and offsets of norm layers are left out, as in its source."""
+def make_l2_init(args: Args, network: nn.Module) -> L2Init | NoL2Init:
+    """The pull towards the present weights; gains and offsets of norm layers are left out, as in its source."""
     if not args.l2_init:
-        return None
+        return NoL2Init()
     norms = {id(p) for pair in gains_and_offsets(network).values() for p in pair}
     return L2Init({name: p for name, p in network.named_parameters() if id(p) not in norms}, args.l2_init)
 
@@ -656,9 +502,9 @@ def make_l2_init(args: Args, network: nn.Module) -> L2Init | None:
 def make_learner(
     args: Args, network: nn.Module, check: Tensor, schedule: Schedule, trigger: Trigger, initial: Schedule | None = None
 ) -> Learner:
-    """Everything but the network itself; `check` is a batch on which its scale invariance is verified."""
+    """Everything except the network itself; `check` is a batch on which its scale invariance is verified."""
     with one_line_errors("--assignment"):
-        modules = layerwise_groups(network, args.learning_rate, args.assignment, head="head")
+        modules = layerwise_groups(network, args.learning_rate, args.assignment, head=network.heads[0])
     merged: dict[tuple[float, float], list[nn.Parameter]] = {}  # by rate and decay; fewer groups are fewer kernels
     for group in modules:
         for p in group["params"]:
@@ -667,206 +513,98 @@ def make_learner(
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
     with one_line_errors("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, schedule, trigger, args.rewarm.moments, initial)
-    return Learner(network, optimizer, rewarming, make_projection(args, network, check), make_l2_init(args, network))
+    projection = args.nap.build(network, inputs=check, heads=network.heads)
+    return Learner(network, optimizer, rewarming, projection, make_l2_init(args, network))
 
 
-def intervene(args: Args, learner: Learner, fresh: nn.Module, check: Tensor) -> None:
+def intervene_(switch: SwitchArgs, learner: Learner, fresh: nn.Module) -> None:
     """What --switch asks for, in place; `fresh` is a newly initialised network."""
-    s, network, optimizer = args.switch, learner.network, learner.optimizer
-    if s.intervention == "shrink-and-perturb":
-        shrink_and_perturb_(network, fresh, shrink=s.shrink, perturb=s.perturb)
-        if learner.projection:  # of shrinking and perturbing a new direction is left
-            learner.projection.project_()
-    elif s.intervention == "reset-head":
-        reset_(network, fresh, modules=["head"])
-    elif s.intervention == "reset":
-        reset_(network, fresh)
-        learner.projection = make_projection(args, network, check)  # the norms and the origin are the new network's
-        learner.l2_init = make_l2_init(args, network)
-    if s.optimizer == "reset":
-        reset_moments_(optimizer)
-
-
-def run_directory(args: Args) -> Path:
-    """--directory, or runs/logs/<exp_name>__<dataset>__s<seed>__<time>."""
-    return args.directory or Path(
-        "runs/logs", f"{args.exp_name}__{args.dataset}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    )
-
-
-def draw_comparison(directory: Path) -> Path | None:
-    """Picture of the test accuracies of both networks; None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    scalars = read_scalars(directory)
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for tag, label, colour in (("test/accuracy", "warm", "#D55E00"), ("test/accuracy_fresh", "fresh", "#0072B2")):
-        if tag in scalars:
-            axes.plot(*zip(*scalars[tag], strict=True), label=label, color=colour, marker=".", markersize=3)
-    for i, (update, _) in enumerate(scalars.get("shift/boundary", [])):
-        axes.axvline(update, color="0.6", linewidth=0.8, linestyle=":", label=None if i else "data grow")
-    axes.set_ylim(
-        top=1.0, bottom=max(0.0, min(v for _, v in scalars["test/accuracy"]) - 0.02)
-    )  # the control starts at chance
-    axes.set_xlabel("update")
-    axes.set_ylabel("test accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path = directory / "comparison.png"
-    figure.savefig(path, dpi=110)
-    return path
+    switch.intervene_(learner.network, fresh, learner.projection, heads=learner.network.heads)
+    if switch.intervention == "reset":
+        learner.l2_init.remember_()  # the pull is towards the new weights
+    if switch.does("optimizer"):
+        reset_moments_(learner.optimizer)
 
 
 def main(args: Args) -> None:
     """Train one network, and its control; everything they leave behind is in the run directory."""
-    torch.set_num_threads(args.threads)
-    threadpool_limits(args.threads)
-
-    # Every random draw below comes from one of these streams.
-    with one_line_errors("--seed"):
-        streams = np.random.SeedSequence(args.seed).spawn(6)
-    split_rng, minibatch_rng, augment_rng, probe_rng = (np.random.default_rng(s) for s in streams[:4])
-    init_seed, fresh_stream = int(streams[4].generate_state(1)[0]), streams[5]
-    with one_line_errors("--device", also=(RuntimeError,)):
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
     with one_line_errors("--dataset", also=(OSError,)):
         images = load_images(args.dataset, folder=args.data_folder, cache=args.cache, batches=args.batches or None)
-        if args.train_images > len(images.train_y):
-            raise ValueError(f"--train-images {args.train_images}: there are {len(images.train_y)} in {images.source}")
-    order = torch.from_numpy(split_rng.permutation(len(images.train_y)))[: args.train_images or None]
-    images = replace(images, train_x=images.train_x[order], train_y=images.train_y[order])
-    pixels = Pixels(images, device)
-    shape, count = pixels.train_x.shape[1:], len(images.train_y)
-    sizes = [round(fraction * count) for fraction in args.fractions]
     with one_line_errors():
-        if min(sizes) < 1:
-            raise ValueError(f"--fractions {args.fractions} of {count} images leaves a phase without any")
+        there, count = len(images.train_y), args.train_images or len(images.train_y)
+        require(count <= there, args, "train_images", f"there are {there} in {images.source}")
+        sizes = [round(fraction * count) for fraction in args.fractions]  # images of each phase
+        require(min(sizes) >= 1, args, "fractions", f"a phase has none of the {count} images")
         lengths = phase_lengths(args, sizes)
-    total, switches = sum(lengths), [int(u) for u in np.cumsum(lengths)[:-1]]
+    total, switches = sum(lengths), [int(update) for update in np.cumsum(lengths)[:-1]]
+    run = Session(args, args.dataset, total=total, streams="split minibatch augment probe init fresh", unit="update")
+    augment_rng = run.generator("augment")
     print(f"{images.source}; phases of {', '.join(f'{n:,}' for n in sizes)} images, {total:,} updates", flush=True)
 
-    *switch_seeds, control_seed = (int(s.generate_state(1)[0]) for s in fresh_stream.spawn(len(switches) + 1))
+    with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
+        order = torch.from_numpy(run.generator("split").permutation(there))[:count]
+        pixels = Pixels(replace(images, train_x=images.train_x[order], train_y=images.train_y[order]), run.device)
+        minibatches = Minibatches(sizes[0], args.batch_size, run.generator("minibatch"))
+        new_network = partial(make_network, args, pixels.train_x.shape[1:], images.classes, device=run.device)
 
-    def new_network(seed: int) -> nn.Module:
-        return make_network(args, shape, images.classes, seed, device)
+        # elr attaches to the network and the optimiser; what is switched off does nothing.
+        network = new_network(run.seed("init"))
+        chosen = torch.from_numpy(run.generator("probe").permutation(count)[: args.probe.size]).to(run.device)
+        probe_x = pixels.normalised(pixels.train_x[chosen])
+        with one_line_errors("--schedule, --rewarm"):
+            schedule, initial = make_schedules(args, lengths)
+            trigger = make_trigger(args, total)
+        warm = make_learner(args, network, probe_x, schedule, trigger, initial)
+        layers = scalable_weights(network, heads=network.heads)
+        warm.meter, probe = args.probe.build(network, layers, warm.optimizer, probe_x, network.probed)
 
-    # elr attaches to the network and the optimiser.
-    network = new_network(init_seed)
-    probe_index = torch.from_numpy(probe_rng.permutation(count)[: args.probe.size]).to(device)
-    probe_x = pixels.normalised(pixels.train_x[probe_index])
-    peak, again = args.learning_rate, args.learning_rate * args.rewarm.peak_factor
-    match args.rewarm.trigger:  # updates of the decay from the start, and of those after a trigger
-        case "never":
-            first = later = total
-        case "cycle":
-            first = later = total // args.rewarm.cycles
-        case _:
-            first, later = lengths[0], lengths[-1]
-    with one_line_errors("--schedule, --rewarm"):
-        schedules = make_schedule(args, later, again), make_trigger(args, total), make_schedule(args, first, peak)
-    warm = make_learner(args, network, probe_x, *schedules)
-    control: Learner | None = None
-    layers = scalable_weights(network, heads=["head"])
-    meter = probe = None
-    if args.probe.meter_every:
-        meter = Meter(layers, every=args.probe.meter_every, optimizer=warm.optimizer, nominal_power=1)
-    if args.probe.every:
-        with one_line_errors("--probe"):
-            probe = Probe(network, probe_x, network.probed, every=args.probe.every, tau=args.probe.tau)
-    minibatches = Minibatches(sizes[0], args.batch_size, minibatch_rng)
-    updates, result = 0, {}
-
-    def make_control() -> Learner:
-        return make_learner(args, new_network(control_seed), probe_x, make_schedule(args, lengths[-1], peak), Never())
+    learners, result = {"warm": warm}, {}
+    run.keep(warm=warm, probe=probe, minibatches=minibatches)
+    run.watch(network, warm.optimizer)
 
     def phase() -> int:
-        return sum(updates >= switch for switch in switches)
+        return sum(run.step >= switch for switch in switches)
 
     def fit_schedule() -> None:
         """Let the decay that a switch has started end with its phase."""
         if args.rewarm.trigger == "switch" and phase():
-            warm.rewarming.schedule = make_schedule(args, lengths[phase()], again)
+            peak = args.learning_rate * args.rewarm.peak_factor
+            warm.rewarming.schedule = make_schedule(args, lengths[phase()], peak)
 
-    def require_finite(what: str = "") -> None:
-        """Stop before a broken network is saved, measured or stepped; the checkpoint on disk is from before."""
-        for name, learner in (("", warm), ("the control's ", control)):
-            named = [] if learner is None else list(weights_and_gradients(learner.network))
-            if (what and not control) or not all(bool(torch.isfinite(t).all()) for _, t in named):
-                raise NonFiniteError(
-                    f"{what or 'a network that is'} not finite at update {updates}, learning rate "
-                    f"{warm.rewarming.rate:g}: {name}{describe_nonfinite(named)}; the last checkpoint is from before"
-                )
-        if what:
-            raise NonFiniteError(f"{what} not finite at update {updates}; the last checkpoint is from before")
+    def add_control() -> None:
+        """From now on a fresh network trains on the same minibatches."""
+        decay = make_schedule(args, lengths[-1], args.learning_rate)
+        control = make_learner(args, new_network(run.seed("fresh", len(switches))), probe_x, decay, Never())
+        learners["control"] = control
+        run.keep(control=control)
+        run.watch(control.network, control.optimizer, "the control's ")
 
-    def checkpoint() -> None:
-        require_finite()
-        parts = {"warm": warm, "control": control, "meter": meter, "probe": probe, "minibatches": minibatches}
-        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        run.checkpoint(updates, {"updates": updates, "augment_rng": rng_state(augment_rng), **state})
+    def switch() -> None:
+        """The data have grown: do what --switch asks for."""
+        minibatches.grow(sizes[phase()])
+        fit_schedule()
+        intervene_(args.switch, warm, new_network(run.seed("fresh", phase() - 1)))
+        if run.step == switches[-1] and args.control == "fresh":
+            add_control()
+        run.scalars({"shift/task": phase(), "shift/boundary": 1})
 
     def measure() -> None:
         """Features on the probe, and the gradients of images known since before the phase and of new ones."""
-        require_finite()
-        run.scalars(probe.measure(), updates)
+        run.require_finite()
+        run.scalars(probe.measure())
         known = sizes[max(phase() - 1, 0)]
         arrived = sizes[phase()] - known
         n = min(args.probe.size, known, arrived or known)  # the norm of a mean over more images is smaller
         for name, begin in (("old", 0), ("new", known)) if arrived else (("old", 0),):
             x = pixels.normalised(pixels.train_x[begin : begin + n])
-            run.scalar(f"norms/gradient_{name}", gradient_norm(network, x, pixels.train_y[begin : begin + n]), updates)
+            run.scalar(f"norms/gradient_{name}", gradient_norm(network, x, pixels.train_y[begin : begin + n]))
 
-    def evaluated() -> dict[str, float]:
-        """Both networks on the test set."""
-        scalars = dict(zip(("test/loss", "test/accuracy"), evaluate(network, pixels), strict=True))
-        if control:
-            pair = evaluate(control.network, pixels)
-            scalars |= dict(zip(("test/loss_fresh", "test/accuracy_fresh"), pair, strict=True))
-            scalars["test/gap"] = 100 * (scalars["test/accuracy_fresh"] - scalars["test/accuracy"])
-        return scalars
-
-    def report(scalars: dict[str, float]) -> None:
-        run.scalars(scalars, updates)
-        speed = (updates - start_update) / max(time.perf_counter() - started, 1e-9)
-        beside = f"   fresh {scalars['test/accuracy_fresh']:.3f}" if control else ""
-        print(
-            f"update {updates:>7,} of {total:,}   {sizes[phase()]:,} images   test {scalars['test/accuracy']:.3f}"
-            f"{beside}   learning rate {trained['charts/learning_rate']:.1e}   {speed:.1f} updates/s",
-            flush=True,
-        )
-
-    def switch() -> None:
-        """The data grow."""
-        nonlocal control
-        minibatches.grow(sizes[phase()])
-        fit_schedule()
-        intervene(args, warm, new_network(switch_seeds[phase() - 1]), probe_x)
-        if updates == switches[-1] and args.control == "fresh":
-            control = make_control()
-        run.scalar("shift/task", phase(), updates)
-        run.scalar("shift/boundary", 1, updates)
-
-    if args.resume:
-        run = Run.resume(args.resume, device=device)
-    else:
-        run = Run.create(run_directory(args), config_to_dict(args), argv=sys.argv, device=device)
-    with run, StopOnSignal() as stop:
-        if args.resume:
-            state = run.take_state()
-            misfit = f"{args.resume}: the checkpoint does not fit this version of the script"
-            with one_line_errors(misfit, also=(KeyError, RuntimeError)):
-                updates = state["updates"]
-                fit_schedule()  # before the state, from which the next update's rate follows
-                control = make_control() if "control" in state else None
-                parts = {"warm": warm, "control": control, "meter": meter, "probe": probe, "minibatches": minibatches}
-                for name, part in parts.items():
-                    if part is not None:
-                        part.load_state_dict(state[name])
-                restore_rng(augment_rng, state["augment_rng"])
+    with run.open():
+        if run.resumed:
+            fit_schedule()  # before the state, from which the next update's rate follows
+            if "control" in run.saved:
+                add_control()
+            run.restore()
         else:
             charts = {
                 "accuracy, warm and fresh": ["test/accuracy", "test/accuracy_fresh"],
@@ -874,84 +612,65 @@ def main(args: Args) -> None:
                 "gradients of old and new images": ["norms/gradient_old", "norms/gradient_new"],
             }
             rewarms = args.rewarm.trigger != "never"
-            run.layout(list(layers), network.probed, supervised=True, rewarming=rewarms, charts=charts)
-            run.scalar("shift/task", 0, 0)
-            if probe:
+            run.layout(layers, network.probed, shifts=True, supervised=True, rewarming=rewarms, charts=charts)
+            if probe.due(0):
                 measure()
-            checkpoint()
-        started, start_update = time.perf_counter(), updates
-        while updates < total and not stop.requested:
-            index = torch.from_numpy(minibatches.draw()).to(device)
+            run.checkpoint()
+
+        while run.running():
+            index = torch.from_numpy(minibatches.draw()).to(run.device)
             x, answer = pixels.train_x[index], pixels.train_y[index]
             if args.augment:
                 x = pixels.augmented(x, augment_rng)
             x = pixels.normalised(x)
-            announced = warm.rewarming.trigger if updates + 1 in switches else None
-            if isinstance(announced, AtKnownChange):
-                announced.notify()
-            for learner in (warm, control):
-                if learner is None:
-                    continue
-                # Algorithm 1 of arXiv:2507.20057.
-                with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            if args.rewarm.trigger == "switch" and run.step + 1 in switches:
+                trigger.notify()  # the data grow after this update
+
+            for learner in learners.values():
+                # Learn: Algorithm 1 of arXiv:2507.20057.
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=args.bf16):
                     logits = learner.network(x)
                 cross_entropy = F.cross_entropy(logits.float(), answer)
-                loss = cross_entropy + learner.l2_init.penalty() if learner.l2_init else cross_entropy
+                loss = cross_entropy + learner.l2_init.penalty()
                 learner.optimizer.zero_grad()
                 loss.backward()
-                if not math.isfinite(loss.item()):
-                    require_finite(f"loss {loss.item()},")
-                if learner is warm and meter:
-                    meter.before_step()
+                run.require_finite(loss=loss.item())
+                learner.meter.before_step()
                 learner.optimizer.step()
-                if learner is warm:
-                    measured = meter is not None and meter.after_step()  # the step really taken, before the projection
-                if learner.projection:
-                    learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
-                rate = learner.rewarming.rate
-                value = cross_entropy.item()
+                learner.meter.after_step()  # measures the step really taken, before the projection
+                learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
+                rate, value = learner.rewarming.rate, cross_entropy.item()
                 # trigger? restart the schedule; set the next update's rate (CUSUM takes the loss's logarithm)
-                rewarmed = updates + 1 < total and learner.rewarming.step(max(value, 1e-30))
+                rewarmed = run.step + 1 < total and learner.rewarming.step(max(value, 1e-30))
                 if learner is warm:
                     trained = {"train/loss": value, "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
-            updates += 1
-            if updates in switches:
+            run.step += 1
+            if run.step in switches:
                 switch()
 
             # Report.
-            if measured:
-                run.scalars(meter.scalars(), updates)
-            run.scalars(events, updates)
-            if updates % args.log_every == 0:
-                run.scalars(trained, updates)
-                if warm.rewarming.statistic is not None:
-                    run.scalar("rewarm/statistic", warm.rewarming.statistic, updates)
-            if probe and probe.due(updates):
+            run.scalars({**warm.meter.fresh_scalars(), **events})
+            if run.due(args.log_every):
+                run.scalars({**trained, **warm.rewarming.scalars()})
+            if probe.due(run.step):
                 measure()
-            if updates % args.eval_every == 0 or updates == total:
-                result = evaluated()
-                report(result)
-            if updates % args.checkpoint_every == 0 and updates < total:
-                checkpoint()
-
-        checkpoint()
-        if updates < total:
-            run.interrupt(updates)
-            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run.directory)])
-            print(f"\nstopped at update {updates}; go on with: {command}")
-            raise SystemExit(130)
-        result = result or evaluated()  # nothing was left to do for a run that was killed after its last update
-        run.finish(updates)
-    print(f"\nfinished {updates:,} updates in {run.directory}")
-    print(f"test accuracy {100 * result['test/accuracy']:.2f} %", end="")
-    if control:
-        print(
-            f", fresh network {100 * result['test/accuracy_fresh']:.2f} %: gap {result['test/gap']:.2f} points", end=""
-        )
-    picture = draw_comparison(run.directory)
-    print(f"\n{f'drawn in {picture}' if picture else 'no picture: pip install -e .[plots] draws one'}")
-    print(f"look at it with: tensorboard --logdir {run.directory}")
+            if run.due(args.eval_every, last=True):
+                result = compare(learners, pixels)
+                run.scalars(result)
+                fresh = f"   fresh {result['test/accuracy_fresh']:.3f}" if "control" in learners else ""
+                accuracy = f"{sizes[phase()]:,} images   test {result['test/accuracy']:.3f}{fresh}"
+                run.show_speed(f"{accuracy}   learning rate {trained['charts/learning_rate']:.1e}")
+            if run.due(args.checkpoint_every, last=False):
+                run.checkpoint()
+        run.end()
+    result = result or compare(learners, pixels)  # nothing was left to do: killed after the last update
+    line = f"test accuracy {100 * result['test/accuracy']:.2f} %"
+    if "control" in learners:
+        line += f", fresh network {100 * result['test/accuracy_fresh']:.2f} %: gap {result['test/gap']:.2f} points"
+    curves = {"test/accuracy": "warm", "test/accuracy_fresh": "fresh"}
+    picture = draw_comparison(run.directory, curves, ylabel="test accuracy")
+    run.farewell(line, f"drawn in {picture}" if picture else "no picture: pip install -e .[plots] draws one")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from runs.training.checks import (
     require_share,
 )
 from runs.training.freed_memory import keep_freed_memory
+from runs.training.picture import draw_comparison
 from runs.training.precision import in_float32
 from runs.training.recorded_elr import recorded_elr
 from runs.training.returns import Returns
@@ -20,6 +21,7 @@ from runs.training.session import Session
 __all__ = [
     "Returns",
     "Session",
+    "draw_comparison",
     "in_float32",
     "keep_freed_memory",
     "recorded_elr",

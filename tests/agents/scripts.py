@@ -34,7 +34,10 @@ class ScriptProcess:
     """
 
     _context = multiprocessing.get_context("forkserver")
-    _context.set_forkserver_preload(["torch", "torch.utils.tensorboard", "elr.flags", "envs.flags", "runs.training"])
+    _context.set_forkserver_preload(
+        # torch._dynamo: the first optimiser of torch.optim imports it
+        ["torch", "torch._dynamo", "torch.utils.tensorboard", "elr.flags", "envs.flags", "runs.training"]
+    )
 
     def __init__(self, script: Path, flags: tuple[str, ...]) -> None:
         descriptor, name = tempfile.mkstemp(suffix=".txt")

@@ -1,4 +1,4 @@
-"""The shipped warm-starting script: data order, networks, schedules, control, interventions, flags, exact resume."""
+"""The shipped warm-starting script: networks, schedules, control, interventions, flags, resuming, edited copies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from agents import warm_start as script
-from agents.warm_start import Args, Minibatches, NapArgs, Pixels, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from agents.warm_start import Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
 from elr.scale_invariance import check_scale_invariance
 from elr.weights import scalable_weights
 from envs.images import Images, load_images
+from envs.minibatches import Minibatches, Pixels
 from runs.experiments.shared.warm_start import gap
+from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
 from runs.sweeps.experiment import Result
-from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from tests.agents import scripts
 from tests.agents.scripts import assert_same, finish, kill_beyond
 
@@ -28,6 +29,7 @@ SCRIPT = Path(__file__).parents[2] / "agents" / "warm_start.py"
 SMALL = {"phase_updates": 30, "width": 4, "hidden": 8, "batch_size": 16, "threads": 1, "eval_every": 10, "log_every": 1}
 SMALL_PROBE = ProbeArgs(every=10, size=16, meter_every=5)
 FREE = NapArgs(enabled=False)
+CPU = torch.device("cpu")
 
 
 def small(directory=None, **changes):
@@ -35,59 +37,37 @@ def small(directory=None, **changes):
 
 
 def run(directory, **changes):
+    """The scalars of a small run."""
     script.main(small(directory, **changes))
     return read_scalars(directory)
 
 
-# data
+def state(directory):
+    """What the last checkpoint holds."""
+    return load_checkpoint(directory / "checkpoint.pt")["state"]
 
 
-def test_minibatches_are_epochs_without_replacement_and_grow():
-    minibatches = Minibatches(10, 4, np.random.default_rng(0))
-    drawn = np.concatenate([minibatches.draw() for _ in range(5)])
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert list(drawn[:10]) != list(drawn[10:])
-    minibatches.grow(13)
-    assert sorted(np.concatenate([minibatches.draw() for _ in range(13)])) == sorted([*range(13)] * 4)
-    tiny = Minibatches(3, 8, np.random.default_rng(0)).draw()  # a batch of more than two epochs
-    assert sorted(tiny[:3]) == sorted(tiny[3:6]) == [0, 1, 2] and len(tiny) == 8
+def digits_network(seed=3, **changes):
+    return script.make_network(small(**changes), (1, 8, 8), 10, seed, CPU)
 
 
-def made(name="digits", channels=1, count=12, size=8, seed=0):
-    rng = np.random.default_rng(seed)
-    x = torch.from_numpy(rng.integers(200, size=(count, channels, size, size)).astype(np.uint8))
-    y = torch.from_numpy(rng.integers(10, size=count))
-    return Images(x, y, x.flip(0), y.flip(0), 10, name, "made")
+@pytest.fixture(autouse=True, scope="module")
+def pictures():
+    """Directories of the runs for which a picture was asked; none is drawn, because each takes longer than its run."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(script, "draw_comparison", lambda directory, curves, ylabel: asked.append((directory, curves)))
+        yield asked
 
 
-def test_pixels_are_normalised_by_channel_of_the_training_set():
-    images = made(channels=3)
-    x = Pixels(images, torch.device("cpu")).normalised(images.train_x)
-    assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
-    assert torch.allclose(x.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """Directory and scalars of the small run as it is, for the tests that compare with it."""
+    directory = tmp_path_factory.mktemp("warm_start") / "default"
+    return directory, run(directory)
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_augmentation_shifts_and_mirrors_cifar_only(name):
-    images = made(name, count=400, size=8)
-    pixels = Pixels(images, torch.device("cpu"))
-    x = images.train_x + 1  # so that 0 is padding
-    out = pixels.augmented(x, np.random.default_rng(0))
-    padded = F.pad(x, (1, 1, 1, 1))
-    seen = set()
-    for before, after in zip(padded, out, strict=True):
-        options = {
-            (dy, dx, flip): (lambda w: w.flip(2) if flip else w)(before[:, dy : dy + 8, dx : dx + 8])
-            for dy in range(3)
-            for dx in range(3)
-            for flip in (False, True)
-        }
-        found = [key for key, window in options.items() if torch.equal(window, after)]
-        assert len(found) == 1
-        seen.add(found[0])
-    assert len(seen) == (18 if name == "cifar10" else 9)
-    assert name == "cifar10" or not any(flip for *_, flip in seen)
+# phases
 
 
 def test_phases_are_as_long_as_asked():
@@ -95,32 +75,52 @@ def test_phases_are_as_long_as_asked():
     assert script.phase_lengths(Args(phase_epochs=3, batch_size=32), [10, 100]) == [1, 10]
     alone = Args(fractions=(1.0,), rewarm=RewarmArgs(trigger="cusum"))
     assert script.phase_lengths(alone, [100]) == [1000]
-    for args, named in (
-        (Args(nap=NapArgs(every=2001)), "--nap.every"),
-        (Args(rewarm=RewarmArgs(trigger="cycle", cycles=3)), "--rewarm.cycles"),
-        (Args(rewarm=RewarmArgs(trigger="cusum", burn_in=50)), "--rewarm.burn-in"),
-        (Args(rewarm=RewarmArgs(trigger="cusum", refractory=50)), "--rewarm.refractory"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            script.phase_lengths(args, [100, 1000])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"nap": NapArgs(every=2001)}, "--nap.every 2001: .*2000 updates"),
+        ({"rewarm": RewarmArgs(trigger="cycle", cycles=3)}, "--rewarm.cycles 3: .*2000 updates"),
+        ({"rewarm": RewarmArgs(trigger="cusum", burn_in=50)}, "--rewarm.burn-in 50 and --rewarm.block 20: .*1000"),
+        ({"rewarm": RewarmArgs(trigger="cusum", refractory=50)}, "--rewarm.refractory 50 and --rewarm.block 20: "),
+    ],
+)
+def test_flags_that_do_not_fit_the_phases_are_refused(changes, named):
+    with pytest.raises(ValueError, match=named):
+        script.phase_lengths(Args(**changes), [100, 1000])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train_images": 1439}, "--train-images 1439: there are 1438"),
+        ({"train_images": 9, "fractions": (0.01, 1.0)}, "--fractions .*none of the 9 images"),
+        ({"nap": NapArgs(every=61)}, "--nap.every 61"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_one_line_before_anything_is_written(changes, named, tmp_path):
+    with pytest.raises(RunError, match=named) as error:
+        run(tmp_path / "r", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "r").exists()
 
 
 # networks
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet18"])
-def test_networks_are_scale_invariant_but_for_the_head(model):
+def test_networks_are_scale_invariant_except_for_the_head(model):
     args = small() if model == "cnn" else Args(model=model)
-    network = script.make_network(args, (3, 16, 16), 10, 0, torch.device("cpu"))
-    weights = scalable_weights(network, heads=["head"])
-    check_scale_invariance(network, torch.randn(8, 3, 16, 16), weights)
-    assert all(
-        p is network.head.weight or any(p is w for w in weights.values()) for p in network.parameters() if p.ndim > 1
-    )
-    assert model == "cnn" or all(m.bias is None for m in network.modules() if isinstance(m, torch.nn.Linear))
-    if model == "resnet18":
-        assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in network.modules()) == 17
+    network = script.make_network(args, (3, 16, 16), 10, 0, CPU)
+    weights = scalable_weights(network, heads=network.heads)
+    check_scale_invariance(network, torch.randn(4, 3, 16, 16), weights)
+    matrices = {id(p) for p in network.parameters() if p.ndim > 1}
+    assert matrices == {id(network.head.weight), *map(id, weights.values())}
     assert set(network.probed) <= {name for name, _ in network.named_modules()}
+    if model == "resnet18":
+        assert all(m.bias is None for m in network.modules() if isinstance(m, torch.nn.Linear))
+        assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in network.modules()) == 17
 
 
 def test_the_papers_hidden_layer_is_refused_unless_meant(tmp_path):
@@ -186,7 +186,7 @@ def test_every_phase_anneals_to_its_end(tmp_path):
 
 
 def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
-    """Two phases of plain training: no projection, a constant rate, nothing at the switch, and a control beside it."""
+    """Two phases of plain training: no projection, a constant rate, nothing at the switch, and a control as well."""
     once, constant = RewarmArgs(trigger="never"), ScheduleArgs(kind="constant")
     args = small(tmp_path / "r", nap=FREE, rewarm=once, schedule=constant, fractions=(0.5, 1.0), weight_decay=0.1)
     script.main(args)
@@ -195,7 +195,7 @@ def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
     images = load_images("digits")
     order = torch.from_numpy(split_rng.permutation(len(images.train_y)))
     x, y = images.train_x[order].float(), images.train_y[order]
-    pixels = Pixels(images, torch.device("cpu"))
+    pixels = Pixels(images, CPU)
     x = (x - pixels.mean) / pixels.deviation
     torch.manual_seed(int(streams[4].generate_state(1)[0]))
     plain = script.CNN(x.shape[1:], images.classes, args).to(memory_format=torch.channels_last)
@@ -222,7 +222,7 @@ def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
 def test_a_reset_network_is_the_control_bit_for_bit(tmp_path, nap, monkeypatch):
     """The strongest check of the pairing: same weights, minibatches, rate and moments from the switch on.
 
-    Networks made later than the first are here all the same; as shipped each has a seed of its own.
+    Here all networks made after the first have the same seed; as shipped each has its own.
     """
     made_by_seed, make = [], script.make_network
 
@@ -242,59 +242,91 @@ def test_a_reset_network_is_the_control_bit_for_bit(tmp_path, nap, monkeypatch):
     assert other["test/loss"][-4:] != other["test/loss_fresh"]
 
 
-def test_the_control_changes_nothing(tmp_path):
-    one, other = run(tmp_path / "a"), run(tmp_path / "b", control="none")
-    assert one["test/loss"] == other["test/loss"] and "test/gap" not in other
-    assert one["test/gap"][-1][1] == pytest.approx(
-        100 * (one["test/accuracy_fresh"][-1][1] - one["test/accuracy"][-1][1])
-    )
-    # and the rules of experiments take it as it is, in points
-    assert gap(Result("arm", "", 1, {}, one)) == one["test/gap"][-1][1]
+def test_the_control_changes_nothing(default_run, tmp_path):
+    one, other = default_run[1], run(tmp_path / "r", control="none")
+    assert one["test/loss"] == other["test/loss"]
+    assert "test/gap" not in other
 
 
-def test_measuring_changes_nothing(tmp_path):
-    one, other = run(tmp_path / "a"), run(tmp_path / "b", probe=ProbeArgs(every=0, meter_every=0, size=16))
+def test_the_gap_is_in_points_and_is_what_the_rules_of_experiments_read(default_run):
+    _, scalars = default_run
+    expected = 100 * (scalars["test/accuracy_fresh"][-1][1] - scalars["test/accuracy"][-1][1])
+    assert scalars["test/gap"][-1][1] == pytest.approx(expected)
+    assert gap(Result("arm", "", 1, {}, scalars)) == scalars["test/gap"][-1][1]
+
+
+def test_a_finished_run_draws_both_accuracies(default_run, pictures):
+    directory, scalars = default_run
+    (curves,) = (curves for asked, curves in pictures if asked == directory)
+    assert curves == {"test/accuracy": "warm", "test/accuracy_fresh": "fresh"}
+    assert curves.keys() <= scalars.keys()
+
+
+def test_measuring_changes_nothing(default_run, tmp_path):
+    one, other = default_run[1], run(tmp_path / "r", probe=ProbeArgs(every=0, meter_every=0, size=16))
     assert one["test/loss"] == other["test/loss"]
     assert "plasticity/delta_a/hidden_relu" in one and not any(tag.startswith("plasticity") for tag in other)
 
 
 def learner(**changes):
-    args = small(**changes)
-    network = script.make_network(args, (1, 8, 8), 10, 3, torch.device("cpu"))
-    check = torch.randn(16, 1, 8, 8)
+    """After one update, so that the optimiser has moments."""
+    args, network, check = small(**changes), digits_network(), torch.randn(16, 1, 8, 8)
     built = script.make_learner(args, network, check, script.Constant(1e-3), script.Never())
     F.cross_entropy(network(check), torch.arange(16) % 10).backward()
     built.optimizer.step()
-    return args, built, check
+    return built
 
 
-def test_interventions_do_what_they_say():
-    fresh = script.make_network(small(), (1, 8, 8), 10, 4, torch.device("cpu"))
-    for name in ("none", "shrink-and-perturb", "reset-head", "reset"):
-        args, built, check = learner(nap=FREE, switch=SwitchArgs(intervention=name, optimizer="reset"))
-        before = {n: p.detach().clone() for n, p in built.network.named_parameters()}
-        script.intervene(args, built, fresh, check)
-        for n, p in built.network.named_parameters():
-            new = dict(fresh.named_parameters())[n]
-            expected = {
-                "none": before[n],
-                "shrink-and-perturb": 0.4 * before[n] + 0.1 * new,
-                "reset-head": new if n.startswith("head") else before[n],
-                "reset": new,
-            }[name]
-            assert torch.allclose(p, expected, atol=1e-7), (name, n)
-            assert not built.optimizer.state[p]["exp_avg"].any() and built.optimizer.state[p]["step"] == 0
-    args, built, check = learner(switch=SwitchArgs(intervention="shrink-and-perturb"))  # projected
-    script.intervene(args, built, fresh, check)
+@pytest.mark.parametrize(
+    ("intervention", "expected"),
+    [
+        ("none", lambda name, old, new: old),
+        ("shrink-and-perturb", lambda name, old, new: 0.4 * old + 0.1 * new),
+        ("reset-head", lambda name, old, new: new if name.startswith("head") else old),
+        ("reset", lambda name, old, new: new),
+    ],
+)
+def test_interventions_do_what_they_say(intervention, expected):
+    built, fresh = learner(nap=FREE), digits_network(seed=4)
+    before = {name: p.detach().clone() for name, p in built.network.named_parameters()}
+    script.intervene_(SwitchArgs(intervention=intervention, optimizer="reset"), built, fresh)
+    new = dict(fresh.named_parameters())
+    for name, p in built.network.named_parameters():
+        assert torch.allclose(p, expected(name, before[name], new[name]), atol=1e-7), name
+        assert not built.optimizer.state[p]["exp_avg"].any() and built.optimizer.state[p]["step"] == 0
+
+
+def test_shrink_and_perturb_keeps_the_norms_that_projection_holds():
+    built = learner()
+    script.intervene_(SwitchArgs(intervention="shrink-and-perturb"), built, digits_network(seed=4))
     for name, weight in built.projection.weights.items():
         assert weight.norm().item() == pytest.approx(built.projection.norms[name], rel=1e-5)
-    args, built, check = learner(nap=FREE)
-    script.intervene(args, built, fresh, check)
+
+
+def test_a_reset_moves_the_norms_and_the_origin_of_l2_init():
+    built, fresh = learner(l2_init=1e-3), digits_network(seed=4)
+    assert built.l2_init.penalty() > 0
+    script.intervene_(SwitchArgs(intervention="reset"), built, fresh)
+    assert built.l2_init.penalty() == 0
+    for name, weight in scalable_weights(fresh, heads=fresh.heads).items():
+        assert built.projection.norms[name] == pytest.approx(weight.norm().item(), rel=1e-5)
+
+
+def test_another_intervention_leaves_the_origin_of_l2_init():
+    built = learner(l2_init=1e-3)
+    origin = built.l2_init.state_dict()
+    script.intervene_(SwitchArgs(intervention="shrink-and-perturb"), built, digits_network(seed=4))
+    assert_same(origin, built.l2_init.state_dict())
+
+
+def test_moments_are_kept_unless_they_are_reset():
+    built = learner(nap=FREE)
+    script.intervene_(SwitchArgs(), built, digits_network(seed=4))
     assert all(built.optimizer.state[p]["step"] == 1 for p in built.network.parameters())
 
 
 def test_matrices_decay_and_vectors_do_not():
-    _, built, _ = learner(weight_decay=0.3, assignment="slow-features")
+    built = learner(weight_decay=0.3, assignment="slow-features")
     decayed = {id(p) for g in built.optimizer.param_groups if g["weight_decay"] == 0.3 for p in g["params"]}
     assert decayed == {id(p) for p in built.network.parameters() if p.ndim > 1}
     held = [p for g in built.optimizer.param_groups for p in g["params"]]
@@ -304,23 +336,22 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_l2_init_pulls_towards_the_start(tmp_path):
+    start = digits_network(seed=int(np.random.SeedSequence(1).spawn(6)[4].generate_state(1)[0]))
     distance = {}
     for strength in (0.0, 10.0):
-        script.main(small(tmp_path / str(strength), nap=FREE, l2_init=strength))
-        state = load_checkpoint(tmp_path / str(strength) / "checkpoint.pt")["state"]["warm"]["network"]
-        seeds = np.random.SeedSequence(1).spawn(6)
-        start = script.make_network(small(), (1, 8, 8), 10, int(seeds[4].generate_state(1)[0]), torch.device("cpu"))
-        distance[strength] = sum((state[n] - p).square().sum().item() for n, p in start.named_parameters())
+        run(tmp_path / str(strength), nap=FREE, l2_init=strength, control="none")
+        weights = state(tmp_path / str(strength))["warm"]["network"]
+        distance[strength] = sum((weights[n] - p).square().sum().item() for n, p in start.named_parameters())
     assert distance[10.0] < 0.6 * distance[0.0]  # Adam takes steps of its own size, however strong the pull
 
 
 def test_evaluation_is_of_the_test_set_whatever_the_batch():
-    images = made(count=30)
-    images = dataclasses.replace(images, test_x=images.test_x[:20], test_y=images.test_y[:20])
-    pixels = Pixels(images, torch.device("cpu"))
-    network = script.make_network(small(), (1, 8, 8), 10, 3, torch.device("cpu"))
-    logits = network(pixels.normalised(images.test_x))
-    expected = F.cross_entropy(logits, images.test_y).item(), (logits.argmax(1) == images.test_y).double().mean().item()
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(200, size=(50, 1, 8, 8)).astype(np.uint8))
+    y = torch.from_numpy(rng.integers(10, size=50))
+    pixels, network = Pixels(Images(x[20:], y[20:], x[:20], y[:20], 10, "digits", "made"), CPU), digits_network()
+    logits = network(pixels.normalised(x[:20]))
+    expected = F.cross_entropy(logits, y[:20]).item(), (logits.argmax(1) == y[:20]).double().mean().item()
     for batch_size in (7, 500):
         assert script.evaluate(network, pixels, batch_size) == pytest.approx(expected, rel=1e-5)
 
@@ -334,20 +365,23 @@ def test_gradient_norm_against_autograd_by_hand():
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_old_and_new_images_are_told_apart(tmp_path, monkeypatch):
-    scalars = run(tmp_path / "r")
+def test_switches_and_gradients_of_old_and_new_images_are_recorded(default_run):
+    _, scalars = default_run
     assert [u for u, _ in scalars["norms/gradient_old"]] == [0, 10, 20, 30, 40, 50, 60]
     assert [u for u, _ in scalars["norms/gradient_new"]] == [30, 40, 50, 60]
-    seen = []
-    norm = script.gradient_norm
+    assert scalars["shift/boundary"] == [(30, 1.0)]
+    assert scalars["shift/task"] == [(0, 0.0), (30, 1.0)]
+
+
+def test_old_images_are_those_known_before_the_phase_and_new_ones_are_as_many(tmp_path, monkeypatch):
+    seen, norm = [], script.gradient_norm
     monkeypatch.setattr(script, "gradient_norm", lambda network, x, y: seen.append(y) or norm(network, x, y))
-    script.main(small(tmp_path / "s", probe=ProbeArgs(every=30, size=1000, meter_every=0)))
+    run(tmp_path / "r", probe=ProbeArgs(every=30, size=1000, meter_every=0), control="none")
     images = load_images("digits")
     order = torch.from_numpy(np.random.default_rng(np.random.SeedSequence(1).spawn(6)[0]).permutation(1438))
-    answers = images.train_y[order]  # 144 are known before the switch, and as many of the new ones are compared
+    answers = images.train_y[order]  # 144 are known before the switch
     for found, expected in zip(seen, [answers[:144], *[answers[:144], answers[144:288]] * 2], strict=True):
         assert torch.equal(found, expected)
-    assert scalars["shift/boundary"] == [(30, 1.0)] and scalars["shift/task"] == [(0, 0.0), (30, 1.0)]
 
 
 def test_phases_grow_in_order(tmp_path, monkeypatch):
@@ -363,16 +397,55 @@ def test_phases_grow_in_order(tmp_path, monkeypatch):
 
 
 def test_every_flag_is_read():
-    groups = {
-        "nap": NapArgs, "schedule": ScheduleArgs, "rewarm": RewarmArgs, "switch": SwitchArgs, "probe": ProbeArgs,
-    }  # fmt: skip
-    assert scripts.unread_flags(script, groups, {"switch": "s", "rewarm": "r"}) == []
+    assert scripts.unread_flags(script) == []
+
+
+NEVER = {"rewarm": RewarmArgs("never")}
+CYCLE = {"rewarm": RewarmArgs("cycle")}
+CUSUM = {"rewarm": RewarmArgs("cusum", block=1, burn_in=4, refractory=3, threshold=1.0, slack=0.1, peak_factor=2.0)}
+EFFECTS = [
+    (NEVER, "schedule.kind", "constant"), ({}, "schedule.low", 1e-4), ({}, "schedule.warmup_frac", 0.3),
+    ({}, "rewarm.trigger", "never"), ({}, "rewarm.peak_factor", 3.0), (CYCLE, "rewarm.cycles", 6),
+    (CYCLE, "rewarm.moments", "reset"), (CUSUM, "rewarm.threshold", 1e6), (CUSUM, "rewarm.slack", 1e6),
+    (CUSUM, "rewarm.block", 2), (CUSUM, "rewarm.burn_in", 12), (CUSUM, "rewarm.refractory", 12),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rates_and_weights(tmp_path_factory):
+    """Learning rates and final weights of a run with the given flags; each different one is made once."""
+    made = {}
+
+    def of(changes):
+        if (key := repr(changes)) not in made:
+            directory = tmp_path_factory.mktemp("flags") / "run"
+            scalars = run(directory, control="none", probe=ProbeArgs(every=0, meter_every=0, size=16), **changes)
+            made[key] = scalars["charts/learning_rate"], state(directory)["warm"]["network"]
+        return made[key]
+
+    return of
+
+
+def test_every_flag_of_the_scripts_own_groups_is_in_the_list_of_effects():
+    groups = {"schedule": ScheduleArgs, "rewarm": RewarmArgs}
+    flags = {f"{group}.{field.name}" for group, cls in groups.items() for field in dataclasses.fields(cls)}
+    assert {flag for _, flag, _ in EFFECTS} == flags
+
+
+@pytest.mark.parametrize(("changes", "flag", "value"), EFFECTS, ids=[flag for _, flag, _ in EFFECTS])
+def test_every_flag_of_the_scripts_own_groups_changes_the_run(changes, flag, value, rates_and_weights):
+    group, name = flag.split(".")
+    other = dataclasses.replace(getattr(small(**changes), group), **{name: value})
+    one, two = rates_and_weights(changes), rates_and_weights({**changes, group: other})
+    assert one[0] != two[0] or name == "moments"
+    assert any(not torch.equal(one[1][key], two[1][key]) for key in one[1])
 
 
 @pytest.mark.parametrize(
     "flags, named",
     [
         (["unconstrained", "--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
+        (["--nap.every", "0"], ["--nap.every", "at least 1"]),
         (["--data-folder", "x"], ["--data-folder", "--dataset digits"]),
         (["--batches", "1", "2"], ["--batches", "--dataset digits"]),
         (["--dataset", "mnist", "--data-folder", "x", "--cache", "y"], ["--cache", "--data-folder"]),
@@ -381,6 +454,10 @@ def test_every_flag_is_read():
         (["--fractions", "0.5", "0.1"], ["--fractions"]),
         (["--fractions", "1.0"], ["--rewarm.trigger switch", "--fractions"]),
         (["--fractions", "1.0", "--rewarm.trigger", "never", "--control", "none"], ["--control", "single phase"]),
+        (
+            ["unconstrained", "--fractions", "1.0", "--switch.optimizer", "reset"],
+            ["--switch.optimizer", "single phase of --fractions"],
+        ),
         (["--schedule.kind", "constant"], ["--rewarm.trigger switch", "--schedule.kind constant"]),
         (["--schedule.kind", "constant", "--schedule.low", "1e-5"], ["--schedule.low", "constant"]),
         (["--schedule.low", "0.1"], ["--schedule.low", "--learning-rate"]),
@@ -390,9 +467,13 @@ def test_every_flag_is_read():
         (["--switch.intervention", "shrink-and-perturb", "--switch.shrink", "1", "--switch.perturb", "0"], ["nothing"]),
         (["--weight-decay", "500", "--rewarm.peak-factor", "10"], ["--weight-decay", "--rewarm.peak-factor"]),
         (["--nap.gains", "decay", "--nap.gain-strength", "2000"], ["--nap.gain-strength", "--learning-rate"]),
-        (["--device", "meta"], ["--device meta"]),
+        (["--device", "meta"], ["--device", "meta"]),
         (["--switch.shrink", "0.5"], ["--switch.shrink", "--switch.intervention none"]),
-        (["--bf16"], ["--bf16", "--device cpu"]),
+        (["--bf16"], ["--bf16", "--device cpu", "GPU"]),
+        (["--device", "abacus"], ["--device", "abacus"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--rewarm.cycles", "1"], ["--rewarm.cycles"]),
+        (["--strides", "1", "0", "1"], ["--strides"]),
         (["--weight-decay", "2000"], ["--weight-decay", "--learning-rate"]),
         (["--probe.every", "0", "--probe.tau", "0.2"], ["--probe.tau", "--probe.every 0"]),
         (["fig4"], ["fig4-"]),
@@ -408,22 +489,58 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
 
 
 def test_presets_are_the_arms_of_the_figures():
-    parsed = {name: parse(Args, script.PRESETS, [name]) for name in script.PRESETS}
+    parsed = {name: preset.args for name, preset in script.PRESETS.items()}
+    assert parse(Args, script.PRESETS, ["fig4-projected-0.1"]) == parsed["fig4-projected-0.1"]
     for prefix, arms in (("fig4-", 6), ("fig5-left-", 4), ("fig5-right-", 4), ("fig9-", 2), ("fig13-", 8)):
         assert sum(name.startswith(prefix) for name in parsed) == arms
     assert all(args.exp_name == name for name, args in parsed.items() if args.dataset == "cifar10")
+
+
+# an edited copy
+
+
+def test_a_doubled_and_an_added_hidden_layer_are_three_edits_in_the_network(tmp_path):
+    copy = scripts.edited(
+        SCRIPT,
+        tmp_path,
+        (
+            "        self.hidden = nn.Linear(channels * int(size.prod()), args.hidden, bias=not args.hidden_norm)\n"
+            "        self.hidden_norm = nn.LayerNorm(args.hidden) if args.hidden_norm else nn.Identity()\n"
+            "        self.hidden_relu = nn.ReLU()\n"
+            "        self.head = nn.Linear(args.hidden, classes)\n",
+            "        self.hidden = nn.Linear(channels * int(size.prod()), 2 * args.hidden, bias=False)\n"
+            "        self.hidden_norm, self.hidden_relu = nn.LayerNorm(2 * args.hidden), nn.ReLU()\n"
+            "        self.more = nn.Linear(2 * args.hidden, 2 * args.hidden, bias=False)\n"
+            "        self.more_norm, self.more_relu = nn.LayerNorm(2 * args.hidden), nn.ReLU()\n"
+            "        self.head = nn.Linear(2 * args.hidden, classes)\n",
+        ),
+        ('"conv3_relu", "hidden_relu")', '"conv3_relu", "hidden_relu", "more_relu")'),
+        ("        return self.head(x)\n", "        return self.head(self.more_relu(self.more_norm(self.more(x))))\n"),
+    )
+    probe = copy.ProbeArgs(every=10, size=16, meter_every=5)
+    copy.main(copy.Args(**SMALL, probe=probe, directory=tmp_path / "r"))
+    scalars = read_scalars(tmp_path / "r")
+    for tag in ("elr/more", "norms/gradient/more", "plasticity/delta_a/more_relu"):
+        assert scalars[tag][-1][1] > 0, tag
+    norms = [value for _, value in scalars["norms/parameter/more"]]
+    assert max(norms) / min(norms) - 1 < 3e-5
+    assert state(tmp_path / "r")["control"]["network"]["more.weight"].shape == (16, 16)
 
 
 # failures and resuming
 
 
 def test_a_run_killed_after_its_last_update_is_resumed_to_its_summary(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script.Run, "finish", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    def killed(self, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Run, "finish", killed)
         script.main(small(tmp_path / "r"))
-    monkeypatch.undo()
+    capsys.readouterr()
     script.main(small(tmp_path / "r", resume=tmp_path / "r"))
-    assert "gap" in capsys.readouterr().out and read_status(tmp_path / "r")["status"] == "finished"
+    assert "gap" in capsys.readouterr().out
+    assert read_status(tmp_path / "r")["status"] == "finished"
 
 
 def test_missing_data_is_one_line(tmp_path):
@@ -432,48 +549,102 @@ def test_missing_data_is_one_line(tmp_path):
     assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("whose", [0, 1])
-def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch, whose):
+def poison(monkeypatch, whose, harm):
+    """Call harm(optimizer) after each step from the seventh of the control on; `whose`: 0 the warm one, 1 its own."""
     step, made_by = torch.optim.AdamW.step, []
 
     def poisoned(self, *args, **kwargs):
         step(self, *args, **kwargs)
         made_by.append(id(self))
-        if len(made_by) > 36 and self is not None and list(dict.fromkeys(made_by)).index(id(self)) == whose:
-            self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
+        if len(made_by) > 36 and list(dict.fromkeys(made_by)).index(id(self)) == whose:
+            harm(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
-    with pytest.raises(
-        NonFiniteError, match=r"not finite at update 3\d.*" + ("the control's" if whose else "the weight")
-    ):
+
+
+@pytest.mark.parametrize(("whose", "named"), [(0, "the weight conv1"), (1, "the control's the weight conv1")])
+def test_nan_stops_the_run_and_leaves_the_checkpoint_from_before(tmp_path, monkeypatch, whose, named):
+    poison(monkeypatch, whose, lambda adam: adam.param_groups[0]["params"][0].data.view(-1)[0].fill_(math.nan))
+    with pytest.raises(NonFiniteError, match=rf"at update 3\d.*: {named}"):
         script.main(small(tmp_path / "r", checkpoint_every=10, nap=FREE))
     assert read_status(tmp_path / "r")["status"] == "failed"
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 30
 
 
-def test_seeds_decide_everything(tmp_path):
-    a, b, c = (run(tmp_path / name, seed=seed, augment=True) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
-    assert a == b and a["norms/parameter/conv1"][0] != c["norms/parameter/conv1"][0]
+@pytest.mark.parametrize("whose", [0, 1])
+def test_an_infinite_second_moment_is_not_saved(tmp_path, monkeypatch, whose):
+    """Its weight stands still from then on, so neither loss nor weights show it."""
+
+    def harm(adam):
+        adam.state[adam.param_groups[0]["params"][0]]["exp_avg_sq"].fill_(math.inf)
+
+    poison(monkeypatch, whose, harm)
+    named = "the control's Adam's second moment" if whose else "40.*: Adam's second moment"
+    with pytest.raises(NonFiniteError, match=f"{named} of conv1.weight"):
+        run(tmp_path / "r", checkpoint_every=10, nap=FREE, probe=ProbeArgs(every=0, meter_every=0, size=256))
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 30
+
+
+def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
+    seeds = (("a", 1), ("b", 1), ("c", 2))
+    a, b, c = (run(tmp_path / name, seed=seed, augment=True, phase_updates=10) for name, seed in seeds)
+    assert a == b
+    assert a["norms/parameter/conv1"][0] != c["norms/parameter/conv1"][0]
+
+
+def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
+    """Replace one stream at a time by another seed's: only what is drawn from it changes at first.
+
+    The sixth gives the seeds of later networks; that they differ is part of the test of a reset network.
+    """
+    whole = np.random.SeedSequence
+
+    class OneStreamOfSeedTwo(whole):
+        replaced = None
+
+        def spawn(self, n):
+            streams = whole(1).spawn(n)
+            if self.replaced is not None:
+                streams[self.replaced] = whole(2).spawn(n)[self.replaced]
+            return streams
+
+    monkeypatch.setattr(np.random, "SeedSequence", OneStreamOfSeedTwo)
+    seen = {}
+    for stream in (None, 0, 1, 2, 3, 4):
+        OneStreamOfSeedTwo.replaced = stream
+        scalars = run(tmp_path / str(stream), phase_updates=1, augment=True, control="none")
+        generators = state(tmp_path / str(stream))["generators"]
+        seen[stream] = [
+            *(str(generators[name]) for name in ("split", "minibatch", "augment")),
+            scalars["plasticity/feature_norm/conv1_relu"][0],  # of the probe, before the first update
+            scalars["norms/parameter/conv1"][0],
+        ]
+    allowed = {0: {0, 3}, 1: {1}, 2: {2}, 3: {3}, 4: {4, 3}}  # features see the split and the weights
+    for stream, others in allowed.items():
+        changed = {i for i, (a, b) in enumerate(zip(seen[None], seen[stream], strict=True)) if a != b}
+        assert stream in changed, f"stream {stream} decides nothing"
+        assert changed <= others, f"stream {stream} leaks"
 
 
 FLAGS = (
-    "--width 4 --hidden 8 --batch-size 16 --threads 1 --phase-epochs 5 --fractions 0.2 0.5 1.0 --augment "
-    "--checkpoint-every 45 --eval-every 150 --log-every 7 --probe.every 50 --probe.size 16 --probe.meter-every 11 "
+    "--width 4 --hidden 8 --batch-size 16 --threads 1 --phase-epochs 3 --fractions 0.2 0.5 1.0 --augment "
+    "--checkpoint-every 20 --eval-every 100 --log-every 7 --probe.every 50 --probe.size 16 --probe.meter-every 11 "
     "--l2-init 1e-4 --weight-decay 0.01 --nap.every 3 "
-)
+)  # phases of 54, 135 and 270 updates
 VARIANTS = {
-    "cusum": "--rewarm.trigger cusum --rewarm.block 5 --rewarm.burn-in 10 --rewarm.threshold 2 --rewarm.moments reset",
+    "cusum": "--rewarm.trigger cusum --rewarm.block 5 --rewarm.burn-in 8 --rewarm.threshold 2 --rewarm.moments reset",
     "reset": "--switch.intervention reset --switch.optimizer reset --rewarm.peak-factor 2",
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_interrupted_and_resumed_is_bit_identical(tmp_path, variant):
+    """Killed in the second phase, and interrupted in the third, when there is a control."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = shlex.split(FLAGS + VARIANTS[variant])
     finish(scripts.start(SCRIPT, *flags, "--directory", whole))
-    kill_beyond(scripts.start(SCRIPT, *flags, "--directory", killed), killed, 220, signal.SIGKILL)
-    output = kill_beyond(scripts.start(SCRIPT, "--resume", killed), killed, 640, signal.SIGINT)
+    kill_beyond(scripts.start(SCRIPT, *flags, "--directory", killed), killed, 70, signal.SIGKILL)
+    output = kill_beyond(scripts.start(SCRIPT, "--resume", killed), killed, 210, signal.SIGINT)
     step = read_status(killed)["step"]
     assert f"stopped at update {step}" in output and f"--resume {killed}" in output
     output = finish(scripts.start(SCRIPT, "--resume", killed))
