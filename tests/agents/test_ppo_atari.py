@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from agents import ppo_atari as script
 from agents.ppo_atari import ActorCritic, Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
 from elr.fast.flat_adam import FlatAdam
+from elr.projection import Projection
 from envs.worlds import ScreenWorld
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
 from runs.recording.video import MAX_FRAMES
@@ -263,6 +264,18 @@ def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path, monkeypatch):
         for layer, norm in state["projection"]["norms"].items():
             assert float(left[-1][f"{layer}.weight"].double().norm()) == pytest.approx(norm, rel=1e-5)
     assert_same(*left)
+
+
+def test_a_change_clears_the_returns_and_what_the_probe_compares_with(tmp_path):
+    """Three iterations of 2 updates; the first episodes end in the second, and the task changes at its end."""
+    scalars = run(
+        tmp_path / "r", shift=ShiftArgs("actions", at_steps=(240,)), switch=SwitchArgs(intervention="reset-head"),
+        num_steps=60, total_timesteps=360, update_epochs=1, probe=ProbeArgs(every=2, size=8, meter_every=0),
+    )  # fmt: skip
+    assert [step > 240 for step, _ in scalars["charts/episodic_return"]] == [False, False]
+    assert saved(tmp_path / "r")["returns"] == {"returns": []}
+    assert [step for step, _ in scalars["plasticity/feature_norm/hidden_relu"]] == [0, 120, 240, 360]
+    assert [step for step, _ in scalars["plasticity/delta_a/hidden_relu"]] == [120, 240]
 
 
 def test_the_same_seed_repeats_the_run_and_another_does_not(tmp_path):
@@ -521,10 +534,17 @@ def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
     scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "network")
 
 
-def test_a_network_in_bf16_can_be_reset_under_projection(tmp_path):
-    """The check of scale invariance computes in float32, at a change as at the start."""
+def test_scale_invariance_is_checked_in_float32(tmp_path, monkeypatch):
+    """At the start, and again at a change that resets the network: bfloat16's rounding would look like a dependence."""
+    computing, real = [], Projection.remember_norms_
+
+    def watched(self):
+        computing.append(self._network.bf16)
+        real(self)
+
+    monkeypatch.setattr(Projection, "remember_norms_", watched)
     run(
         tmp_path / "r", bf16=True, total_timesteps=64, shift=ShiftArgs("actions", at_steps=(32,)), update_epochs=1,
         switch=SwitchArgs(intervention="reset"), **NAP,
     )  # fmt: skip
-    assert read_status(tmp_path / "r")["status"] == "finished"
+    assert computing == [False, False]
