@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from elr.states import check_keys
 
-_LEAST = 1e-12  # a detector may take the logarithm
+_SAVED = ("errors", "mean", "chosen", "rewards", "known")
 
 
 class RecentTDErrors:
@@ -42,9 +43,7 @@ class RecentTDErrors:
     def __init__(self, gamma: float, num_envs: int = 1, on: bool = True) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.gamma = gamma
-        self.num_envs = num_envs
-        self.on = on
+        self.gamma, self.num_envs, self.on = gamma, num_envs, on
         self.clear()
 
     def clear(self) -> None:
@@ -61,7 +60,6 @@ class RecentTDErrors:
         Args:
             values: Q(s_t, .), [N, A]; may be None when this is off.
             actions: a_t, [N] or one number for N = 1.
-
         Raises:
             ValueError: this is on and values is None, or values or actions are not of N environments.
         """
@@ -70,11 +68,9 @@ class RecentTDErrors:
         if values is None:
             raise ValueError("RecentTDErrors is on and needs the action values at every step, got None")
         q: NDArray[Any] = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values)
-        if q.ndim != 2 or len(q) != self.num_envs:
-            raise ValueError(f"values have shape {q.shape}; they must be [num_envs, actions], num_envs={self.num_envs}")
         chosen = [actions] if isinstance(actions, int) else np.asarray(actions).tolist()
-        if len(chosen) != self.num_envs:
-            raise ValueError(f"got {len(chosen)} actions; there must be one for each of num_envs={self.num_envs}")
+        if q.ndim != 2 or not len(q) == len(chosen) == self.num_envs:
+            raise ValueError(f"got values of shape {q.shape} and {len(chosen)} actions for num_envs={self.num_envs}")
         for i, (action, best) in enumerate(zip(chosen, q.max(1).tolist(), strict=True)):
             if self._known[i]:
                 self._errors.append((self._rewards[i] + self.gamma * best - self._chosen[i]) ** 2)
@@ -110,21 +106,13 @@ class RecentTDErrors:
         if not self.on:
             return None
         if self._errors:
-            self._mean = max(float(np.mean(self._errors)), _LEAST)
+            self._mean = max(float(np.mean(self._errors)), 1e-12)  # a detector may take the logarithm
             self._errors = []
         return self._mean
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain numbers; empty when this is off."""
-        if not self.on:
-            return {}
-        return {
-            "errors": list(self._errors),
-            "mean": self._mean,
-            "chosen": list(self._chosen),
-            "rewards": list(self._rewards),
-            "known": list(self._known),
-        }
+        return {name: copy.copy(getattr(self, f"_{name}")) for name in _SAVED if self.on}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly from `state_dict`.
@@ -132,11 +120,8 @@ class RecentTDErrors:
         Raises:
             ValueError: the keys differ (also if one of the two is off), or the number of environments does.
         """
-        keys = ["errors", "mean", "chosen", "rewards", "known"] if self.on else []
-        check_keys("RecentTDErrors", state, keys)
-        if not self.on:
-            return
-        if len(state["chosen"]) != self.num_envs:
+        check_keys("RecentTDErrors", state, _SAVED if self.on else ())
+        if self.on and len(state["chosen"]) != self.num_envs:
             raise ValueError(f"state is of {len(state['chosen'])} environments, num_envs is {self.num_envs}")
-        self._errors, self._mean = list(state["errors"]), state["mean"]
-        self._chosen, self._rewards, self._known = (list(state[key]) for key in ("chosen", "rewards", "known"))
+        for name, value in state.items():
+            setattr(self, f"_{name}", copy.copy(value))

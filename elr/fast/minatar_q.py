@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Array = NDArray[Any]
+Network = Any
+"""A module with the layers conv, conv_norm, hidden, hidden_norm and head."""
 Batch = list[Array]
 """obs [B, C, 10, 10] uint8, actions [B], rewards [B], next_obs [B, C, 10, 10] uint8, terminated [B]"""
 
-TdGradient = Callable[[Any, Any, Batch], tuple[Any, Any]]
-"""(online network, target network, batch) -> loss, Q(s, a) [B]; writes the online network's every .grad"""
-
-QValues = Callable[[Any, Array], Array]
-"""(network, obs [N, C, 10, 10]) -> Q [N, A]"""
-
 TOLERANCE = 1e-4
 """largest ||difference|| / ||reference|| of an output or a gradient in float32; rounding makes some 1e-6"""
+
+layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
 class NotTheSame(ValueError):
@@ -46,7 +45,7 @@ class Windows:
 
     def __init__(self, conv: nn.Conv2d, batch_size: int):
         b, c, f = batch_size, conv.in_channels, conv.out_channels
-        dtype = array(conv.weight).dtype
+        dtype = conv.weight.detach().numpy().dtype
         pixels = np.zeros(100 * b * c + 2, dtype)  # + 2: the last run of 80 ends two pixels past the image
         self.image = pixels[:-2].reshape(b, c, 10, 10)
         strides = [pixels.itemsize * n for n in (100, 10, 1, 100 * c, 1)]
@@ -84,18 +83,17 @@ class ExplicitQ:
         ValueError: it learns and a parameter has no .grad.
     """
 
-    def __init__(self, network: nn.Module, windows: Windows, learns: bool = False):
-        conv, conv_norm, hidden, hidden_norm, head = layers(network)
+    def __init__(self, network: Network, windows: Windows, learns: bool = False):
+        filters = network.conv.out_channels
         self.windows = windows
-        self.conv = array(conv.weight).reshape(conv.out_channels, -1)  # [F, 9C]
-        self.hidden, self.head, self.bias = (array(p) for p in (hidden.weight, head.weight, head.bias))
-        if learns:
-            self.d_conv = gradient_array(conv.weight).reshape(conv.out_channels, -1)
-            self.d_hidden, self.d_head, self.d_bias = (
-                gradient_array(p) for p in (hidden.weight, head.weight, head.bias)
-            )
-        self.conv_norm = explicit_norm(conv, conv_norm, learns)
-        self.hidden_norm = explicit_norm(hidden, hidden_norm, learns)
+        self.conv, self.d_conv = (a.reshape(filters, -1) for a in memory(network.conv.weight, learns))  # [F, 9C]
+        self.hidden, self.d_hidden = memory(network.hidden.weight, learns)
+        self.head, self.d_head = memory(network.head.weight, learns)
+        self.bias, self.d_bias = memory(network.head.bias, learns)
+        self.conv_norm, self.hidden_norm = (
+            ExplicitLayerNorm(norm, learns) if isinstance(norm, nn.LayerNorm) else ExplicitBias(layer, learns)
+            for layer, norm in ((network.conv, network.conv_norm), (network.hidden, network.hidden_norm))
+        )
 
     def forward(self, obs: Array) -> Array:
         """Q [B, A] of obs [B, C, 10, 10] uint8."""
@@ -127,10 +125,8 @@ class ExplicitLayerNorm:
 
     def __init__(self, norm: nn.LayerNorm, learns: bool):
         # [F, 8, 8] -> [8, 8, F], the order of the features here; [H] is as it is.
-        ordered: Callable[[Array], Array] = lambda a: a.transpose(1, 2, 0) if a.ndim == 3 else a  # noqa: E731
-        self.gain, self.offset = ordered(array(norm.weight)), ordered(array(norm.bias))
-        if learns:
-            self.d_gain, self.d_offset = ordered(gradient_array(norm.weight)), ordered(gradient_array(norm.bias))
+        self.gain, self.d_gain = (np.moveaxis(a, 0, -1) for a in memory(norm.weight, learns))
+        self.offset, self.d_offset = (np.moveaxis(a, 0, -1) for a in memory(norm.bias, learns))
         self.eps, self.size, self.learns = norm.eps, [self.gain.size], learns
 
     def forward(self, x: Array) -> Array:  # [B, D] -> [B, D]
@@ -155,16 +151,11 @@ class ExplicitLayerNorm:
         return np.asarray(dx.numpy())
 
 
-layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-
-
 class ExplicitBias:
     """y = x + b: what the plain network has instead of a normalisation; features [..., F] with one bias for each F."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, learns: bool):
-        self.bias = array(layer.bias)
-        if learns:
-            self.d_bias = gradient_array(layer.bias)
+        self.bias, self.d_bias = memory(layer.bias, learns)
 
     def forward(self, x: Array) -> Array:  # [B, D] -> [B, D]
         """y."""
@@ -182,10 +173,8 @@ class ExplicitGradient:
     a' = argmax Q'(s', .), or argmax Q(s', .) for double Q-learning.
     """
 
-    def __init__(
-        self, q_network: nn.Module, target_network: nn.Module, *, gamma: float, double_q: bool, batch_size: int
-    ):
-        windows = Windows(layers(q_network)[0], batch_size)
+    def __init__(self, q_network: Network, target_network: Network, *, gamma: float, double_q: bool, batch_size: int):
+        windows = Windows(q_network.conv, batch_size)
         self.q, self.target = ExplicitQ(q_network, windows, learns=True), ExplicitQ(target_network, windows)
         self.gamma, self.double_q, self.rows = gamma, double_q, np.arange(batch_size)
 
@@ -205,10 +194,10 @@ class ExplicitGradient:
 
 
 def proved(
-    q_network: nn.Module,
-    target_network: nn.Module,
-    reference: TdGradient,
-    q_values: QValues,
+    q_network: Network,
+    target_network: Network,
+    reference: Callable[[Network, Network, Batch], tuple[Any, Any]],
+    q_values: Callable[[Network, Array], Array],
     *,
     gamma: float,
     double_q: bool,
@@ -221,62 +210,58 @@ def proved(
 
     Args:
         q_network, target_network: on a CPU; q_network's parameters have their .grad.
-        reference, q_values: the script's update and its values to act on, as functions of given networks.
+        reference: the script's update: (q_network, target_network, batch) -> loss, Q(s, a) [B]; writes every .grad.
+        q_values: the script's values to act on: (network, obs [N, C, 10, 10]) -> Q [N, A].
     Returns:
         gradient: batch -> loss, Q(s, a) [B]; writes every .grad.
         act: obs [1, C, 10, 10] -> Q [1, A].
     Raises:
         NotTheSame: the architecture is another, or outputs or gradients differ.
     """
-    constants: dict[str, Any] = {"gamma": gamma, "double_q": double_q, "batch_size": batch_size}
+
+    def by_hand(online: Network, target: Network) -> tuple[ExplicitGradient, Callable[[Array], Array]]:
+        gradient = ExplicitGradient(online, target, gamma=gamma, double_q=double_q, batch_size=batch_size)
+        return gradient, ExplicitQ(online, Windows(online.conv, 1)).forward
+
+    def difference(scale: float, seed: int) -> str:
+        """Where the two differ on one batch; empty if nowhere."""
+        try:
+            online, target = _shaken(q_network, scale, seed), _shaken(target_network, scale, seed + 1)
+            batch = _random_batch(online, batch_size, scale, seed)
+            explicit = _numbers(online, *by_hand(online, target), batch)
+        except Exception as error:  # of whatever kind: it is not the network that is written out here
+            return f"it does not fit the network ({type(error).__name__}: {error})"
+        with torch.random.fork_rng(devices=[]):  # a network with dropout draws
+            torch.manual_seed(seed)
+            own = _numbers(online, partial(reference, online, target), partial(q_values, online), batch)
+        for name, a in own.items():
+            b = explicit[name]
+            # "not <=", because NaN differs
+            if a.shape != b.shape or not torch.linalg.vector_norm(a - b) <= TOLERANCE * torch.linalg.vector_norm(a):
+                return f"{name} is not the script's own"
+        return ""
+
     for scale in (1.0, 10.0):
         # Rounding may move a unit across ReLU's kink, which changes a gradient by more than rounding: then the next
         # batch decides. A function that is another differs on every batch.
-        found = [_difference(q_network, target_network, reference, q_values, constants, scale, seed) for seed in (1, 2)]
+        found = [difference(scale, seed) for seed in (1, 2)]
         if all(found):
             raise NotTheSame(found[0])
-    gradient = ExplicitGradient(q_network, target_network, **constants)
-    return gradient, ExplicitQ(q_network, Windows(q_network.conv, 1)).forward  # type: ignore[arg-type]
+    return by_hand(q_network, target_network)
 
 
-def layers(network: Any) -> tuple[nn.Conv2d, nn.Module, nn.Linear, nn.Module, nn.Linear]:
-    """Convolution, its norm, hidden layer, its norm, head."""
-    return network.conv, network.conv_norm, network.hidden, network.hidden_norm, network.head
+def _numbers(
+    network: Network, gradient: Callable[[Batch], Any], act: Callable[[Array], Any], batch: Batch
+) -> dict[str, Tensor]:
+    """Everything that is compared, by name, in double precision."""
+    loss, q = gradient(batch)
+    numbers = {"the loss": loss, "Q(s, a)": q}
+    numbers |= {f"the gradient of {name}": p.grad.clone() for name, p in network.named_parameters()}
+    numbers["Q(s, .) of one state"] = act(batch[0][:1])
+    return {name: torch.as_tensor(number).double() for name, number in numbers.items()}
 
 
-def _difference(
-    q_network: nn.Module,
-    target_network: nn.Module,
-    reference: TdGradient,
-    q_values: QValues,
-    constants: dict[str, Any],
-    scale: float,
-    seed: int,
-) -> str:
-    """Where the two functions differ; empty if nowhere."""
-    try:
-        online, target = (_shaken(network, scale, seed + i) for i, network in enumerate((q_network, target_network)))
-        batch = _random_batch(online, constants["batch_size"], scale, seed)
-        gradient = ExplicitGradient(online, target, **constants)
-        explicit: dict[str, Any] = dict(zip(("the loss", "Q(s, a)"), gradient(batch), strict=True))
-        explicit |= {f"the gradient of {name}": p.grad.clone() for name, p in online.named_parameters()}  # type: ignore[union-attr]
-        explicit["Q(s, .) of one state"] = ExplicitQ(online, Windows(layers(online)[0], 1)).forward(batch[0][:1])
-    except Exception as error:  # of whatever kind: it is not the network that is written out here
-        return f"it does not fit the network ({type(error).__name__}: {error})"
-    with torch.random.fork_rng(devices=[]):  # a network with dropout draws
-        torch.manual_seed(seed)
-        own: dict[str, Any] = dict(zip(("the loss", "Q(s, a)"), reference(online, target, batch), strict=True))
-        own |= {f"the gradient of {name}": p.grad for name, p in online.named_parameters()}
-        own["Q(s, .) of one state"] = q_values(online, batch[0][:1])
-    for name, number in own.items():
-        a, b = (torch.as_tensor(x).double() for x in (number, explicit[name]))
-        # "not <=", because NaN differs
-        if a.shape != b.shape or not torch.linalg.vector_norm(a - b) <= TOLERANCE * torch.linalg.vector_norm(a):
-            return f"{name} is not the script's own"
-    return ""
-
-
-def _shaken(network: nn.Module, scale: float, seed: int) -> nn.Module:
+def _shaken(network: Network, scale: float, seed: int) -> Network:
     """A copy whose every parameter has other values, so that no gain is 1 and no bias 0."""
     twin, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -286,31 +271,23 @@ def _shaken(network: nn.Module, scale: float, seed: int) -> nn.Module:
     return twin
 
 
-def _random_batch(network: nn.Module, size: int, scale: float, seed: int) -> Batch:
-    rng, (conv, *_, head) = np.random.default_rng(seed), layers(network)
-    images = (size, conv.in_channels, 10, 10)
+def _random_batch(network: Network, size: int, scale: float, seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    images = (size, network.conv.in_channels, 10, 10)
     obs, next_obs = ((rng.random(images) < 0.2).astype(np.uint8) for _ in range(2))
-    actions = rng.integers(head.out_features, size=size)
+    actions = rng.integers(network.head.out_features, size=size)
     rewards = (3 * scale * rng.standard_normal(size)).astype(np.float32)
     terminated = (rng.random(size) < 0.3).astype(np.float32)
     return [obs, actions, rewards, next_obs, terminated]
 
 
-def array(parameter: Tensor | None) -> Array:
-    """The parameter's memory."""
-    assert parameter is not None
-    memory: Array = parameter.detach().numpy()
-    return memory
-
-
-def gradient_array(parameter: Tensor | None) -> Array:
-    """The memory of the parameter's gradient."""
-    if parameter is None or parameter.grad is None:
+def memory(parameter: Tensor | None, learns: bool) -> tuple[Array, Array]:
+    """Arrays that share the memory of a parameter and of its gradient; the second is unused if it does not learn."""
+    if parameter is None:
+        raise ValueError("a weight or bias of the written-out architecture is missing")
+    value: Array = parameter.detach().numpy()
+    if not learns:
+        return value, np.empty_like(value)
+    if parameter.grad is None:
         raise ValueError("a network that learns needs its .grad tensors first: build the optimiser before it")
-    memory: Array = parameter.grad.numpy()
-    return memory
-
-
-def explicit_norm(layer: nn.Conv2d | nn.Linear, norm: nn.Module, learns: bool) -> ExplicitLayerNorm | ExplicitBias:
-    """What stands between a layer and its nonlinearity."""
-    return ExplicitLayerNorm(norm, learns) if isinstance(norm, nn.LayerNorm) else ExplicitBias(layer, learns)
+    return value, parameter.grad.numpy()

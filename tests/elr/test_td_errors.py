@@ -153,5 +153,5 @@ def test_bad_arguments_are_errors() -> None:
         recent.act(None, [0, 0])
     with pytest.raises(ValueError, match=r"shape \(1, 2\)"):
         recent.act(np.ones((1, 2)), [0])
-    with pytest.raises(ValueError, match="got 1 actions"):
+    with pytest.raises(ValueError, match="1 actions for num_envs=2"):
         recent.act(np.ones((2, 2)), [0])
