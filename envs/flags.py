@@ -28,17 +28,15 @@ from envs.worlds import PROTOCOLS, Kind, ScreenKind, ScreenWorld, World
 
 
 def reject_unused(group: str, args: Any, names: Sequence[str], why: str) -> None:
-    """Refuse fields that differ from their class's default although nothing reads them.
+    """Raise ValueError for fields that differ from their class's default although nothing reads them.
 
     Args:
         group: the flags' group: `--<group>.<name>`.
         args: a dataclass holding them; a subclass with other defaults is compared with its own.
         names: fields of `args` that have no effect.
         why: completes "--group.name 3 has no effect ...".
-    Raises:
-        ValueError: a field differs from its default; the message names it.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(type(args))}
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
     for name in names:
         if (value := getattr(args, name)) != defaults[name]:
             raise ValueError(f"--{group}.{name.replace('_', '-')} {value} has no effect {why}; drop it")
@@ -46,7 +44,7 @@ def reject_unused(group: str, args: Any, names: Sequence[str], why: str) -> None
 
 @dataclass(frozen=True)
 class ShiftArgs:
-    """Changes of the task; what MinAtar's and Atari's flags share. Subclasses list the kinds."""
+    """Changes of the task; what MinAtar's and Atari's flags share."""
 
     kind: str = "none"
     """what changes"""
@@ -63,10 +61,8 @@ class ShiftArgs:
     values: tuple[float, ...] = ()
     """values visited in turn; the first holds from the start"""
 
-    PERMUTED: ClassVar[tuple[str, ...]] = ()
-    """kinds that use `tasks`"""
-    VALUED: ClassVar[tuple[str, ...]] = ()
-    """kinds that use `values`"""
+    WORLD: ClassVar[Any]
+    """builds the environments, and knows which kinds use `tasks` (PERMUTED) and `values` (VALUED)"""
 
     @property
     def on(self) -> bool:
@@ -85,14 +81,12 @@ class ShiftArgs:
     @property
     def first_change(self) -> int | None:
         """Agent steps until the first change; for random changes the mean, 1 / rate; None without changes."""
-        gaps = self.gaps()
-        return gaps[0] if gaps else self._mean_gap()
+        return next(iter(self.gaps()), self._mean_gap())
 
     @property
     def shortest_gap(self) -> int | None:
         """Fewest agent steps between two changes; for random ones the mean, 1 / rate; None without a second change."""
-        gaps = self.gaps() if self.every_steps else self.gaps()[1:]
-        return min(gaps, default=self._mean_gap())
+        return min(self.gaps() if self.every_steps else self.gaps()[1:], default=self._mean_gap())
 
     def _mean_gap(self) -> int | None:
         return max(1, round(1 / self.rate)) if self.rate else None
@@ -105,7 +99,13 @@ class ShiftArgs:
             return AtRandom(self.rate)
         return AtSteps(self.at_steps) if self.at_steps else EverySteps(self.every_steps)
 
-    def _check(self, env_id: str, total_steps: int) -> None:
+    def check(self, env_id: str, total_steps: int) -> None:
+        """Refuse flags that contradict each other or change nothing.
+
+        Args:
+            env_id: the first game, --env-id.
+            total_steps: agent steps of the run, --total-timesteps.
+        """
         kind, used = self.kind, f"with --shift.kind {self.kind}"
         if not self.on:
             reject_unused("shift", self, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], used)
@@ -115,30 +115,43 @@ class ShiftArgs:
             raise ValueError(
                 f"--shift.kind {kind} needs exactly one of --shift.every-steps, --shift.at-steps, --shift.rate"
             )
+        flag = f"--shift.{when[0].replace('_', '-')}"
         try:
             self.timetable()
         except ValueError as error:
-            raise ValueError(f"--shift.{when[0].replace('_', '-')}: {error}") from error
-        unused = {"games": kind != "games", "tasks": kind not in self.PERMUTED, "values": kind not in self.VALUED}
+            raise ValueError(f"{flag}: {error}") from error
+        permuted, valued = kind in self.WORLD.PERMUTED, kind in self.WORLD.VALUED
+        unused = {"games": kind != "games", "tasks": not permuted, "values": not valued}
         reject_unused("shift", self, [name for name in unused if unused[name]], used)
         if kind == "games" and not self.games:
             raise ValueError("--shift.kind games needs --shift.games, the games that follow --env-id")
         if kind == "games" and set(self.games) == {env_id}:
             raise ValueError(f"--shift.games {self.games} only repeats --env-id {env_id}, so nothing changes")
-        if kind in self.VALUED and len(self.values) < 2:
+        if valued and len(self.values) < 2:
             raise ValueError(f"--shift.kind {kind} needs at least two --shift.values, got {self.values}")
-        if kind in self.VALUED and len(set(self.values)) == 1:
+        if valued and len(set(self.values)) == 1:
             raise ValueError(f"--shift.values {self.values} are all alike, so nothing changes")
-        last = self.every_steps or max(self.at_steps, default=0)
-        if last >= total_steps:
-            flag = "--shift.every-steps" if self.every_steps else "--shift.at-steps"
+        if (last := self.every_steps or max(self.at_steps, default=0)) >= total_steps:
             raise ValueError(f"{flag}: the change at step {last} never comes in --total-timesteps {total_steps}")
 
-    def _build(self, world: World | ScreenWorld) -> VectorEnv[Any, Any, Any]:
+    def world(self, env_id: str, num_envs: int, *, changing: bool = True, **rules: Any) -> VectorEnv[Any, Any, Any]:
+        """Build the environments that the flags describe, unseeded.
+
+        Args:
+            env_id: the first game.
+            num_envs: N.
+            changing: False: they stay in the first task.
+            rules: other fields of WORLD, as it has them.
+        Raises:
+            ValueError: as WORLD; the message names the flags.
+        """
+        when = self.timetable() if changing else NoChange()
+        world = self.WORLD((env_id, *self.games), num_envs, self.kind, when, self.tasks, self.values, **rules)
         try:
-            return world.make()
+            env: VectorEnv[Any, Any, Any] = world.make()
         except ValueError as error:
             raise ValueError(f"--env-id, --shift: {error}" if self.on else str(error)) from error
+        return env
 
 
 @dataclass(frozen=True)
@@ -156,32 +169,7 @@ class MinAtarShiftArgs(ShiftArgs):
     values: tuple[float, ...] = ()
     """factors or probabilities, visited in turn; the first holds from the start (kinds rewards, sticky, noise)"""
 
-    PERMUTED = World.PERMUTED
-    VALUED = World.VALUED
-
-    def check(self, env_id: str, total_steps: int) -> None:
-        """Refuse flags that contradict each other or change nothing.
-
-        Args:
-            env_id: the first game, --env-id.
-            total_steps: agent steps of the run, --total-timesteps.
-        Raises:
-            ValueError: one line that names the flags.
-        """
-        self._check(env_id, total_steps)
-
-    def world(self, env_id: str, num_envs: int, *, changing: bool = True) -> VectorEnv[Any, Any, Any]:
-        """Build the environments that the flags describe, unseeded.
-
-        Args:
-            env_id: the first game.
-            num_envs: N.
-            changing: False: they stay in the first task.
-        Raises:
-            ValueError: as `envs.worlds.World`; the message names the flags.
-        """
-        when = self.timetable() if changing else NoChange()
-        return self._build(World((env_id, *self.games), num_envs, self.kind, when, self.tasks, self.values))
+    WORLD = World
 
 
 @dataclass(frozen=True)
@@ -196,21 +184,18 @@ class ScreenShiftArgs(ShiftArgs):
     values: tuple[float, ...] = ()
     """factors, probabilities, modes or difficulties, visited in turn; the first holds from the start"""
 
-    PERMUTED = ScreenWorld.PERMUTED
-    VALUED = ScreenWorld.VALUED
+    WORLD = ScreenWorld
 
-    def check(self, env_id: str, total_steps: int, *, clip_rewards: bool, threads: int) -> None:
-        """Refuse flags that contradict each other or change nothing.
+    def check(  # type: ignore[override]
+        self, env_id: str, total_steps: int, *, clip_rewards: bool, threads: int
+    ) -> None:
+        """As `ShiftArgs.check`, and refuse what Catch, threads or clipped rewards do not support.
 
         Args:
-            env_id: the first game, --env-id.
-            total_steps: agent steps of the run, --total-timesteps.
             clip_rewards: the learner sees rewards clipped to [-1, 1], --clip-rewards.
             threads: of ale-py's vector environment, --env-threads.
-        Raises:
-            ValueError: one line that names the flags.
         """
-        self._check(env_id, total_steps)
+        super().check(env_id, total_steps)
         if CATCH in (env_id, *self.games):
             which = "--env-id" if env_id == CATCH else "--shift.games"
             if threads:
@@ -229,25 +214,16 @@ class ScreenShiftArgs(ShiftArgs):
                 "--no-clip-rewards or other factors"
             )
 
-    def world(
+    def world(  # type: ignore[override]
         self, env_id: str, num_envs: int, *, protocol: str, threads: int, changing: bool = True
     ) -> VectorEnv[Any, Any, Any]:
-        """Build the environments that the flags describe, unseeded.
+        """As `ShiftArgs.world`.
 
         Args:
-            env_id: the first game.
-            num_envs: N.
             protocol: one of `envs.worlds.PROTOCOLS`.
             threads: of ale-py's vector environment; 0: emulators in Python, which can be saved.
-            changing: False: they stay in the first task.
-        Raises:
-            ValueError: as `envs.worlds.ScreenWorld`; the message names the flags.
         """
-        when = self.timetable() if changing else NoChange()
         rules = dict(PROTOCOLS[protocol])
         if env_id == CATCH:  # it starts at once
             rules["noop_max"] = 0
-        games = (env_id, *self.games)
-        return self._build(
-            ScreenWorld(games, num_envs, self.kind, when, self.tasks, self.values, threads=threads, **rules)
-        )
+        return super().world(env_id, num_envs, changing=changing, threads=threads, **rules)

@@ -93,7 +93,7 @@ def test_games_are_needed_and_must_differ_from_the_first(group):
     check(group("games", rate=0.1, games=(BREAKOUT, PONG)), env_id=BREAKOUT)
 
 
-VALUED = [(group, kind) for group in (MinAtarShiftArgs, ScreenShiftArgs) for kind in group.VALUED]
+VALUED = [(group, kind) for group in (MinAtarShiftArgs, ScreenShiftArgs) for kind in group.WORLD.VALUED]
 
 
 @pytest.mark.parametrize(("group", "kind"), VALUED)
