@@ -35,7 +35,7 @@ class Minibatches:
         missing = self.batch_size
         while missing:
             if self.position == self.n:
-                self.order, self.position = self.rng.permutation(self.n), 0
+                self.grow(self.n)
             parts.append(self.order[self.position : self.position + missing])
             self.position += len(parts[-1])
             missing -= len(parts[-1])

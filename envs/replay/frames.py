@@ -14,18 +14,16 @@ Slots = NDArray[np.int64]
 """Places in a memory, lane * rows + row, [B]."""
 
 ROW_PARTS = ("actions", "rewards", "age", "terminal", "truncated", "only_state")
+LANE_PARTS = ("written", "forgotten", "next_age")
 PIECE_ROWS = 8192
 """Rows of one file of a checkpoint."""
 
 
 class Pieces(Protocol):
-    """Files next to a checkpoint that it names (`runs.recording.Pieces`)."""
+    """Files next to a checkpoint that it names, never changed after they are written (`runs.recording.Pieces`)."""
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file that is never changed again."""
-
-    def read(self, name: str) -> dict[str, Any]:
-        """Read it."""
+    def write(self, name: str, content: dict[str, Any]) -> None: ...  # noqa: D102
+    def read(self, name: str) -> dict[str, Any]: ...  # noqa: D102
 
 
 class FrameMemory:
@@ -67,11 +65,11 @@ class FrameMemory:
 
     def __len__(self) -> int:
         """Rows held."""
-        return int(self._held().sum())
+        return int((self.written - self._oldest()).sum())
 
-    def _held(self) -> NDArray[np.int64]:
-        held: NDArray[np.int64] = np.minimum(self.written - self.forgotten, self.rows)
-        return held
+    def _oldest(self) -> NDArray[np.int64]:
+        """Number of the oldest row held, counted since the start, of each lane."""
+        return np.maximum(self.written - self.rows, self.forgotten)
 
     def add(
         self,
@@ -104,8 +102,7 @@ class FrameMemory:
         for lane in np.flatnonzero(truncated & ~terminal):
             self._add_state(lane, final_obs[lane, -1])
         self.next_age[restarted] = 0
-        slots: Slots = lanes * self.rows + rows
-        return slots
+        return lanes * self.rows + rows
 
     def _add_state(self, lane: np.int64, frame: NDArray[np.uint8]) -> None:
         row = self.written[lane] % self.rows
@@ -117,8 +114,7 @@ class FrameMemory:
         """Slots of the rows written last, of each lane, that hold a state to bootstrap from and no transition [K]."""
         lanes, rows = np.arange(self.lanes), (self.written - 1) % self.rows
         held = self.only_state[lanes, rows] & (self.written > self.forgotten)
-        slots: Slots = (lanes * self.rows + rows)[held]
-        return slots
+        return (lanes * self.rows + rows)[held]
 
     def cut(self, obs: NDArray[np.uint8]) -> None:
         """Truncate all running episodes at `obs` [N, 4, 84, 84]: they cannot be continued."""
@@ -136,7 +132,7 @@ class FrameMemory:
         lanes, rows = slots // self.rows, slots % self.rows
         newest = self.written[lanes] - 1
         number = newest - (newest - rows) % self.rows  # of the row, counted since the start
-        oldest = np.maximum(self.written[lanes] - self.rows, self.forgotten[lanes])
+        oldest = self._oldest()[lanes]
         transition = ~self.only_state[lanes, rows]
         if ((number - STACK >= oldest) & (number + self.n_step <= newest)).all():  # nearly always, of a large memory
             return transition
@@ -145,8 +141,7 @@ class FrameMemory:
         for k in range(self.n_step):
             row = (rows + k) % self.rows
             ended |= (number + k <= newest) & (self.terminal[lanes, row] | self.truncated[lanes, row])
-        valid: NDArray[np.bool_] = whole & transition & (ended | (number + self.n_step <= newest))
-        return valid
+        return whole & transition & (ended | (number + self.n_step <= newest))
 
     def gather(self, slots: Slots) -> list[NDArray[Any]]:
         """s_t [B, 4, 84, 84], a_t [B], R [B], s_{t+m} [B, 4, 84, 84], discounts [B], for valid slots."""
@@ -177,7 +172,7 @@ class FrameMemory:
             ValueError: next to none is valid.
         """
         slots: Slots = np.empty(0, dtype=np.int64)
-        held = self._held()
+        held = self.written - self._oldest()
         ends = np.cumsum(held)
         for _ in range(1000):
             drawn = rng.integers(ends[-1], size=batch_size)
@@ -199,7 +194,7 @@ class FrameMemory:
 
     def save(self, pieces: Pieces) -> dict[str, Any]:
         """Write the rows that no piece holds yet; return what a checkpoint keeps, which names the pieces."""
-        oldest = np.maximum(self.written - self.rows, self.forgotten)
+        oldest = self._oldest()
         for lane in range(self.lanes):
             for first in range(max(self.saved[lane], oldest[lane]), self.written[lane], PIECE_ROWS):
                 end = min(first + PIECE_ROWS, int(self.written[lane]))
@@ -211,8 +206,8 @@ class FrameMemory:
                 self.pieces.append((name, lane, int(first), end))
         self.saved = self.written.copy()
         self.pieces = [piece for piece in self.pieces if piece[3] > oldest[piece[1]]]
-        parts = {name: getattr(self, name).copy() for name in ("written", "forgotten", "next_age")}
-        return parts | {"rows": self.rows, "pieces": list(self.pieces)}
+        lanes = {name: getattr(self, name).copy() for name in LANE_PARTS}
+        return lanes | {"rows": self.rows, "pieces": list(self.pieces)}
 
     def load(self, state: dict[str, Any], pieces: Pieces) -> None:
         """Continue from what `save` returned.
@@ -222,7 +217,7 @@ class FrameMemory:
         """
         if state["rows"] != self.rows or len(state["written"]) != self.lanes:
             raise ValueError(f"the checkpoint's replay memory has another shape than {self.lanes} x {self.rows}")
-        for name in ("written", "forgotten", "next_age"):
+        for name in LANE_PARTS:
             setattr(self, name, state[name].copy())
         self.saved, self.pieces = self.written.copy(), [(n, lane, a, b) for n, lane, a, b in state["pieces"]]
         for name, lane, first, end in self.pieces:

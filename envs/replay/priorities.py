@@ -148,8 +148,7 @@ class Priorities:
 
     def probabilities(self, slots: Slots) -> Floats:
         """P(i) [B]."""
-        p: Floats = (1 - self.uniform) * self.tree.leaves[slots] / self.tree.total + self.uniform / self.size
-        return p
+        return (1 - self.uniform) * self.tree.leaves[slots] / self.tree.total + self.uniform / self.size
 
     def importance_weights(self, probabilities: Floats, beta: float) -> Floats:
         """w_i = (n P(i))^-beta, divided by the largest of the batch, [B]."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PARTS = ("obs", "actions", "rewards", "next_obs", "terminated")
+
 
 class TransitionMemory:
     """The last `capacity` transitions, sampled uniformly with replacement.
@@ -57,15 +59,12 @@ class TransitionMemory:
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part. Observations of zeros and ones, as MinAtar's, take a bit per pixel; others a byte."""
-        return {
-            "position": self.position,
-            "shape": [self.size, *self.obs.shape[1:]],
-            "obs": _packed(self.obs[: self.size]),
-            "next_obs": _packed(self.next_obs[: self.size]),
-            "actions": self.actions[: self.size].copy(),
-            "rewards": self.rewards[: self.size].copy(),
-            "terminated": self.terminated[: self.size].copy(),
-        }
+        state: dict[str, Any] = {"position": self.position, "shape": [self.size, *self.obs.shape[1:]]}
+        for name in PARTS:
+            filled = getattr(self, name)[: self.size]
+            binary = filled.dtype == np.uint8 and filled.max(initial=0) <= 1
+            state[name] = np.packbits(filled) if binary else filled.copy()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned.
@@ -77,17 +76,8 @@ class TransitionMemory:
         if shape[0] > self.capacity or shape[1:] != self.obs.shape[1:]:
             raise ValueError(f"the checkpoint's replay memory {shape} does not fit into {self.obs.shape}")
         self.size, self.position = shape[0], state["position"]
-        for name in ("obs", "next_obs"):
-            getattr(self, name)[: self.size] = _unpacked(state[name], shape)
-        for name in ("actions", "rewards", "terminated"):
-            getattr(self, name)[: self.size] = state[name]
-
-
-def _packed(obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Eight pixels to a byte, in one row, if all are 0 or 1; otherwise a copy."""
-    return np.packbits(obs) if obs.max(initial=0) <= 1 else obs.copy()
-
-
-def _unpacked(saved: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """What `_packed` was given, of this shape."""
-    return np.unpackbits(saved, count=math.prod(shape)).reshape(shape) if saved.ndim == 1 else saved
+        for name in PARTS:
+            part, saved = getattr(self, name), state[name]
+            if saved.ndim < part.ndim:  # eight pixels to a byte, in one row
+                saved = np.unpackbits(saved, count=math.prod(shape)).reshape(shape)
+            part[: self.size] = saved
