@@ -7,8 +7,9 @@
     python agents/grokking.py adaptive                        starts at 1e-4; re-warmed when its features stop moving
     python agents/grokking.py --resume runs/logs/RUN          continue a killed or interrupted run
 
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. All steps are optimiser updates.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. All steps are optimiser updates.
 
 The network sees the five tokens "x o y = _" and predicts x o y mod p at the last one. It is trained on a fifth of all
 ordered pairs (x, y) and tested on the others. A network that has only learned that x + y = y + x answers the test pairs

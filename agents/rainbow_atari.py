@@ -8,8 +8,9 @@
 
 Rainbow is DQN with six additions (Hessel et al. 2018, arXiv:1710.02298): double Q-learning, prioritised replay, dueling
 streams, n-step returns, a distribution of returns instead of their mean, and noisy weights instead of random actions.
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
 
 All flags count agent steps. One step is one decision of the agent and lasts four frames, so 200 million frames are 50
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
@@ -555,7 +556,7 @@ def main(args: Args) -> None:
         priorities = Priorities(args.buffer_size, args.prioritized_replay_alpha, args.prioritized_replay_uniform)
         gradient = partial(td_gradient, q_network, target_network, rng=noise_rng)
 
-        # elr attaches to the network and the optimiser; what is switched off does nothing.
+        # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(q_network, heads=q_network.heads)  # convolutions, mu of the streams' hidden layers
         sigmas = {f"{name}.sigma": sigma for name, sigma in partners(q_network, layers).items() if sigma is not None}
         probe_obs = uniform_observations(world(1, changing=False), args.probe.size, run.seed("probe")).to(run.device)
@@ -568,7 +569,7 @@ def main(args: Args) -> None:
 
     returns = Returns(window=100)
     # A change of the task may pause learning until --learning-starts more steps.
-    at = run.counters(learning_start=args.learning_starts, updates_before=0)
+    origin = run.counters(learning_step=args.learning_starts, learning_updates=0)
     run.keep(
         q_network=q_network, target_network=target_network, optimizer=optimizer, replay=replay, priorities=priorities,
         env=env, rewarming=rewarming, projection=projection, meter=meter, probe=probe, recent=recent, returns=returns,
@@ -581,8 +582,8 @@ def main(args: Args) -> None:
         evaluation_env = evaluation_world(env, args.eval_episodes) if args.eval_every else None
         return FirstEpisode(evaluation_env) if args.record_video else evaluation_env
 
-    def switch_task() -> None:
-        """The task has changed: do what --switch asks for, before anything is learned of the new one."""
+    def react_to_change() -> None:
+        """The environment has changed its task: do what --switch asks for, before the agent learns from the new one."""
         switch = args.switch
         fresh = make_network(actions, args, run.seed("switch", run.step), run.device)
         with in_float32(q_network):
@@ -594,15 +595,15 @@ def main(args: Args) -> None:
         if switch.does("replay"):
             replay.clear()
             priorities.clear(forget_largest=switch.fresh_agent)
-            at.learning_start, at.updates_before = run.step + args.learning_starts, run.updates
+            origin.learning_step, origin.learning_updates = run.step + args.learning_starts, run.updates
         if switch.fresh_agent:
-            rewarming.reset()
+            rewarming.reset()  # schedule and trigger as at the start of the run
             recent.clear()
         elif args.rewarm.trigger == "switch":
-            rewarming.restart()
+            rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # what the intervention did to the features is not learning
+            probe.forget()  # the next change of the features is measured from here, without the intervention
         returns.clear()
 
     def reset_layers() -> None:
@@ -654,7 +655,7 @@ def main(args: Args) -> None:
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
             beta = linear_schedule(args.prioritized_replay_beta, 1.0, args.total_timesteps, run.step)
-            while run.updates < at.updates_before + int((run.step - at.learning_start) * args.replay_ratio):
+            while run.updates < origin.learning_updates + int((run.step - origin.learning_step) * args.replay_ratio):
                 slots, probabilities = priorities.sample(args.batch_size, minibatch_rng, replay.valid)
                 weights = priorities.importance_weights(probabilities, beta)
                 losses, q = gradient(replay.gather(slots), weights)
@@ -665,8 +666,8 @@ def main(args: Args) -> None:
                 meter.before_step()
                 optimizer.step()
                 meter.after_step()  # measures the step really taken, before the projection
-                projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
-                rate = rewarming.rate
+                rate = rewarming.rate  # of this update
+                projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                 rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                 priorities.update(slots, losses)
                 run.updates += 1
@@ -695,7 +696,7 @@ def main(args: Args) -> None:
                 if args.record_video:
                     evaluation_env.write(run.directory / "video" / f"step-{run.step}.gif")
             if "shift" in infos and run.step < run.total:
-                switch_task()
+                react_to_change()
                 evaluation_env = make_evaluation_env()
                 run.shifted(infos)
             if args.reset.due(run.step, args.num_envs):

@@ -5,8 +5,9 @@
     python agents/warm_start.py fig4-projected-0.1 --data-folder cifar-10-batches-bin
     python agents/warm_start.py --resume runs/logs/RUN        continue a killed or interrupted run
 
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. All steps are optimiser updates.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. All steps are optimiser updates.
 
 Phase k trains on the first `fractions[k]` of a shuffled training set, each phase for the same number of updates (or of
 epochs). From the last switch on a fresh network, the control, trains on the same minibatches as the warm one. The
