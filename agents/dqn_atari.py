@@ -75,14 +75,14 @@ class ScheduleArgs(flags.ScheduleArgs):
 # same as agents/dqn_minatar.py::SwitchArgs
 @dataclass(frozen=True)
 class SwitchArgs(flags.SwitchArgs):
-    """What else happens when the task changes."""
+    """What happens when the task changes, besides re-warming (--rewarm.trigger switch)."""
 
     replay: Literal["keep", "clear"] = "keep"
-    """the replay memory; if it is cleared, updates pause for --learning-starts steps"""
+    """keep the replay memory, or clear it and pause updates for --learning-starts steps"""
     exploration: Literal["keep", "restart"] = "keep"
-    """the exploration rate continues, or decays again from --start-e"""
+    """keep the exploration rate, or decay it again from --start-e"""
     target: Literal["keep", "copy"] = "keep"
-    """the target network waits for --target-network-frequency, or is copied at once"""
+    """copy the target network at the usual time, or at once"""
 
 
 @dataclass(frozen=True)
