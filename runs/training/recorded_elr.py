@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.recording import read_json, read_scalars, read_status
+from runs.training.checks import flag
 
 
 def recorded_elr(directory: Path, layers: Iterable[str], args: Any, same: str) -> dict[str, list[tuple[int, float]]]:
@@ -24,8 +25,7 @@ def recorded_elr(directory: Path, layers: Iterable[str], args: Any, same: str) -
     config, scalars = read_json(directory / "config.json"), read_scalars(directory)
     for name in same.split():
         if config.get(name) != getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{directory} has {flag} {config.get(name)}, not {getattr(args, name)}")
+            raise ValueError(f"{directory} has {flag(name)} {config.get(name)}, not {getattr(args, name)}")
     if not config["nap"]["enabled"]:
         raise ValueError(f"{directory} is not projected (--nap.no-enabled); give a projected run")
     if (reached := read_status(directory)["step"]) < args.total_updates:

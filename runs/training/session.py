@@ -51,13 +51,6 @@ from runs.recording import (
 )
 
 
-class Stateful(Protocol):
-    """A part of the run that a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...  # noqa: D102
-
-
 @runtime_checkable
 class Piecewise(Protocol):
     """A part so large that it is written in pieces next to the checkpoint (the Atari replay memory)."""
@@ -139,8 +132,9 @@ class Session:
 
     # What a checkpoint holds.
 
-    def keep(self, **parts: Stateful | Piecewise) -> None:
-        """Name parts whose state checkpoints hold; more may be added at any time before the next checkpoint."""
+    def keep(self, **parts: Any) -> None:
+        """Name parts whose state checkpoints hold, by their `state_dict` and `load_state_dict` or as `Piecewise`; more
+        may be added at any time before the next checkpoint."""
         self._parts |= parts
 
     def counters(self, **start: Any) -> SimpleNamespace:
