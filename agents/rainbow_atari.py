@@ -87,12 +87,12 @@ class ScheduleArgs(flags.ScheduleArgs):
 
 @dataclass(frozen=True)
 class SwitchArgs(flags.SwitchArgs):
-    """What else happens when the task changes."""
+    """What happens when the task changes, besides re-warming (--rewarm.trigger switch)."""
 
     replay: Literal["keep", "clear"] = "keep"
-    """the replay memory and its priorities; if they are cleared, updates pause for --learning-starts steps"""
+    """keep the replay memory and its priorities, or clear them and pause updates for --learning-starts steps"""
     target: Literal["keep", "copy"] = "keep"
-    """the target network waits for --target-network-frequency, or is copied at once"""
+    """copy the target network at the usual time, or at once"""
 
 
 @dataclass(frozen=True)
