@@ -1,33 +1,30 @@
 """PPO on Atari with normalize-and-project and a re-warmed learning rate, in one file.
 
-    python agents/ppo_atari.py --env-id ALE/Breakout-v5       plain PPO (Schulman et al. 2017), rate annealed to 0
-    python agents/ppo_atari.py nap-cyclic --seed 1            weights projected, learning rate cycles
+    python agents/ppo_atari.py --env-id ALE/Breakout-v5       PPO, weights free, learning rate annealed to 0
+    python agents/ppo_atari.py nap-cyclic --seed 2            weights projected, learning rate cycles
     python agents/ppo_atari.py chain-switch                   three games in turn, twice; re-warmed at each change
     python agents/ppo_atari.py catch                          Catch, a small test game: minutes on a CPU core
     python agents/ppo_atari.py --resume runs/logs/RUN         continue a killed or interrupted run
 
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800; both heads are left out, and it
-needs `--network normalised`.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800; it needs --network normalised.
 
-All flags count agent steps. One step is one decision in one of the num_envs environments and lasts four frames (in
-Catch one), so the default's 10 million steps are 40 million frames. An iteration is num_steps steps in each
-environment, then update_epochs * num_minibatches updates. Runs are made of whole iterations.
+An agent step is one decision in one of the num_envs environments, of four frames (in Catch one). An iteration is
+num_steps steps in each of them, then update_epochs * num_minibatches updates. Runs are made of whole iterations.
 
 Details and constants as commonly published for Atari (Huang et al. 2022): generalised advantage estimation, advantages
 normalised per minibatch, clipped value loss, rewards clipped to [-1, 1] for learning only, orthogonal initialisation,
 gradients clipped by their norm, Adam's epsilon 1e-5. Deviations: a truncated episode bootstraps from its last
 observation; the rate falls with every update, not every iteration; sticky actions, and only game over ends an episode
-(Machado et al. 2018). `--protocol classic` is theirs: no sticky actions, up to 30 no-op frames at the start, and a lost
-life ends the return that is learned, while the game and its recorded return continue; but nobody presses FIRE for the
-agent.
+(Machado et al. 2018). With --protocol classic as published: no sticky actions, up to 30 no-op frames at the start, and
+a lost life ends the return that is learned, not the game and its recorded return; but nothing presses FIRE.
+Deviation from the paper: CUSUM watches the mean squared TD error of an iteration's steps, valued as they were taken,
+instead of the loss, which is measured after the first updates have adapted.
 
---shift changes the task during training, and --switch sets how the agent reacts, at the end of the iteration in which
-the task changed; by default it does not react (plain continual learning). Give a continual run a constant or a
-re-warmed rate: the default is annealed to 0 over the whole run, and later tasks would be learned at almost no rate.
-The probe always uses observations of the first task. --rewarm.trigger cusum watches the mean squared TD error of the
-steps of an iteration, as valued when they were taken: one number for all its updates. The paper uses the loss, which is
-measured after the first updates have adapted.
+--shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
+iteration. By default it does not (plain continual learning); then choose --schedule.kind constant: the default falls to
+0 over the whole run. The probe (feature metrics on fixed inputs) always uses observations of the first task.
 
 With --env-threads 0 a killed run resumes exactly; ale-py's own vector environment (--env-threads 1 or more) is faster
 but cannot be saved, so a resumed run starts new episodes. Measured with `catch`: evaluation return 10.00 (best expected
@@ -135,7 +132,7 @@ class Args:
     switch: SwitchArgs = field(default_factory=SwitchArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 250
-    """iterations between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
+    """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 5
     """greedy episodes per evaluation, each in a freshly seeded game, up to half an hour of play long"""
     record_video: bool = False
@@ -223,14 +220,12 @@ PRESETS = presets(
             "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
             {**NAP, "schedule": DECAY, "rewarm": CUSUM},
         ),
-        "chain-plain": ("three games in turn, twice: plain continual training", {"schedule": CONSTANT, **CHAIN}),
+        "chain-plain": ("three games in turn, twice: the agent does not react", {"schedule": CONSTANT, **CHAIN}),
         "chain-fresh": (
             "the same games, a fresh agent for each (here the same as a reset of network and moments)",
             {"schedule": CONSTANT, "switch": SwitchArgs(fresh_agent=True), **CHAIN},
         ),
-        "chain-nap": (
-            "the same games, normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT, **CHAIN}
-        ),
+        "chain-nap": ("the same games, normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT, **CHAIN}),
         "chain-switch": (
             "the same games, normalize-and-project, rate decays, re-warmed at each change",
             {**NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
@@ -279,7 +274,8 @@ class ActorCritic(nn.Module):
     """Policy logits and value of a stack of four 84 x 84 frames: three convolutions and 512 hidden units (Mnih et al.
     2015), two linear heads.
 
-    normalised: LayerNorm before each nonlinearity; its offset makes the layer's own bias redundant.
+    normalised: LayerNorm before each nonlinearity and no bias in front of it, so that scaling a weight tensor leaves
+    the output as it is.
     bf16: convolutions and hidden layers in bfloat16, the heads in float32.
     """
 
@@ -426,8 +422,8 @@ def main(args: Args) -> None:
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
-        # elr attaches to the network and the optimiser; what is switched off does nothing.
-        layers = scalable_weights(network, heads=network.heads)  # convolutions and hidden
+        # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
+        layers = scalable_weights(network, heads=network.heads)  # weights of convolutions and hidden, by name
         probe_obs = uniform_observations(world(1, changing=False), args.probe.size, run.seed("probe")).to(run.device)
         with in_float32(network):
             projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
@@ -440,7 +436,7 @@ def main(args: Args) -> None:
         network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
         probe=probe, returns=returns,
     )  # fmt: skip
-    run.watch(network, optimizer)
+    run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [N, 4, 84, 84] uint8
 
     def make_evaluation_env() -> Any:
@@ -448,21 +444,25 @@ def main(args: Args) -> None:
         evaluation_env = evaluation_world(env, args.eval_episodes) if args.eval_every else None
         return FirstEpisode(evaluation_env) if args.record_video else evaluation_env
 
-    def switch_task(changed: int) -> None:
-        """The task changed at this step of the iteration that has just ended: do what --switch asks for."""
+    def react_to_change(changed: int) -> None:
+        """The task changed at this step of the iteration that has just ended: do what --switch asks for.
+
+        An intervention of your own belongs here, or behind an update. Change weights in place; then call
+        projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
+        """
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
         with in_float32(network):
             switch.intervene_(network, fresh, projection, heads=network.heads)
-        if switch.does("optimizer"):
+        if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.fresh_agent:
-            rewarming.reset()
+            rewarming.reset()  # schedule and trigger as at the start of the run
         elif args.rewarm.trigger == "switch":
-            rewarming.restart()
+            rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # what the intervention did to the features is not learning
+            probe.forget()  # the next change of the features is measured from here, without the intervention
         returns.clear()
 
     with run.open():
@@ -514,8 +514,8 @@ def main(args: Args) -> None:
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection
-                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
-                    rate = rewarming.rate
+                    rate = rewarming.rate  # of this update
+                    projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                     rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                     run.updates += 1
 
@@ -538,7 +538,7 @@ def main(args: Args) -> None:
                 if args.record_video:
                     evaluation_env.write(run.directory / "video" / f"step-{run.step}.gif")
             if changed and run.step < run.total:
-                switch_task(changed)
+                react_to_change(changed)
                 evaluation_env = make_evaluation_env()
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()

@@ -1,32 +1,30 @@
 """PPO on MinAtar with normalize-and-project and a re-warmed learning rate, in one file.
 
-    python agents/ppo_minatar.py                              plain PPO (Schulman et al. 2017), rate annealed to 0
-    python agents/ppo_minatar.py nap-cyclic --seed 1          weights projected, learning rate cycles
-    python agents/ppo_minatar.py adaptive                     re-warmed when CUSUM detects a change in the TD errors
+    python agents/ppo_minatar.py                              PPO, weights free, learning rate annealed to 0
+    python agents/ppo_minatar.py nap-cyclic --seed 2          weights projected, learning rate cycles
+    python agents/ppo_minatar.py adaptive                     re-warmed when CUSUM detects a jump of the TD errors
     python agents/ppo_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/ppo_minatar.py --resume runs/logs/RUN       continue a killed or interrupted run
 
-The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057): optimiser step -> project -> re-warm? -> set the rate;
-those lines stand in this order in `main`. Normalize-and-project is arXiv:2407.01800; both heads are left out.
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
 
-One agent step is one decision in one of the num_envs environments, and one frame, because MinAtar skips none. An
-iteration is num_steps steps in each environment, then update_epochs * num_minibatches updates. Runs are made of whole
-iterations.
+An agent step is a frame (no frame skip) in one of the num_envs environments. An iteration is num_steps steps in each
+of them, then update_epochs * num_minibatches updates. Runs are made of whole iterations.
 
 Details as commonly published (Huang et al. 2022): generalised advantage estimation, advantages normalised per
 minibatch, clipped value loss, orthogonal initialisation, gradients clipped by their norm, Adam's epsilon 1e-5.
 Deviations: a truncated episode bootstraps from its last observation (in MinAtar only a change of the task truncates);
-LayerNorm before each nonlinearity (`--network plain` has none); the rate falls with every update, not every iteration.
+LayerNorm before each nonlinearity (--network plain: none); the rate falls with every update, not every iteration.
+Deviation from the paper: CUSUM watches the mean squared TD error of an iteration's steps, valued as they were taken,
+instead of the loss, which is measured after the first updates have adapted and misses changes to smaller returns.
 
---shift changes the task during training, and --switch sets how the agent reacts, at the end of the iteration in which
-the task changed; by default it does not react (plain continual learning). Give a continual run a constant or a
-re-warmed rate: the default is annealed to 0 over the whole run, and later tasks would be learned at almost no rate.
-The probe always uses observations of the first task. --rewarm.trigger cusum watches the mean squared TD error of the
-steps of an iteration, as valued when they were taken: one number for all its updates. The paper uses the loss. That is
-measured after the first updates have adapted, and it misses changes to games with smaller returns.
+--shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
+iteration. By default it does not (plain continual learning); then choose --schedule.kind constant: the default falls to
+0 over the whole run. The probe (feature metrics on fixed inputs) always uses observations of the first task.
 
-Measured with `baseline` on Breakout: training return 30, 40, 43 at 10,000,000 steps (three seeds). All results:
-docs/results.md, docs/chains.md.
+Measured with `baseline` on Breakout: training return 30, 40, 43 at 10M steps (three seeds). All: docs/results.md.
 """
 
 from __future__ import annotations
@@ -116,7 +114,7 @@ class Args:
     max_grad_norm: float = 0.5
     """norm to which gradients are clipped"""
     network: Literal["normalised", "plain"] = "normalised"
-    """LayerNorm before each nonlinearity, or biases and none"""
+    """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -124,7 +122,7 @@ class Args:
     switch: SwitchArgs = field(default_factory=SwitchArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 50
-    """iterations between evaluations, in the present task (at a change: in the one that ends); 0 is off"""
+    """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """greedy episodes per evaluation, each in a freshly seeded game, at most 10,000 steps long"""
     checkpoint_every: int = 50
@@ -180,10 +178,10 @@ class Args:
         )  # fmt: skip
 
 
-NAP, CONSTANT, CYCLIC = NapArgs(enabled=True), ScheduleArgs("constant"), ScheduleArgs("cyclic", 1e-5, 500_000)
+NAP, CONSTANT, CYCLIC = {"nap": NapArgs(enabled=True)}, ScheduleArgs("constant"), ScheduleArgs("cyclic", 1e-5, 500_000)
 VISIT = 256 * 64 * 128  # 256 iterations
 DECAY, CUSUM = ScheduleArgs("warmup-cosine", 1e-5, VISIT), RewarmArgs("cusum", block=32, smoothing=0.1)
-CHAIN: dict[str, Any] = {
+CHAIN: dict[str, Any] = {  # Breakout, Freeway, Space Invaders, twice; -v0: the same six actions in each
     "env_id": "MinAtar/Breakout-v0", "total_timesteps": 6 * VISIT,
     "shift": ShiftArgs("games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=VISIT),
 }  # fmt: skip
@@ -193,28 +191,26 @@ PRESETS = presets(
         "baseline": ("rate annealed linearly to 0, no projection", {}),
         "constant": ("constant rate, no projection", {"schedule": CONSTANT}),
         "cyclic": ("rate cycles between high and low", {"schedule": CYCLIC}),
-        "nap": ("normalize-and-project, rate annealed to 0", {"nap": NAP}),
-        "nap-constant": ("normalize-and-project, constant rate", {"nap": NAP, "schedule": CONSTANT}),
-        "nap-cyclic": ("normalize-and-project, rate cycles", {"nap": NAP, "schedule": CYCLIC}),
+        "nap": ("normalize-and-project, rate annealed to 0", NAP),
+        "nap-constant": ("normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT}),
+        "nap-cyclic": ("normalize-and-project, rate cycles", {**NAP, "schedule": CYCLIC}),
         "adaptive": (
             "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
-            {"nap": NAP, "schedule": DECAY, "rewarm": CUSUM},
+            {**NAP, "schedule": DECAY, "rewarm": CUSUM},
         ),
-        "chain-plain": ("three games in turn, twice: plain continual training", {"schedule": CONSTANT, **CHAIN}),
+        "chain-plain": ("three games in turn, twice: the agent does not react", {"schedule": CONSTANT, **CHAIN}),
         "chain-fresh": (
             "the same games, a fresh agent for each (here the same as a reset of network and moments)",
             {"schedule": CONSTANT, "switch": SwitchArgs(fresh_agent=True), **CHAIN},
         ),
-        "chain-nap": (
-            "the same games, normalize-and-project, constant rate", {"nap": NAP, "schedule": CONSTANT, **CHAIN}
-        ),
+        "chain-nap": ("the same games, normalize-and-project, constant rate", {**NAP, "schedule": CONSTANT, **CHAIN}),
         "chain-switch": (
             "the same games, normalize-and-project, rate decays, re-warmed at each change",
-            {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
+            {**NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
         ),
         "chain-cusum": (
             "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
-            {"nap": NAP, "schedule": DECAY, "rewarm": CUSUM, **CHAIN},
+            {**NAP, "schedule": DECAY, "rewarm": CUSUM, **CHAIN},
         ),
     },
 )  # fmt: skip
@@ -246,7 +242,8 @@ class Rollout:
 class ActorCritic(nn.Module):
     """Policy logits and value of one MinAtar observation: 3x3 convolution (16), 128 hidden units, two linear heads.
 
-    normalised: LayerNorm before each nonlinearity; its offset makes the layer's own bias redundant.
+    normalised: LayerNorm before each nonlinearity and no bias in front of it, so that scaling a weight tensor leaves
+    the output as it is.
     """
 
     def __init__(self, channels: int, actions: int, normalised: bool = True):
@@ -379,8 +376,8 @@ def main(args: Args) -> None:
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
-        # elr attaches to the network and the optimiser; what is switched off does nothing.
-        layers = scalable_weights(network, heads=network.heads)  # conv and hidden
+        # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
+        layers = scalable_weights(network, heads=network.heads)  # weights of conv and hidden, by name
         first_task = args.shift.world(args.env_id, 1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
@@ -393,23 +390,27 @@ def main(args: Args) -> None:
         network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
         probe=probe, returns=returns,
     )  # fmt: skip
-    run.watch(network, optimizer)
+    run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [N, C, 10, 10] uint8
 
-    def switch_task(changed: int) -> None:
-        """The task changed at this step of the iteration that has just ended: do what --switch asks for."""
+    def react_to_change(changed: int) -> None:
+        """The task changed at this step of the iteration that has just ended: do what --switch asks for.
+
+        An intervention of your own belongs here, or behind an update. Change weights in place; then call
+        projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
+        """
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
         switch.intervene_(network, fresh, projection, heads=network.heads)
-        if switch.does("optimizer"):
+        if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.fresh_agent:
-            rewarming.reset()
+            rewarming.reset()  # schedule and trigger as at the start of the run
         elif args.rewarm.trigger == "switch":
-            rewarming.restart()
+            rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # what the intervention did to the features is not learning
+            probe.forget()  # the next change of the features is measured from here, without the intervention
         returns.clear()
 
     with run.open():
@@ -455,8 +456,8 @@ def main(args: Args) -> None:
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection
-                    projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||; gains and offsets by --nap.gains
-                    rate = rewarming.rate
+                    rate = rewarming.rate  # of this update
+                    projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                     rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                     run.updates += 1
 
@@ -477,7 +478,7 @@ def main(args: Args) -> None:
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if changed and run.step < run.total:
-                switch_task(changed)
+                react_to_change(changed)
                 evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()
