@@ -543,7 +543,7 @@ def main(args: Args) -> None:
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()
         run.end()
-    run.farewell(f"training return {returns.mean}, mean of the last {len(returns)} episodes")
+    run.farewell(returns.summary)
 
 
 if __name__ == "__main__":

@@ -705,7 +705,7 @@ def main(args: Args) -> None:
                 run.checkpoint()
         run.end()
     frames = "" if args.env_id == CATCH else f"{4 * run.step:,} frames; "
-    run.farewell(f"{frames}training return {returns.mean}, mean of the last {len(returns)} episodes")
+    run.farewell(f"{frames}{returns.summary}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ class Returns:
         """Mean with two decimals, or "none" before the first episode."""
         return f"{np.mean(self._returns):.2f}" if self._returns else "none"
 
+    @property
+    def summary(self) -> str:
+        """What a finished run says of them."""
+        if not self._returns:
+            return "no training episode ended"
+        return f"training return {self.mean}, mean of the last {len(self._returns)} episodes"
+
     def state_dict(self) -> dict[str, Any]:
         """The returns, oldest first."""
         return {"returns": list(self._returns)}

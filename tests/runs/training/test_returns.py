@@ -86,3 +86,10 @@ def test_the_state_restores_the_returns_oldest_first():
 def test_a_step_without_an_end_records_nothing(envs):
     no_end = infos([0.0] * envs, [0] * envs, [False] * envs)
     assert recorded(Returns(window=5), (no_end, [False] * envs)) == []
+
+
+def test_summary_counts_the_episodes_or_says_that_there_are_none():
+    returns = Returns(window=2)
+    assert returns.summary == "no training episode ended"
+    returns.load_state_dict({"returns": [1.0, 2.0]})
+    assert returns.summary == "training return 1.50, mean of the last 2 episodes"
