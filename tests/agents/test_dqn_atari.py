@@ -15,6 +15,7 @@ import torch
 
 from agents import dqn_atari as script
 from agents.dqn_atari import PRESETS, Args, QNetwork, td_gradient
+from elr import projection
 from elr.interventions import reset_
 from envs.replay import FrameMemory
 from envs.worlds import ScreenWorld
@@ -483,10 +484,23 @@ def test_projection_holds_the_norms_and_a_reset_brings_new_ones(tmp_path):
 
 
 def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
-    """Reset in the middle: the new norms are checked in float32 too."""
     for bf16 in (False, True):
-        run(tmp_path / str(bf16), bf16=bf16, reset=script.ResetArgs((101,)), total_timesteps=140, **PROJECTED)
+        run(tmp_path / str(bf16), bf16=bf16, total_timesteps=120, **PROJECTED)
     scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "q_network")
+
+
+def test_scale_invariance_is_checked_in_float32_at_the_start_at_a_reset_and_at_a_change(tmp_path, monkeypatch):
+    """The rounding of bfloat16 would look like a dependence on the scale of the weights."""
+    seen = []
+    monkeypatch.setattr(projection, "check_scale_invariance", lambda network, *_: seen.append(network.bf16))
+    script.main(
+        tiny(
+            tmp_path / "run", bf16=True, probe=script.ProbeArgs(0, 8, meter_every=0), total_timesteps=140,
+            reset=script.ResetArgs((101,)), shift=script.ShiftArgs("actions", at_steps=(130,)),
+            switch=script.SwitchArgs(intervention="reset"), **PROJECTED,
+        )
+    )  # fmt: skip
+    assert seen == [False, False, False]
 
 
 EVERYTHING = shlex.split(

@@ -35,6 +35,7 @@ from agents.rainbow_atari import (
     expected_returns,
     td_gradient,
 )
+from elr import projection as projection_module
 from elr.interventions import reset_
 from elr.projection import Projection
 from elr.scale_invariance import check_scale_invariance
@@ -989,10 +990,23 @@ def test_with_noise_on_the_projected_layers_scale_means_and_scales_jointly():
 
 
 def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
-    """Reset in the middle: the new norms are checked in float32 too."""
     for bf16 in (False, True):
-        script.main(tiny(tmp_path / str(bf16), bf16=bf16, reset=ResetArgs((95,)), total_timesteps=112, **PROJECTED))
+        script.main(tiny(tmp_path / str(bf16), bf16=bf16, total_timesteps=112, **PROJECTED))
     scripts.assert_projected_in_bf16(tmp_path / "False", tmp_path / "True", "q_network")
+
+
+def test_scale_invariance_is_checked_in_float32_at_the_start_at_a_reset_and_at_a_change(tmp_path, monkeypatch):
+    """The rounding of bfloat16 would look like a dependence on the scale of the weights."""
+    seen = []
+    monkeypatch.setattr(projection_module, "check_scale_invariance", lambda network, *_: seen.append(network.bf16))
+    script.main(
+        tiny(
+            tmp_path / "run", bf16=True, probe=ProbeArgs(0, 8, meter_every=0), total_timesteps=104,
+            reset=ResetArgs((90,)), shift=ShiftArgs("actions", at_steps=(100,)),
+            switch=SwitchArgs(intervention="reset"), **PROJECTED,
+        )
+    )  # fmt: skip
+    assert seen == [False, False, False]
 
 
 # a copy of the script
