@@ -439,7 +439,7 @@ def test_by_default_nothing_but_the_task_changes(unanswered):
 def test_a_cleared_replay_memory_pauses_the_updates(tmp_path):
     """Until 80 steps after the change, when the run is over."""
     _, state = changed_task(tmp_path / "run", replay="clear")
-    assert state["counters"] == {"updates": 5, "exploration_start": 0, "learning_start": 180, "updates_before": 5}
+    assert state["counters"] == {"updates": 5, "exploration_step": 0, "learning_step": 180, "learning_updates": 5}
     assert (state["replay"]["written"] - state["replay"]["forgotten"]).tolist() == [60]
 
 
@@ -462,7 +462,7 @@ def test_the_target_network_is_copied(unanswered, tmp_path):
 
 def test_a_fresh_agent_starts_anew_in_everything(unanswered, tmp_path):
     scalars, state = changed_task(tmp_path / "run", fresh_agent=True)
-    assert state["counters"] == {"updates": 5, "exploration_start": 100, "learning_start": 180, "updates_before": 5}
+    assert state["counters"] == {"updates": 5, "exploration_step": 100, "learning_step": 180, "learning_updates": 5}
     assert adam_steps(state) == {0}
     assert dict(scalars["charts/epsilon"])[110] > 0.8
     for name, initial in unanswered[1]["target_network"].items():

@@ -897,7 +897,7 @@ def test_a_cleared_replay_memory_has_no_priorities_and_a_fresh_agent_no_largest(
     few = {"total_timesteps": 70, "learning_starts": 40, "probe": UNSEEN}
     script.main(tiny(tmp_path / "run", shift=shift, switch=switch, **few))
     state = saved(tmp_path / "run")
-    assert state["counters"] == {"updates": 5, "learning_start": 100, "updates_before": 5}
+    assert state["counters"] == {"updates": 5, "learning_step": 100, "learning_updates": 5}
     assert state["replay"]["written"] - state["replay"]["forgotten"] == 10
     largest = state["priorities"]["largest"]
     assert (largest == 1.0) if fresh else (largest > 1.0)
