@@ -286,7 +286,7 @@ def td_gradient(
     with torch.enable_grad():
         q = q_network(obs).gather(1, actions[:, None])[:, 0]  # [B]
         loss = (q - td_target).square().mean()
-    q_network.zero_grad(set_to_none=False)  # FlatAdam reads these very tensors
+    q_network.zero_grad(set_to_none=False)  # FlatAdam keeps these very tensors
     loss.backward()
     return loss.detach(), q.detach()
 

@@ -158,6 +158,8 @@ class ScheduleArgs:
         if self.period_steps < least:
             what = f"{least:g}, the steps of one update" if least else "0"
             raise ValueError(f"--schedule.period-steps must be at least {what}, got {self.period_steps}")
+        if "warmup_frac" in self.READS[self.kind] and not 0 <= self.warmup_frac <= 1:
+            raise ValueError(f"--schedule.warmup-frac must lie in [0, 1], got {self.warmup_frac}")
         if self.low >= peak:
             raise ValueError(f"--schedule.low {self.low} must be below --learning-rate {peak}, the schedule's peak")
 
@@ -365,8 +367,9 @@ class RewarmArgs:
             if blocks * self.block >= available:
                 raise ValueError(
                     f"--rewarm.trigger cusum would miss a change: --rewarm.{flag} is {blocks} blocks x {self.block} "
-                    f"updates = {blocks * self.block} updates, but there are {available} updates {where}; use fewer "
-                    f"than {available / self.block:g} blocks, a smaller --rewarm.block or longer tasks"
+                    f"updates = {blocks * self.block} updates, but there are {available} updates {where}; use "
+                    + (f"fewer than {available / self.block:g} blocks, a smaller --rewarm.block or " * (available > 0))
+                    + "longer tasks"
                 )
 
     def build(self, optimizer: torch.optim.Optimizer, schedule: Schedule, updates: ToUpdates) -> Rewarming:

@@ -19,8 +19,8 @@ class FlatAdam(torch.optim.Adam):
 
     The numbers are those of Adam's fused kernel, to the last bit where a tensor's size is a multiple of 16; the kernel
     rounds the elements left over at the end of a tensor differently, and in one vector they are not at the end. From
-    construction on every `p.data`, `p.grad`, `exp_avg` and `exp_avg_sq` is a view of its vector: write into gradients,
-    do not replace them.
+    construction on every `p.data`, `p.grad`, `exp_avg` and `exp_avg_sq` is a view of its vector. A gradient that was
+    replaced, as after `network.zero_grad()`, is copied into its view before it is used.
 
     Args:
         parameters: as `network.parameters()` gives them, all of one dtype on one device; their order is that of the
@@ -45,6 +45,7 @@ class FlatAdam(torch.optim.Adam):
         self.vector, self.grad, self.exp_avg, self.exp_avg_sq = (
             torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device) for _ in range(4)
         )
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.steps, start = torch.zeros((), device=first.device), 0
         for p in parameters:
             end = start + p.numel()
@@ -53,6 +54,7 @@ class FlatAdam(torch.optim.Adam):
             )
             value.copy_(p.detach())
             p.data, p.grad = value, grad
+            self._views.append((p, grad))
             self.state[p] = {"step": self.steps, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
             start = end
 
@@ -74,11 +76,14 @@ class FlatAdam(torch.optim.Adam):
         """
         if set_to_none:
             raise ValueError("FlatAdam's gradients are views of one vector and cannot be set to None")
+        for p, view in self._views:
+            p.grad = view
         self.grad.zero_()
 
     @torch.no_grad()
     def clip_(self, max_norm: float) -> Tensor:
         """g <- g min(1, max_norm / (||g|| + 1e-6)) of the whole gradient, as torch's clip_grad_norm_; returns ||g||."""
+        self._gather()
         norm: Tensor = torch.linalg.vector_norm(self.grad)
         self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
@@ -105,8 +110,21 @@ class FlatAdam(torch.optim.Adam):
     # `step` uses it when there are any.
     step.hooked = True  # type: ignore[attr-defined]
 
+    def _gather(self) -> None:
+        """Bring gradients that something else put in place of a view into the vector."""
+        for p, view in self._views:
+            if p.grad is not view:
+                if p.grad is None:
+                    raise ValueError(
+                        "FlatAdam: a parameter has no gradient; compute it before the step, and clear gradients with "
+                        "optimizer.zero_grad()"
+                    )
+                view.copy_(p.grad)
+                p.grad = view
+
     @torch.no_grad()
     def _step(self) -> None:
+        self._gather()
         group = self.param_groups[0]
         self.steps += 1
         torch._fused_adam_(

@@ -180,3 +180,22 @@ def test_a_mistake_in_the_network_is_one_line(edit, message, tmp_path):
     with pytest.raises((RunError, RuntimeError), match=message):
         run(script, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_another_optimiser_falls_back_to_autograd(tmp_path, capsys):
+    script = edited(tmp_path, ("FlatAdam(q_network.parameters(), lr=", "torch.optim.AdamW(q_network.parameters(), lr="))
+    weights, _ = run(script, tmp_path / "adamw")
+    assert "gradient by autograd" in capsys.readouterr().out
+    still, _ = run(script, tmp_path / "still", learning_rate=1e-30)
+    assert not any(torch.equal(weights[name], still[name]) for name in weights)
+
+
+def test_gradients_cleared_by_the_module_are_learned_from(tmp_path):
+    """network.zero_grad() replaces the gradients that FlatAdam laid out."""
+    script = edited(
+        tmp_path,
+        ("q_network.zero_grad(set_to_none=False)  # FlatAdam keeps these very tensors", "q_network.zero_grad()"),
+    )
+    weights, _ = run(script, tmp_path / "cleared", gradient="autograd")
+    expected, _ = run(dqn_minatar, tmp_path / "shipped", gradient="autograd")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shlex
 import signal
@@ -390,7 +391,8 @@ def test_phases_grow_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(Minibatches, "grow", lambda self, n: sizes.append(n) or grow(self, n))
     run(tmp_path / "r", fractions=(0.25, 0.5, 1.0))
     count = len(load_images("digits").train_y)
-    assert sizes == [round(0.25 * count), round(0.5 * count), count]
+    in_order = [size for size, _ in itertools.groupby(sizes)]  # a new epoch of the same phase has the same size
+    assert in_order == [round(0.25 * count), round(0.5 * count), count]
 
 
 # flags

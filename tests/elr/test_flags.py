@@ -732,3 +732,11 @@ def test_every_flag_has_help_also_one_that_a_subclass_gives_another_default(caps
             option = f"--{name}.{flag.name.replace('_', '-')}"
             (help_text,) = re.findall(rf"{option}[ ,](.*?)\(default: ", shown)
             assert " ".join(texts[flag.name].split()) in help_text
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.inf, math.nan])
+@pytest.mark.parametrize("kind", ["cyclic", "warmup-cosine", "one-cycle", "cyclic-then-constant"])
+def test_warmup_frac_is_a_share(kind, share) -> None:
+    schedule = ScheduleArgs(kind, low=1e-6, period_steps=100, warmup_frac=share)
+    with pytest.raises(ValueError, match=r"--schedule.warmup-frac must lie in \[0, 1\]"):
+        schedule.check(1e-3)

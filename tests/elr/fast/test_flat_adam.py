@@ -146,3 +146,42 @@ def test_refusals():
             FlatAdam(groups, lr=1e-3, eps=1e-8)
     with pytest.raises(ValueError, match="empty"):
         FlatAdam([], lr=1e-3, eps=1e-8)
+
+
+@pytest.mark.parametrize("clear", ["module to None", "module to zero", "optimiser", "replaced"])
+def test_gradients_that_were_cleared_or_replaced_are_used(clear) -> None:
+    """However a loop clears them, the update is torch.optim.Adam's."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(16, 16), nn.Linear(16, 16)
+    theirs.load_state_dict(ours.state_dict())
+    flat = FlatAdam(ours.parameters(), lr=1e-2, eps=1e-8)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-8, fused=True)
+    x = torch.randn(8, 16)
+    for _ in range(3):
+        if clear == "module to None":
+            ours.zero_grad()
+        elif clear == "module to zero":
+            ours.zero_grad(set_to_none=False)
+        elif clear == "replaced":
+            for p in ours.parameters():
+                p.grad = torch.zeros_like(p)
+        else:
+            flat.zero_grad()
+        adam.zero_grad()
+        for network in (ours, theirs):
+            network(x).square().mean().backward()
+        torch.testing.assert_close(flat.clip_(0.1), nn.utils.clip_grad_norm_(theirs.parameters(), 0.1))
+        flat.step()
+        adam.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_step_without_gradients_is_refused() -> None:
+    network = nn.Linear(3, 2)
+    flat = FlatAdam(network.parameters(), lr=1e-2, eps=1e-8)
+    network.zero_grad()
+    with pytest.raises(ValueError, match="no gradient"):
+        flat.step()
+    flat.zero_grad()
+    flat.step()

@@ -63,7 +63,7 @@ def test_gradient_equals_autograd(normalised, channels, actions, double_q, size)
 
 
 def test_network_without_gradients_to_write_to_is_refused():
-    with pytest.raises(ValueError, match="build the optimiser before"):
+    with pytest.raises(ValueError, match=r"no \.grad"):
         explicit(QNetwork(4, 3), QNetwork(4, 3))
 
 
@@ -212,6 +212,17 @@ class UnusedParameter(QNetwork):
         self.unused = nn.Parameter(torch.ones(3))
 
 
+class Masked(QNetwork):
+    """A mask that is all ones at first and may change later."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("mask", torch.ones(3))
+
+    def forward(self, obs):
+        return super().forward(obs) * self.mask
+
+
 class Renamed(QNetwork):
     def __init__(self, *args):
         super().__init__(*args)
@@ -223,7 +234,7 @@ class Renamed(QNetwork):
         return self.head(self.hidden_relu(self.hidden_norm(self.body(x))))
 
 
-OTHERS = [Clamped, Dropout, Gelu, ExtraLayer, UnusedParameter, Renamed]
+OTHERS = [Clamped, Dropout, Gelu, ExtraLayer, UnusedParameter, Masked, Renamed]
 
 
 @pytest.mark.parametrize("network", OTHERS, ids=lambda network: network.__name__)
@@ -280,3 +291,36 @@ def test_the_message_says_where_they_differ():
         prove(update=huber)
     with pytest.raises(NotTheSame, match="does not fit the network"):
         prove(Renamed)
+
+
+@pytest.mark.parametrize("limit", [5.0, 100.0, 400.0])
+@pytest.mark.parametrize("what", ["target", "rewards", "huber"])
+def test_a_limit_that_shows_only_for_large_errors_is_not_the_same(limit, what):
+    def update(online, target, batch, *, gamma, double_q):
+        if what == "rewards":
+            obs, actions, rewards, next_obs, terminated = batch
+            clipped = [obs, actions, np.clip(rewards, -limit, limit), next_obs, terminated]
+            return td_gradient(online, target, clipped, gamma=gamma, double_q=double_q)
+        if what == "huber":
+            return _backward(online, target, batch, gamma, lambda q, y: 2 * F.huber_loss(q, y, delta=limit))
+        return _backward(online, target, batch, gamma, lambda q, y: F.mse_loss(q, y.clamp(-limit, limit)))
+
+    with pytest.raises(NotTheSame):
+        prove(update=update)
+
+
+def test_parameters_without_gradients_are_not_written_to():
+    """As of an optimiser that makes no .grad: the script falls back to autograd."""
+    online, target = QNetwork(4, 3), QNetwork(4, 3)
+    reference = partial(td_gradient, gamma=0.9, double_q=False)
+    with pytest.raises(NotTheSame, match=r"no \.grad"):
+        proved(online, target, reference, q_values, gamma=0.9, double_q=False, batch_size=8)
+
+
+def test_an_update_that_wants_another_batch_is_not_the_same():
+    def weighted(online, target, batch, *, gamma, double_q):
+        *batch, _ = batch
+        return td_gradient(online, target, batch, gamma=gamma, double_q=double_q)
+
+    with pytest.raises(NotTheSame, match="does not fit"):
+        prove(update=weighted)
