@@ -341,7 +341,6 @@ def test_every_preset_parses_and_differs(capsys):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"schedule": script.ScheduleArgs(kind="cyclic", warmup_frac=2.0)}, "warmup_frac"),
         ({"schedule": script.ScheduleArgs(kind="cyclic-then-constant", cycles=0)}, "cycles"),
         ({"schedule": script.ScheduleArgs(kind="cyclic", low=-1.0)}, "low"),
         ({"schedule": script.ScheduleArgs(kind="cyclic"), "rewarm": script.RewarmArgs("cusum", block=0)}, "block"),

@@ -599,7 +599,7 @@ def test_random_changes_may_come_several_times_in_an_iteration():
     [
         ({"env_id": "MinAtar/Frogger-v1"}, "Frogger"),
         ({"network": "plain", "nap": NapArgs(enabled=True)}, "--nap"),
-        ({"schedule": ScheduleArgs("cyclic", warmup_frac=2.0)}, "--schedule"),
+        ({"schedule": ScheduleArgs("cyclic", low=-1.0)}, "--schedule"),
         ({"probe": ProbeArgs(tau=2.0)}, "--probe"),
         ({"seed": -1}, "--seed"),
     ],
