@@ -441,8 +441,9 @@ def parameter_groups(network: Transformer, weight_decay: float, scale_decay: flo
 def cross_entropy(logits: Tensor, answer: Tensor, dtype: str) -> Tensor:
     """-log softmax(logits)[answer], mean over samples.
 
-    In float32 a sample whose answer leads all others by more than about 22 (17 + ln 116) has p = 1: its loss is 0, and
-    so is the gradient of the answer's logit, but not that of the others. In float64 that begins at about 41.
+    In float32 a sample whose answer leads all others by more than about 22 (17 + ln 116; 17 to 22, by the order of the
+    sum) has p = 1: its loss is 0, and so is the gradient of the answer's logit, but not that of the others. In float64
+    that begins at about 41.
     """
     return F.cross_entropy(logits.to(getattr(torch, dtype)), answer)
 
