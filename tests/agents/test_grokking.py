@@ -125,7 +125,7 @@ def test_every_parameter_is_in_one_group_with_its_decay():
 
 def test_float32_cross_entropy_is_zero_where_float64_is_not():
     answer = torch.tensor([0])
-    # Of one answer over 116 others. From 17 on a CPU that adds one by one loses every e^-lead; all together count to 22.
+    # Of one answer over 116 others. A CPU that adds one by one loses every e^-lead from 17 on, all together from 22.
     for lead, zero in ((16.0, False), (23.0, True)):
         logits = torch.zeros(1, 117)
         logits[0, 0] = lead
