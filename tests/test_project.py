@@ -120,3 +120,20 @@ def test_the_version_is_the_same_everywhere():
     version = pyproject()["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == version
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document):
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_readme_shows_algorithm_1_as_it_stands_in_the_script():
+    readme, script = ((ROOT / path).read_text() for path in ("README.md", "agents/dqn_minatar.py"))
+    shown = re.search(r"```python\nmeter(?:.|\n)*?```", readme).group(0).splitlines()[1:-1]
+    lines = [line.strip() for line in script.splitlines()]
+    start = lines.index(shown[0])
+    assert lines[start : start + len(shown)] == shown

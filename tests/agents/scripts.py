@@ -153,7 +153,7 @@ def videos(directory: Path) -> dict[str, int]:
 def unread_flags(script: ModuleType) -> list[str]:
     """Flags that neither the script nor its session reads; that the checks of Args read them does not count.
 
-    What a group does with its own flags is tested in tests/elr/test_flags.py and tests/envs/test_flags.py.
+    What a group does with its own flags is tested in tests/elr/test_flags.py and tests/envs/test_shift_flags.py.
     """
     tree = ast.parse(inspect.getsource(script))
     (args,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")

@@ -270,7 +270,7 @@ def test_updates_converts_steps_by_the_replay_ratio():
 @pytest.mark.parametrize(
     "flags, named",
     [
-        # one of each group: its check is called; tests/elr/test_flags.py and tests/envs/test_flags.py have all
+        # one of each group: its check is called; tests/elr/test_flags.py and tests/envs/test_shift_flags.py have all
         (["--nap.every", "5"], ["--nap.every", "--nap.enabled"]),
         (["low", "--schedule.kind", "cyclic"], ["--schedule.low", "--learning-rate"]),
         (["cyclic", "--schedule.period-steps", "0"], ["--schedule.period-steps"]),
