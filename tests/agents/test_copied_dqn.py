@@ -5,9 +5,6 @@ The yardstick is the copy itself with `--gradient autograd`, which differentiate
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,30 +12,19 @@ import torch
 
 from agents import dqn_minatar
 from runs.recording import RunError, load_checkpoint, read_scalars, read_status
+from tests.agents import scripts
 
-SOURCE = Path(dqn_minatar.__file__).read_text()
 CONV_RELU, HIDDEN_RELU = "        self.conv_relu = nn.ReLU()\n", "        self.hidden_relu = nn.ReLU()\n"
 HEAD = "        self.head = nn.Linear(width, actions)\n"
 PROBED = '        self.probed = ["conv_relu", "hidden_relu"]'
 HIDDEN = "        x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, 128]\n"
 OUT = "        return self.head(x)\n"
 LOSS = "loss = (q - td_target).square().mean()"
-_names = itertools.count()
 
 
 def edited(tmp_path, *edits):
-    """The script with each (old, new) replaced; every old text must stand there once."""
-    source = SOURCE
-    for old, new in edits:
-        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the script"
-        source = source.replace(old, new)
-    path = tmp_path / f"my_dqn_{next(_names)}.py"
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    """The script with each (old, new) replaced."""
+    return scripts.edited(Path(dqn_minatar.__file__), tmp_path, *edits)
 
 
 def run(script, directory, **changes):
