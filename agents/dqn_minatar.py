@@ -328,10 +328,10 @@ def main(args: Args) -> None:
                 print(f"gradient by autograd, not the faster one written by hand: {error}")
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
-        layers = scalable_weights(q_network)  # weights of conv and hidden, by name; the head is left out
+        layers = scalable_weights(q_network, heads=["head"])  # weights of conv and hidden, by name
         first_task = args.shift.world(args.env_id, 1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
-        projection = args.nap.build(q_network, inputs=probe_obs)
+        projection = args.nap.build(q_network, inputs=probe_obs, heads=["head"])
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
         recent = RecentTDErrors(args.gamma, on=args.rewarm.trigger == "cusum")  # the signal for CUSUM

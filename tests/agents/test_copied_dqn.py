@@ -185,3 +185,14 @@ def test_gradients_cleared_by_the_module_are_learned_from(tmp_path):
     weights, _ = run(script, tmp_path / "cleared", gradient="autograd")
     expected, _ = run(dqn_minatar, tmp_path / "shipped", gradient="autograd")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_layer_defined_behind_the_head_is_not_taken_for_it(tmp_path):
+    extra = "        self.extra = nn.Linear(width, width, bias=False)\n        self.extra_norm = nn.LayerNorm(width)\n"
+    script = edited(
+        tmp_path,
+        (PROBED, extra + PROBED),
+        (OUT, "        return self.head(torch.relu(self.extra_norm(self.extra(x))))\n"),
+    )
+    _, scalars = run(script, tmp_path / "r", nap=script.NapArgs(enabled=True))
+    assert "elr/extra" in scalars and "elr/head" not in scalars
