@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from elr.scale_invariance import check_scale_invariance
+from elr.scale_invariance import Call, check_scale_invariance
 from elr.states import check_keys
 from elr.weights import gains_and_offsets, partners, require_positive, scalable_weights
 
@@ -176,8 +176,9 @@ class Projection:
         gain_strength: s > 0 for regularise and decay, 0 otherwise.
         heads: module names left out, see `scalable_weights`.
         embeddings: also project nn.Embedding tables.
-        check_inputs: a batch for `check_scale_invariance`, kept (not copied) for `remember_norms_`; not used with
-            allow_scale_dependent.
+        check_inputs: a batch, a tensor or a `Call`, for `check_scale_invariance`; kept (not copied) for
+            `remember_norms_`; not used with allow_scale_dependent. Without both, `check` must come before the first
+            `step` (`elr.attach` calls it with the first batch).
         allow_scale_dependent: project although the output may depend on the scale of the weights.
 
     Raises:
@@ -197,15 +198,10 @@ class Projection:
         gain_strength: float = 0.0,
         heads: Sequence[str] | None = None,
         embeddings: bool = False,
-        check_inputs: Tensor | None = None,
+        check_inputs: Tensor | Call | None = None,
         allow_scale_dependent: bool = False,
     ) -> None:
         _check_policy(every, gains, gain_strength)
-        if check_inputs is None and not allow_scale_dependent:
-            raise ValueError(
-                "projection presumes scale invariance and needs check_inputs to verify it: give a batch, or pass "
-                "allow_scale_dependent=True"
-            )
         self.weights: dict[str, nn.Parameter] = scalable_weights(network, embeddings=embeddings, heads=heads)
         self._partners = partners(network, self.weights)
         held = {f"{name}'s partner": partner for name, partner in self._partners.items() if partner is not None}
@@ -220,7 +216,18 @@ class Projection:
             raise ValueError(f'gains="{gains}" has nothing to pull: the network has no normalisation layer with a gain')
         self._network = network
         self._check_inputs = None if allow_scale_dependent else check_inputs
+        self.unchecked = check_inputs is None and not allow_scale_dependent
         self.remember_norms_()
+
+    def check(self, inputs: Tensor | Call) -> None:
+        """Run `check_scale_invariance` on a batch, and keep it (not copied) for `remember_norms_`.
+
+        Raises:
+            ValueError: a layer is not scale-invariant; the projection is then as before.
+        """
+        check_scale_invariance(self._network, inputs, self.weights)
+        self._check_inputs = inputs
+        self.unchecked = False
 
     def remember_norms_(self) -> None:
         """From now on hold the norms that the weights have now, as a new Projection of this network would.
@@ -256,6 +263,7 @@ class Projection:
         Raises:
             ValueError: lr is a number and lr * gain_strength is not in [0, 1].
         """
+        self._require_checked()
         self._updates += 1
         if self.gain_strength > 0.0:
             self._pull_gains(lr)
@@ -264,7 +272,15 @@ class Projection:
 
     def project_(self) -> None:
         """Project the weights now, and with policy joint the gains and offsets: after an intervention changed them."""
+        self._require_checked()
         self._rescaling.apply_()
+
+    def _require_checked(self) -> None:
+        if self.unchecked:
+            raise RuntimeError(
+                "the scale invariance that projection presumes has not been checked: give Projection check_inputs, or "
+                "use elr.attach, which checks on the first batch, or pass allow_scale_dependent=True"
+            )
 
     @torch.no_grad()
     def _pull_gains(self, lr: float | Tensor) -> None:

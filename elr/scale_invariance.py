@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from elr.undisturbed import undisturbed
+from elr.undisturbed import tensors_in, undisturbed
 from elr.weights import partners, require_positive
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a network that is not called with one tensor: network(*args, **kwargs)."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_scale_invariance(
     network: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | Call,
     weights: Mapping[str, Tensor],
     factors: Sequence[float] = (0.5, 2.0),
     tolerance: float = 0.01,
@@ -37,7 +47,8 @@ def check_scale_invariance(
     the statistics of the batch, as in training. No graph is built.
 
     Args:
-        network: called as network(inputs); the output is a tensor or a nest of tensors.
+        network: called as network(inputs), or network(*inputs.args, **inputs.kwargs) for a `Call`; the output is a
+            tensor or a nest of tensors.
         inputs: one batch as the network takes it, [B, ...]; several varied rows.
         weights: name to tensor, as `scalable_weights` returns it.
         factors: positive, none of them 1.
@@ -53,8 +64,9 @@ def check_scale_invariance(
             f"weights {list(weights)}, factors {tuple(factors)}, tolerance {tolerance}: give at least one weight, "
             "factors other than 1, and a tolerance between 0 and 1"
         )
-    with torch.no_grad(), undisturbed(network, inputs, batch_statistics=True):
-        forward = _repeatable(network, inputs)
+    call = inputs if isinstance(inputs, Call) else Call((inputs,))
+    with torch.no_grad(), undisturbed(network, call, batch_statistics=True):
+        forward = _repeatable(network, call)
         reference = forward()
         if not reference.isfinite().all():
             raise ValueError("the output is not finite on the check inputs: give finite inputs and weights")
@@ -105,13 +117,15 @@ def _refuse_dependent(ratios: Mapping[str, float], tolerance: float) -> None:
         )
 
 
-def _repeatable(network: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+def _repeatable(network: nn.Module, call: Call) -> Callable[[], Tensor]:
     """Return a forward pass to one float64 vector that draws the same random numbers at every call."""
-    devices = {tensor.device.index for tensor in (inputs, *network.parameters()) if tensor.device.type == "cuda"}
+    devices = {
+        tensor.device.index for tensor in (*tensors_in(call), *network.parameters()) if tensor.device.type == "cuda"
+    }
 
     def forward() -> Tensor:
         with torch.random.fork_rng(devices=list(devices)):
-            leaves = [leaf for leaf in tree_leaves(network(inputs)) if isinstance(leaf, Tensor)]
+            leaves = [leaf for leaf in tree_leaves(network(*call.args, **call.kwargs)) if isinstance(leaf, Tensor)]
         return torch.cat([leaf.double().flatten() for leaf in leaves])
 
     return forward

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 
+def tensors_in(nest: Any) -> list[Tensor]:
+    """Tensors in mappings, lists, tuples and dataclasses, however nested, in their order; of other objects none."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, Mapping):
+        return [tensor for value in nest.values() for tensor in tensors_in(value)]
+    if isinstance(nest, list | tuple):
+        return [tensor for value in nest for tensor in tensors_in(value)]
+    if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        return [t for field in dataclasses.fields(nest) for t in tensors_in(getattr(nest, field.name, None))]
+    return []
+
+
 @contextmanager
-def undisturbed(network: nn.Module, inputs: Tensor, *, batch_statistics: bool = False) -> Iterator[None]:
+def undisturbed(network: nn.Module, inputs: Any, *, batch_statistics: bool = False) -> Iterator[None]:
     """Eval mode inside; train/eval flags, buffers and random states are the same after as before, also on an error.
 
     Without `batch_statistics` only buffers that were changed are written back, so that a graph which the caller has
@@ -20,7 +35,7 @@ def undisturbed(network: nn.Module, inputs: Tensor, *, batch_statistics: bool = 
 
     Args:
         network: the network that is run inside.
-        inputs: its inputs; with the network they tell which CUDA random states to keep.
+        inputs: its inputs, a tensor or a nest of tensors; with the network they tell which CUDA random states to keep.
         batch_statistics: batch and instance normalisation stay in training mode, and normalise by the statistics of the
             batch. False means eval mode for all modules.
     """
@@ -32,7 +47,7 @@ def undisturbed(network: nn.Module, inputs: Tensor, *, batch_statistics: bool = 
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    tensors = (inputs, *network.parameters(), *network.buffers())
+    tensors = (*tensors_in(inputs), *network.parameters(), *network.buffers())
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     versions = [buffer._version for _, _, buffer, _ in buffers]
     try:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elr.projection import NoProjection, Projection, Rescaling, project_gains_, project_to_norms_
+from elr.scale_invariance import Call
 from elr.weights import gains_and_offsets
 from tests.elr.networks import Noisy, inputs, mlp, noisy_mlp, same, snapshot
 
@@ -150,8 +151,6 @@ def test_projection_leaves_a_normalised_network_unchanged(seed, scale, norm):
 
 def test_bad_arguments_of_projection():
     network, x = mlp(), inputs(8, 6)
-    with pytest.raises(ValueError, match="needs check_inputs"):
-        Projection(network)
     for options, message in (
         ({"every": 0}, "every=0"),
         ({"gains": "none"}, "unknown"),
@@ -173,6 +172,31 @@ def test_bad_arguments_of_projection():
         plain[0].weight.zero_()
     with pytest.raises(ValueError, match=r"cannot be projected.*or name them as heads"):
         _forced(plain)
+
+
+def test_a_projection_does_nothing_before_it_is_checked():
+    network = mlp()
+    projection = Projection(network)
+    assert projection.unchecked
+    before = snapshot(network)
+    for act in (projection.project_, lambda: projection.step(0.1)):
+        with pytest.raises(
+            RuntimeError, match=r"has not been checked: give Projection check_inputs, or use elr\.attach"
+        ):
+            act()
+    with pytest.raises(ValueError, match="does not depend on"):
+        projection.check(torch.zeros(8, 6))
+    assert projection.unchecked and same(before, snapshot(network)) and projection.state_dict()["updates"] == 0
+    projection.check(Call(kwargs={"input": inputs(8, 6)}))
+    with torch.no_grad():
+        network[0].weight.mul_(2.0)
+    projection.step(0.1)
+    assert not projection.unchecked
+    torch.testing.assert_close(network[0].weight.detach(), before["0.weight"])
+    network[4] = nn.Identity()
+    with pytest.raises(ValueError, match="depends on the scale of '3'"):
+        projection.remember_norms_()  # it keeps the batch
+    assert not _forced(mlp()).unchecked and not Projection(mlp(), check_inputs=inputs(8, 6)).unchecked
 
 
 def test_head_and_gains_are_not_touched_by_the_weight_projection():
