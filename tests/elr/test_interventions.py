@@ -356,8 +356,8 @@ def only_head(net: nn.Module) -> Optimizer:
     return OPTIMIZERS["adam"](net.head.parameters())
 
 
-def nadam(net: nn.Module) -> Optimizer:
-    return torch.optim.NAdam(net.parameters())
+def rprop(net: nn.Module) -> Optimizer:
+    return torch.optim.Rprop(net.parameters())
 
 
 def shared(net: nn.Module) -> Optimizer:
@@ -386,7 +386,7 @@ REFUSED = [
     (shrink_and_perturb_, network, adam, {**MIX, "moments": "drop"}, "moments='drop' is not known"),
     (shrink_and_perturb_, network, lambda net: None, {**MIX, **STALE}, "optimizer=None has nothing to reset"),
     (shrink_and_perturb_, network, only_head, {**MIX, **STALE}, r"does not hold parameters of shape \[\(5, 3\)"),
-    (shrink_and_perturb_, network, nadam, {**MIX, **STALE}, r"keeps \['mu_product'\]"),
+    (shrink_and_perturb_, network, rprop, {**MIX, **STALE}, r"keeps \['prev', 'step_size'\]"),
     (reset_, network, adam, {"modules": []}, r"modules must be a list of names, got \[\]"),
     (reset_, network, adam, {"modules": "head"}, "modules must be a list of names, got 'head'"),
     (reset_, network, adam, {"modules": ["head", "tail"]}, r"modules \['tail'\] do not exist"),
@@ -396,7 +396,7 @@ REFUSED = [
     (reset_, network, adam, {"moments": "drop"}, "moments='drop' is not known"),
     (reset_, network, lambda net: None, {"modules": ["head"], **STALE}, "optimizer=None has nothing to reset"),
     (reset_, network, only_head, {"modules": ["body.0"], **STALE}, r"does not hold parameters of shape \[\(5, 3\)\]"),
-    (reset_, network, nadam, {"modules": ["head"], **STALE}, r"keeps \['mu_product'\]"),
+    (reset_, network, rprop, {"modules": ["head"], **STALE}, r"keeps \['prev', 'step_size'\]"),
     (reset_, network, shared, {"modules": ["head"], **STALE}, r"share \['step'\]: reset all"),
 ]  # fmt: skip
 
@@ -420,7 +420,7 @@ def test_an_error_changes_nothing(intervene_, make_fresh, make_optimizer, argume
     [
         (adam, lambda net: [], "there are no parameters whose moments"),
         (adam, lambda net: [net.head.weight, nn.Parameter(torch.ones(7))], r"of shape \[\(7,\)\]"),
-        (nadam, lambda net: [net.head.weight], r"keeps \['mu_product'\]"),
+        (rprop, lambda net: [net.head.weight], r"keeps \['prev', 'step_size'\]"),
         (shared, lambda net: net.head.parameters(), r"share \['step'\]: reset all"),
     ],
 )
