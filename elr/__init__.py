@@ -26,6 +26,13 @@ One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
     triggers           when the schedule starts again: never, every so often, on a detector's alarm, at a known change
     rewarming          drives an optimiser's learning rates by a trigger and a schedule
 
+In training code that is not yours to rearrange:
+
+    attachment         all of the above and the metrics below from inside optimizer.step(): elr.attach
+    rewarming_lr       re-warming as a torch learning-rate scheduler
+    signals            what a detector is told between two updates
+    first_batch        keeps the first training batch, to check scale invariance on it
+
 Experiments around it:
 
     layerwise          learning rates per layer
@@ -61,6 +68,7 @@ there are null objects (`NoProjection`, `NoMeter`, `NoProbe`, ...), whose method
 as above.
 """
 
+from elr.attachment import Attachment, attach
 from elr.changepoint import Cusum
 from elr.interventions import L2Init, NoL2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
@@ -70,6 +78,7 @@ from elr.moments import reset_moments_
 from elr.probe import NoProbe, Probe
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
+from elr.rewarming_lr import RewarmingLR
 from elr.scale_invariance import check_scale_invariance
 from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, WarmupCosine
 from elr.stagnation import Stagnation
@@ -79,6 +88,7 @@ from elr.weights import scalable_weights
 
 __all__ = [
     "AtKnownChange",  # trigger: when the script announces a change of the task
+    "Attachment",  # what attach returns: signal, restart, scalars, state_dict, detach
     "Constant",  # schedule: one rate
     "Cusum",  # detector: an alarm when the mean of a stream rises
     "Cyclic",  # schedule: cycles between a low and a high rate
@@ -101,8 +111,10 @@ __all__ = [
     "Projection",  # hold the weights at their initial norms: Normalize-and-Project
     "RecentTDErrors",  # what CUSUM watches in an agent with a replay memory
     "Rewarming",  # set the optimiser's rates by a schedule, and restart it when a trigger fires
+    "RewarmingLR",  # re-warming as a torch scheduler
     "Stagnation",  # detector: an alarm when movement has fallen to a fraction of its peak
     "WarmupCosine",  # schedule: linear warm-up, half a cosine down
+    "attach",  # let optimizer.step() measure, project and re-warm, in any training loop
     "check_scale_invariance",  # refuse layers on whose scale the output depends
     "layerwise_groups",  # optimiser groups with a learning rate per layer
     "reset_",  # copy parameters of a fresh network, for the whole network or some modules

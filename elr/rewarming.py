@@ -34,7 +34,8 @@ class Rewarming:
     Until the first trigger eta can be another schedule, ``initial``, for instance a rate too low to learn features.
 
     A group's rate remains a Python float; if it is a tensor, it is filled in place, so a captured CUDA graph sees the
-    change. When the rate has not changed, the groups are not touched.
+    change. When the rate has not changed, the groups are not touched. Nothing else may set the rates: a second
+    scheduler, or a framework that sets the rate before every update, is refused at the next `step`.
 
     Args:
         optimizer: its groups' rates give the ratios; all its groups must exist already.
@@ -69,6 +70,7 @@ class Rewarming:
         self._start()
 
     def _start(self) -> None:
+        self._set: list[_SetRate] = []
         self.events: list[int] = []
         self._updates = 0
         self._since = 0
@@ -101,7 +103,9 @@ class Rewarming:
         Raises:
             ValueError: the trigger refuses the signal, the schedule gives a rate that is negative or not finite, or the
                 optimiser's state holds something that ``moments="reset"`` does not know.
+            RuntimeError: something else has set a group's rate, see `require_own_rates`.
         """
+        self.require_own_rates()
         self._updates += 1
         self._since += 1
         fired = self.trigger.fires(self._updates, signal)
@@ -137,6 +141,27 @@ class Rewarming:
         """
         self.trigger.reset()
         self._start()
+
+    def require_own_rates(self) -> None:
+        """Refuse groups whose rate is not the one set here.
+
+        Raises:
+            RuntimeError: a rate was set by something else since.
+            ValueError: the number of groups has changed.
+        """
+        self._check_groups(len(self._base))
+        for index, (group, mine) in enumerate(zip(self.optimizer.param_groups, self._set, strict=True)):
+            if not mine.is_still_in(group):
+                raise RuntimeError(
+                    f"the learning rate of parameter group {index} is {float(group['lr']):.6g}, but the schedule has "
+                    f"set {mine.value:.6g}: something else sets it too (a torch scheduler, or the training loop of a "
+                    "framework). Leave the rate to one of them; elr.attach can overrule the other by "
+                    'outside_rates="overrule"'
+                )
+
+    def set_rates_again(self) -> None:
+        """Overrule whatever has changed the groups' rates: set those of the next update again."""
+        self._set_rate(self._rate)
 
     def state_dict(self) -> dict[str, Any]:
         """State to continue from exactly; the optimiser's own state is not in it."""
@@ -181,13 +206,11 @@ class Rewarming:
         if not (math.isfinite(rate) and rate >= 0.0):
             raise ValueError(f"the schedule gives the rate {rate} at step {self._since}; it must be finite and >= 0")
         self._check_groups(len(self._base))
+        self._set = []
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             # Without rounding: the fastest group gets the schedule's value, and at the initial rate all groups theirs.
             value = base if rate == self._fastest else rate * (base / self._fastest)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
+            self._set.append(_SetRate(group, value))
         self._rate = rate
 
     def _check_groups(self, recorded: int) -> None:
@@ -197,6 +220,28 @@ class Rewarming:
                 f"the optimiser has {present} parameter groups but rates were recorded for {recorded}; "
                 "add all groups before building the Rewarming"
             )
+
+
+class _SetRate:
+    """A rate put into a parameter group, and how to recognise it there without waiting for a device."""
+
+    def __init__(self, group: dict[str, Any], value: float) -> None:
+        self.value = value
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            lr.fill_(value)
+            self._put: float | Tensor = lr
+            self._version = lr._version
+        else:
+            self._put = group["lr"] = value
+
+    def is_still_in(self, group: dict[str, Any]) -> bool:
+        lr = group["lr"]
+        if lr is self._put and not (isinstance(lr, Tensor) and lr._version != self._version):
+            return True
+        if isinstance(lr, Tensor):  # another tensor, as after the optimiser's load_state_dict, or the same written to
+            return bool(float(lr) == float(torch.tensor(self.value, dtype=lr.dtype)))
+        return bool(lr == self.value)
 
 
 def _check_base(base: list[float]) -> None:

@@ -136,11 +136,32 @@ def test_tensor_rates_are_filled_in_place() -> None:
 
 
 def test_unchanged_rate_does_not_touch_the_groups() -> None:
-    optimizer = torch.optim.Adam(network().parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(network().parameters(), lr=torch.tensor(0.1))
     rewarming = Rewarming(optimizer, Constant(0.1), Every(2))
-    optimizer.param_groups[0]["lr"] = 0.7
+    version = optimizer.param_groups[0]["lr"]._version
     assert [rewarming.step() for _ in range(4)] == [False, True, False, True]
-    assert optimizer.param_groups[0]["lr"] == 0.7
+    assert optimizer.param_groups[0]["lr"]._version == version
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)])
+def test_rate_set_by_something_else_is_refused_or_overruled(lr) -> None:
+    optimizer = torch.optim.Adam(network().parameters(), lr=lr)
+    rewarming = Rewarming(optimizer, LinearDecay(0.1, 0.0, 10), Never())
+    rewarming.step()
+    optimizer.load_state_dict(optimizer.state_dict())  # another object of the same value
+    rewarming.step()
+    group = optimizer.param_groups[0]
+    if isinstance(lr, torch.Tensor):
+        group["lr"].fill_(0.7)
+    else:
+        group["lr"] = 0.7
+    for check in (rewarming.require_own_rates, rewarming.step):
+        with pytest.raises(RuntimeError, match=r"group 0 is 0\.7, but the schedule has set 0"):
+            check()
+    assert rewarming.state_dict()["updates"] == 2
+    rewarming.set_rates_again()
+    rewarming.step()
+    assert float(group["lr"]) == pytest.approx(0.07)
 
 
 def test_cusum_rewarms_after_a_planted_jump_and_only_then() -> None:
@@ -202,9 +223,12 @@ def test_integer_step_counts_are_reset() -> None:
 
 def test_unknown_optimiser_state_is_an_error_before_anything_is_reset() -> None:
     net = network()
-    optimizer = torch.optim.NAdam(net.parameters(), lr=1e-2)
-    rewarming = Rewarming(optimizer, Constant(1e-2), Every(5), moments="reset")
-    with pytest.raises(ValueError, match=r"NAdam keeps \['mu_product'\]"):
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    train(net, optimizer, range(0, 1), lambda _: None)
+    for state in optimizer.state.values():
+        state["own_memory"] = torch.ones(())
+    rewarming = Rewarming(optimizer, Constant(1e-2), Every(4), moments="reset")
+    with pytest.raises(ValueError, match=r"Adam keeps \['own_memory'\]"):
         train(net, optimizer, range(5), rewarming.step)
     assert all(state["exp_avg"].any() and state["step"] == 5 for state in optimizer.state.values())
     assert rewarming.events == []

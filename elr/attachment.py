@@ -1,0 +1,322 @@
+"""Control and measure a network from inside `optimizer.step()`: for training loops that are not ours to edit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from elr.first_batch import FirstBatch
+from elr.measure import Meter, NoMeter
+from elr.moments import Moments
+from elr.probe import NoProbe, Probe
+from elr.projection import NoProjection, Projection
+from elr.rewarming import Rewarming
+from elr.schedules import Schedule
+from elr.signals import MeanSignal
+from elr.states import check_keys
+from elr.triggers import Never, Trigger
+from elr.weights import scalable_weights
+
+OutsideRates = Literal["refuse", "overrule"]
+"""When something else has set the optimiser's rate: refuse the next update, or set the schedule's rate again."""
+
+_ATTACHED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+
+def attach(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    schedule: Schedule | None = None,
+    trigger: Trigger | None = None,
+    projection: Projection | NoProjection | None = None,
+    meter: Meter | NoMeter | int | None = None,
+    probe: Probe | NoProbe | None = None,
+    moments: Moments = "keep",
+    outside_rates: OutsideRates = "refuse",
+) -> Attachment:
+    """From now on `optimizer.step()` alone does what Algorithm 1 of arXiv:2507.20057 does around an update.
+
+        handle = elr.attach(network, optimizer, schedule=WarmupCosine(peak=1e-3, ...), trigger=OnCusum(Cusum()))
+        for x, y in stream:
+            optimizer.zero_grad()
+            loss = loss_of(network(x), y)
+            loss.backward()
+            handle.signal(loss)             # what the trigger watches
+            optimizer.step()                # update, project, ask the trigger, set the next rate
+            log(handle.scalars())
+
+    In `optimizer.step()`, in this order: the meter's first half; the optimiser's update; the meter's second half;
+    the projection; the trigger, which restarts the schedule, and the rate of the next update; the probe when due. A
+    step that a GradScaler skips counts for nothing.
+
+    Args:
+        network: what the optimiser trains, compiled or in DataParallel too. Several modules: nn.ModuleList([a, b]).
+        optimizer: it holds all weights that are projected or measured.
+        schedule: updates since the last restart -> rate. None leaves the rates to the caller.
+        trigger: when the schedule starts again; None means at `Attachment.restart` only.
+        projection: None holds all weights but the head, `Projection(network)`; or a Projection of this network, with
+            heads named, layers left alone, ...; or NoProjection(). A Projection without check_inputs is checked on the
+            first batch that the network sees with gradients, before the first update.
+        meter: a Meter of this optimiser, or its cadence in updates, for the weights that are projected.
+        probe: a Probe of this network; its first measurement is made now.
+        moments: at a restart, "keep" or "reset" the optimiser's moments and step counts.
+        outside_rates: what to do before an update if something else has set the optimiser's rate: "refuse" or
+            "overrule". Without a schedule it has no effect.
+
+    Raises:
+        ValueError: a part belongs to another network or optimiser, the optimiser does not hold a weight, it is attached
+            already, it evaluates the loss several times per step (LBFGS), or an argument has no effect.
+    """
+    return Attachment(network, optimizer, schedule, trigger, projection, meter, probe, moments, outside_rates)
+
+
+class Attachment:
+    """What `attach` returns.
+
+    Attributes:
+        projection, rewarming, meter, probe: the parts; rewarming is None without a schedule.
+        updates: updates that the optimiser has taken since `attach`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule | None,
+        trigger: Trigger | None,
+        projection: Projection | NoProjection | None,
+        meter: Meter | NoMeter | int | None,
+        probe: Probe | NoProbe | None,
+        moments: Moments,
+        outside_rates: OutsideRates,
+    ) -> None:
+        _check_arguments(optimizer, schedule, trigger, moments, outside_rates)
+        self._optimizer = optimizer
+        self.projection = Projection(network) if projection is None else projection
+        if isinstance(self.projection, Projection):
+            _check_projection(self.projection, network, optimizer)
+        self.meter = self._meter(network, meter)
+        self.probe = NoProbe() if probe is None else probe
+        probed = self.probe.measure() if self.probe.due(0) else {}
+        self.rewarming: Rewarming | None = None
+        if schedule is not None:  # from here on nothing can fail: a refusal leaves the rates as they were
+            self.rewarming = Rewarming(optimizer, schedule, Never() if trigger is None else trigger, moments)
+        self._overrule = outside_rates == "overrule"
+        self._signal = MeanSignal()
+        self.updates = 0
+        self._open = self._skipped = self._restarted = False
+        self._rate_used: float | Tensor | None = None
+        self._scalars: dict[str, float] = probed
+        self._first_batch: FirstBatch | None = None
+        if isinstance(self.projection, Projection) and self.projection.unchecked:
+            self._first_batch = FirstBatch(network)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        _ATTACHED.add(optimizer)
+
+    @property
+    def rate(self) -> float:
+        """Rate of the fastest parameter group at the next update."""
+        return self.rewarming.rate if self.rewarming is not None else float(_fastest(self._optimizer))
+
+    def signal(self, value: float | Tensor) -> None:
+        """Give the trigger one number before an update, such as the loss; the mean of several is what it sees.
+
+        Raises:
+            ValueError: nothing listens, or the value is not one number.
+            RuntimeError: detached.
+        """
+        self._require_attached()
+        self._signal.add(value, None if self.rewarming is None else self.rewarming.trigger)
+
+    def restart(self) -> None:
+        """Re-warm at a change that is known: the schedule starts again with the next update.
+
+        Raises:
+            ValueError: there is no schedule.
+            RuntimeError: detached.
+        """
+        self._require_attached()
+        if self.rewarming is None:
+            raise ValueError("restart() has no effect without a schedule: give attach one")
+        self.rewarming.restart()
+        self._restarted = True
+
+    def scalars(self) -> dict[str, float]:
+        """What is known of the last update, by tag; reading the meter waits for the device.
+
+        Returns:
+            charts/learning_rate: the rate of its update. With a schedule rewarm/event: 1 if the trigger fired after it
+            or `restart` was called before it, else 0; rewarm/statistic of a detector. In steps that were measured the
+            tags of `Meter.scalars` and `Probe.measure`. Before the first step: the probe's.
+        """
+        rate = {} if self._rate_used is None else {"charts/learning_rate": float(self._rate_used)}
+        return {**rate, **self._scalars, **self.meter.fresh_scalars()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to continue from exactly; the network's and the optimiser's are not in it."""
+        return {
+            "updates": self.updates,
+            "restarted": self._restarted,
+            "signal": self._signal.state_dict(),
+            "projection": self.projection.state_dict(),
+            "rewarming": {} if self.rewarming is None else self.rewarming.state_dict(),
+            "meter": self.meter.state_dict(),
+            "probe": self.probe.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from `state_dict`, and set the rate of the next update.
+
+        Attach with the same arguments first. May come before or after the network's and the optimiser's own
+        load_state_dict.
+
+        Raises:
+            ValueError: the state is of other parts.
+        """
+        parts = ["updates", "restarted", "signal", "projection", "rewarming", "meter", "probe"]
+        check_keys("Attachment", state, parts)
+        if bool(state["rewarming"]) != (self.rewarming is not None):
+            raise ValueError("the state was saved with a schedule and this attachment has none, or the reverse")
+        self.projection.load_state_dict(state["projection"])
+        self.meter.load_state_dict(state["meter"])
+        self.probe.load_state_dict(state["probe"])
+        if self.rewarming is not None:
+            self.rewarming.load_state_dict(state["rewarming"])
+        self._signal.load_state_dict(state["signal"])
+        self.updates, self._restarted = state["updates"], state["restarted"]
+        self._scalars, self._rate_used = {}, None
+
+    def detach(self) -> None:
+        """Remove every hook: `optimizer.step()` is again the optimiser's own. Weights and rates stay as they are."""
+        self._require_attached()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._first_batch is not None:
+            self._first_batch.stop()
+        _ATTACHED.discard(self._optimizer)
+
+    def _require_attached(self) -> None:
+        if not self._hooks:
+            raise RuntimeError("this handle is detached: attach again")
+
+    def _meter(self, network: nn.Module, meter: Meter | NoMeter | int | None) -> Meter | NoMeter:
+        if meter is None:
+            return NoMeter()
+        if isinstance(meter, Meter | NoMeter):
+            return meter
+        weights = self.projection.weights if isinstance(self.projection, Projection) else scalable_weights(network)
+        return Meter(weights, every=meter, optimizer=self._optimizer)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._open:  # the last step was interrupted
+            self._forget_step()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
+        if closure is None:
+            self._open_step()
+            return None
+
+        def then_open() -> Any:
+            loss = closure()  # makes the gradients
+            if self._open:
+                raise RuntimeError("the optimiser evaluated its closure twice in one step, which attach cannot follow")
+            with torch.no_grad():
+                self._open_step()
+            return loss
+
+        return ((args[0], then_open, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": then_open})
+
+    def _open_step(self) -> None:
+        """Everything that must happen between the gradients and the update."""
+        if self._first_batch is not None and isinstance(self.projection, Projection):
+            self.projection.check(self._first_batch.call())
+            self._first_batch.stop()
+            self._first_batch = None
+        if self.rewarming is not None:
+            self._signal.require_for(self.rewarming.trigger)
+            if self._overrule:
+                self.rewarming.set_rates_again()
+            else:
+                self.rewarming.require_own_rates()
+        # A fused optimiser under a GradScaler is stepped also where it changes nothing; reading why waits for the GPU.
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        self._skipped = found_inf is not None and bool(found_inf)
+        self._rate_used = _fastest(self._optimizer) if self.rewarming is None else self.rewarming.rate
+        self._scalars = {}
+        self._open = True
+        self.meter.before_step()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._open:
+            raise RuntimeError("the optimiser did not call its closure, which attach cannot follow")
+        if self._skipped:
+            self._forget_step()
+            return
+        self._open = False
+        self.updates += 1
+        self.meter.after_step()
+        assert self._rate_used is not None
+        self.projection.step(self._rate_used)
+        if self.rewarming is not None:
+            fired = self.rewarming.step(self._signal.take())
+            self._scalars = {"rewarm/event": float(fired or self._restarted), **self.rewarming.scalars()}
+            self._restarted = False
+        if self.probe.due(self.updates):
+            self._scalars |= self.probe.measure()
+
+    def _forget_step(self) -> None:
+        """Not count a step that did not happen."""
+        self._open, self._rate_used = False, None
+        if isinstance(self.meter, Meter):
+            self.meter.load_state_dict({"updates": self.meter.state_dict()["updates"] - 1})
+
+
+def _fastest(optimizer: torch.optim.Optimizer) -> float | Tensor:
+    """The largest rate of the groups; a tensor, which is not read, if one of them is."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if any(isinstance(rate, Tensor) for rate in rates):
+        device = next(rate.device for rate in rates if isinstance(rate, Tensor))
+        return torch.stack([torch.as_tensor(rate, device=device).reshape(()) for rate in rates]).max()
+    return float(max(rates))
+
+
+def _check_arguments(
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule | None,
+    trigger: Trigger | None,
+    moments: str,
+    outside_rates: str,
+) -> None:
+    if optimizer in _ATTACHED:
+        raise ValueError("this optimiser is attached already: keep one handle, or detach the other first")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS evaluates the loss several times per step, so there is no one update to measure")
+    if outside_rates not in get_args(OutsideRates):
+        raise ValueError(f"outside_rates={outside_rates!r} is not known: choose one of {get_args(OutsideRates)}")
+    given = {"trigger": trigger is not None, "moments": moments != "keep", "outside_rates": outside_rates != "refuse"}
+    if schedule is None and (unused := [name for name, used in given.items() if used]):
+        raise ValueError(
+            f"{', '.join(unused)} has no effect without a schedule: give one, such as schedule=Cyclic(...)"
+        )
+
+
+def _check_projection(projection: Projection, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    own = {id(parameter) for parameter in network.parameters()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if strangers := [name for name, weight in projection.weights.items() if id(weight) not in own]:
+        raise ValueError(f"the projection holds {strangers} of another network: build it from the network you attach")
+    if missing := [name for name, weight in projection.weights.items() if id(weight) not in held]:
+        raise ValueError(
+            f"the optimiser does not hold {missing}: attach the part of the network that it trains, or name these in "
+            "Projection(network, leave=[...])"
+        )

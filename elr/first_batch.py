@@ -1,0 +1,61 @@
+"""Keep the first batch that a network is trained on, to check on it what projection presumes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from elr.scale_invariance import Call
+
+
+class FirstBatch:
+    """The arguments of the network's first forward pass with gradients, copied.
+
+    Args:
+        network: watched through a forward pre-hook, until `stop`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._hook = _Hook(network)
+        self._handle = network.register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    def call(self) -> Call:
+        """The arguments.
+
+        Raises:
+            ValueError: there was no such pass.
+        """
+        if self._hook.seen is None:
+            raise ValueError(
+                "scale invariance could not be checked: the network was not called, network(...), before the first "
+                "optimizer.step(). Give attach projection=Projection(network, check_inputs=batch), or "
+                "Projection(network, allow_scale_dependent=True)"
+            )
+        return self._hook.seen
+
+    def stop(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
+
+class _Hook:
+    """The forward pre-hook. A copied or saved network carries an inert one."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        self.seen: Call | None = None
+        self._network = None if network is None else weakref.ref(network)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._network is not None and self._network() is module and self.seen is None and torch.is_grad_enabled():
+            self.seen = Call(*tree_map(_copy, (args, kwargs)))
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()  # deepcopy and pickle use this
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,146 @@
+"""Re-warming as a torch learning-rate scheduler, for training code that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from elr.moments import Moments
+from elr.rewarming import Rewarming
+from elr.schedules import Schedule
+from elr.signals import MeanSignal
+from elr.states import check_keys
+from elr.triggers import Never, Trigger
+
+
+class RewarmingLR(LRScheduler):
+    """`Rewarming` as a torch scheduler: `step` once after every optimiser update.
+
+    With eta the schedule, s the updates since the last restart and lr_g the groups' rates at construction, the rate of
+    group g at the next update is eta(s) * lr_g / max_g' lr_g'. See `Rewarming`, which does the work.
+
+        scheduler = RewarmingLR(optimizer, WarmupCosine(peak=1e-3, ...), OnCusum(Cusum()))
+        for x, y in stream:
+            ...
+            optimizer.step()
+            scheduler.signal(loss)      # only for a trigger that watches something
+            scheduler.step()            # asks the trigger; sets the rate of the next update
+
+    It works inside `SequentialLR`: when its turn comes, its schedule starts. Schedulers that change the rate between
+    its steps (`ChainedScheduler`, a second scheduler, a framework) are refused at the next step.
+
+    Args:
+        optimizer: all its groups must exist already.
+        schedule: updates since the last restart -> rate; its steps are updates, not epochs.
+        trigger: when the schedule starts again; None means at `restart` only.
+        moments: at a restart, "keep" or "reset" the optimiser's moments and step counts.
+    Raises:
+        ValueError: as `Rewarming`.
+    Source, deviation: as `Rewarming`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        trigger: Trigger | None = None,
+        moments: Moments = "keep",
+    ) -> None:
+        self._schedule = schedule
+        self._trigger: Trigger = Never() if trigger is None else trigger
+        self._moments: Moments = moments
+        self._signal = MeanSignal()
+        self._rewarming: Rewarming
+        super().__init__(optimizer)  # takes its first step, which calls get_lr
+
+    @property
+    def events(self) -> list[int]:
+        """The numbers of the updates after which the schedule was restarted."""
+        return self._rewarming.events
+
+    @property
+    def rate(self) -> float:
+        """Rate of the fastest group at the next update."""
+        return self._rewarming.rate
+
+    def scalars(self) -> dict[str, float]:
+        """The detector's statistic, as `Rewarming.scalars`."""
+        return self._rewarming.scalars()
+
+    def signal(self, value: float | Tensor) -> None:
+        """Give the trigger one number, such as the loss; the mean of those since the last step is what it sees.
+
+        Raises:
+            ValueError: the trigger watches nothing, or the value is not one number.
+        """
+        self._signal.add(value, self._trigger)
+
+    def restart(self) -> None:
+        """Start the schedule again with the next update, at a change that is known."""
+        self._rewarming.restart()
+        self._last_lr = self._rates()
+
+    def step(self, epoch: int | None = None) -> None:
+        """Count one optimiser update, ask the trigger, set the rate of the next update.
+
+        Args:
+            epoch: None. 0 starts the schedule, as `SequentialLR` asks for.
+        Raises:
+            ValueError: another epoch; otherwise as `Rewarming.step`.
+            RuntimeError: something else has set a group's rate.
+        """
+        if epoch not in (None, 0):
+            raise ValueError(f"RewarmingLR counts updates itself: call step() without an epoch, got epoch={epoch}")
+        if epoch == 0:
+            self.last_epoch = -1
+        super().step()  # counts, warns of a wrong order, and calls get_lr
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The groups' rates. Within `step`, where torch calls it, those of the next update."""
+        if self._get_lr_called_within_step:
+            if self.last_epoch == 0:  # at construction, and when SequentialLR hands over
+                self._begin()
+            else:
+                self._rewarming.step(self._signal.take())
+        return self._rates()
+
+    def _begin(self) -> None:
+        """Start with the ratios that torch has recorded: other schedulers may have changed the rates since."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base)
+            else:
+                group["lr"] = base
+        self._trigger.reset()
+        self._rewarming = Rewarming(self.optimizer, self._schedule, self._trigger, self._moments)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to continue from exactly, as plain numbers: `torch.load(weights_only=True)` reads it."""
+        return {
+            "last_epoch": self.last_epoch,
+            "step_count": self._step_count,
+            "rewarming": self._rewarming.state_dict(),
+            "signal": self._signal.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue exactly from `state_dict`, and set the rates of the next update.
+
+        Schedule, trigger and moments are configuration: build with the same.
+
+        Raises:
+            ValueError: as `Rewarming.load_state_dict`.
+        """
+        check_keys("RewarmingLR", state_dict, ["last_epoch", "step_count", "rewarming", "signal"])
+        self._rewarming.load_state_dict(state_dict["rewarming"])
+        self._signal.load_state_dict(state_dict["signal"])
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
+        self._last_lr = self._rates()
+
+    def _rates(self) -> list[float | Tensor]:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]

@@ -1,0 +1,186 @@
+"""RewarmingLR: Rewarming as a torch scheduler, in torch's own habits."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from elr.changepoint import Cusum
+from elr.moments import Moments
+from elr.rewarming import Rewarming
+from elr.rewarming_lr import RewarmingLR
+from elr.schedules import Constant, Cyclic, LinearDecay
+from elr.triggers import Every, OnCusum
+
+DECAY = LinearDecay(1.0, 0.0, 10)
+
+
+def optimizer(lr=0.1, **more):
+    net = nn.Linear(2, 2)
+    groups = [{"params": [net.weight]}, {"params": [net.bias], "lr": lr * 0.5}]
+    made = torch.optim.Adam(groups, lr=lr, **more)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    return made
+
+
+def rates(made):
+    return [float(group["lr"]) for group in made.param_groups]
+
+
+def losses(count):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(count, generator=generator)
+    values[count // 2 :] += 10
+    return values
+
+
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+def test_gives_the_rates_of_rewarming(moments: Moments):
+    ours, theirs = optimizer(), optimizer()
+    arguments = {"block": 1, "burn_in": 10, "refractory": 5}
+    scheduler = RewarmingLR(ours, DECAY, OnCusum(Cusum(**arguments)), moments)
+    rewarming = Rewarming(theirs, DECAY, OnCusum(Cusum(**arguments)), moments)
+    assert isinstance(scheduler, lr_scheduler.LRScheduler)
+    for loss in losses(60):
+        assert rates(ours) == rates(theirs) == scheduler.get_last_lr()
+        ours.step()
+        theirs.step()
+        scheduler.signal(loss)
+        scheduler.step()
+        rewarming.step(loss)
+    assert scheduler.events == rewarming.events and len(scheduler.events) >= 1
+    assert scheduler.scalars() == rewarming.scalars()
+    assert scheduler.last_epoch == 60
+
+
+def test_restart_and_ratio_of_groups():
+    made = optimizer()
+    scheduler = RewarmingLR(made, DECAY)
+    for _ in range(4):
+        made.step()
+        scheduler.step()
+    assert rates(made) == pytest.approx([0.6, 0.3])
+    scheduler.restart()
+    assert rates(made) == scheduler.get_last_lr() == [1.0, 0.5]
+    made.step()
+    scheduler.step()
+    assert rates(made) == pytest.approx([0.9, 0.45]) and scheduler.rate == pytest.approx(0.9)
+    assert scheduler.events == [4]
+
+
+def test_reading_the_rate_does_not_move_the_schedule():
+    made = optimizer()
+    scheduler = RewarmingLR(made, DECAY)
+    made.step()
+    scheduler.step()
+    assert scheduler.get_lr() == scheduler.get_lr() == rates(made)
+    scheduler.step()
+    assert rates(made) == pytest.approx([0.8, 0.4])
+
+
+@pytest.mark.parametrize("cut", [1, 13, 45])
+def test_continues_exactly_from_plain_numbers(cut):
+    def build():
+        made = optimizer()
+        return made, RewarmingLR(made, DECAY, OnCusum(Cusum(block=2, burn_in=6, refractory=5)))
+
+    def run(made, scheduler, values):
+        seen = []
+        for loss in values:
+            made.step()
+            scheduler.signal(loss)
+            scheduler.step()
+            seen.append((rates(made), scheduler.get_last_lr(), scheduler.last_epoch, scheduler.scalars()))
+        return seen
+
+    values = losses(60)
+    whole = run(*build(), values)
+    made, scheduler = build()
+    seen = run(made, scheduler, values[:cut])
+    file = io.BytesIO()
+    torch.save([made.state_dict(), scheduler.state_dict()], file)
+    file.seek(0)
+    made, scheduler = build()
+    state = torch.load(file, weights_only=True)
+    made.load_state_dict(state[0])
+    for group in made.param_groups:  # the gradients belong to the new network
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    scheduler.load_state_dict(state[1])
+    assert seen + run(made, scheduler, values[cut:]) == whole
+
+
+def test_another_scheduler_on_the_same_optimizer_is_refused():
+    made = optimizer()
+    chained = lr_scheduler.ChainedScheduler([RewarmingLR(made, DECAY), lr_scheduler.ExponentialLR(made, 0.5)])
+    made.step()
+    chained.step()
+    made.step()
+    with pytest.raises(RuntimeError, match="something else sets it too"):
+        chained.step()
+
+
+def test_follows_another_scheduler_in_sequence():
+    """Torch hands over by a step of its own; the schedule starts there, at the ratios of the groups."""
+    made = optimizer()
+    warmup = lr_scheduler.LinearLR(made, start_factor=0.1, total_iters=3)
+    sequence = lr_scheduler.SequentialLR(made, [warmup, RewarmingLR(made, DECAY)], milestones=[3])
+    seen = []
+    for _ in range(6):
+        seen.append(rates(made)[0])
+        assert rates(made)[1] == pytest.approx(rates(made)[0] / 2)
+        made.step()
+        sequence.step()
+    assert seen == pytest.approx([0.01, 0.04, 0.07, 1.0, 0.9, 0.8])
+
+
+def test_comes_first_in_a_sequence():
+    made = optimizer()
+    ours = RewarmingLR(made, DECAY, Every(2))
+    sequence = lr_scheduler.SequentialLR(made, [ours, lr_scheduler.ConstantLR(made, 0.5)], milestones=[4])
+    seen = []
+    for _ in range(6):
+        seen.append(rates(made)[0])
+        made.step()
+        sequence.step()
+    assert seen == pytest.approx([1.0, 0.9, 1.0, 0.9, 0.05, 0.05])
+
+
+def test_epochs_and_useless_signals_are_refused():
+    made = optimizer()
+    scheduler = RewarmingLR(made, Constant(0.1))
+    with pytest.raises(ValueError, match="call step\\(\\) without an epoch, got epoch=3"):
+        scheduler.step(3)
+    with pytest.raises(ValueError, match="the trigger Never watches nothing"):
+        scheduler.signal(1.0)
+    with pytest.raises(ValueError, match="RewarmingLR needs exactly"):
+        scheduler.load_state_dict({"last_epoch": 3})
+
+
+def test_warns_as_torch_does_of_a_step_before_the_optimizer():
+    scheduler = RewarmingLR(optimizer(), DECAY)
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        scheduler.step()
+
+
+def test_tensor_rates_are_filled_in_place():
+    made = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=torch.tensor(0.1), foreach=False)
+    rate = made.param_groups[0]["lr"]
+    scheduler = RewarmingLR(made, Cyclic(0.1, 1.0, period=4, warmup_frac=0.25))
+    for expected in (0.1, 1.0, 0.775, 0.325, 0.1):
+        assert made.param_groups[0]["lr"] is rate
+        assert float(rate) == pytest.approx(expected, rel=1e-6)
+        assert float(scheduler.get_last_lr()[0]) == float(rate)
+        made.step()
+        scheduler.step()
+
+
+def test_start_at_zero_does_not_lose_the_groups_ratio():
+    """torch records the groups' first rates; the schedule's own start, 0, must not be taken for them."""
+    made = optimizer()
+    RewarmingLR(made, Cyclic(0.0, 1.0, period=4))
+    assert rates(made) == [0.0, 0.0]
+    assert [group["initial_lr"] for group in made.param_groups] == [0.1, 0.05]
