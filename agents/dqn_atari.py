@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.flags import NapArgs, ProbeArgs, ResetArgs, RewarmArgs
 from elr.interventions import reset_
 from elr.moments import reset_moments_
@@ -462,7 +462,7 @@ def main(args: Args) -> None:
                 replay.cut(last_obs)
                 recent.cut()
         else:
-            run.layout(layers, q_network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.layout(layout(layers, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = make_evaluation_env()

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.fast.minatar_q import NotTheSame, proved
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
@@ -382,7 +382,7 @@ def main(args: Args) -> None:
             run.restore()
             obs = env.observation()
         else:
-            run.layout(layers, q_network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.layout(layout(layers, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)  # the current task

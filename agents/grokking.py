@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.matching import ElrMatch, NoElrMatch
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
@@ -583,7 +583,7 @@ def main(args: Args) -> None:
                 "logit scale": ["plasticity/logit_scale"],
             }
             rewarms = args.rewarm.trigger != "never"
-            run.layout(layers, network.probed, supervised=True, rewarming=rewarms, charts=charts)
+            run.layout(layout(layers, network.probed, rewarming=rewarms), supervised=True, charts=charts)
             run.scalars(probe.measure())
             run.checkpoint()
 

@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
 from elr.moments import reset_moments_
@@ -472,7 +472,7 @@ def main(args: Args) -> None:
             if not continues:
                 print(f"--env-threads {args.env_threads}: emulators cannot be saved, so new episodes start")
         else:
-            run.layout(layers, network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = make_evaluation_env()

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
 from elr.moments import reset_moments_
@@ -418,7 +418,7 @@ def main(args: Args) -> None:
             run.restore()
             obs = env.observation()
         else:
-            run.layout(layers, network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)

@@ -56,7 +56,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.flags import NapArgs, ProbeArgs, ResetArgs, RewarmArgs
 from elr.interventions import reset_
 from elr.moments import reset_moments_
@@ -630,7 +630,7 @@ def main(args: Args) -> None:
                 priorities.blank(replay.only_states())
                 recent.cut()
         else:
-            run.layout(layers | sigmas, q_network.probed, rewarming=args.rewarm.on, shifts=args.shift.on)
+            run.layout(layout(layers | sigmas, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = make_evaluation_env()

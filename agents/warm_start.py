@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elr import flags
+from elr import flags, layout
 from elr.changepoint import Cusum
 from elr.flags import InterventionArgs as SwitchArgs
 from elr.interventions import L2Init, NoL2Init
@@ -613,7 +613,7 @@ def main(args: Args) -> None:
                 "gradients of old and new images": ["norms/gradient_old", "norms/gradient_new"],
             }
             rewarms = args.rewarm.trigger != "never"
-            run.layout(layers, network.probed, shifts=True, supervised=True, rewarming=rewarms, charts=charts)
+            run.layout(layout(layers, network.probed, rewarming=rewarms), shifts=True, supervised=True, charts=charts)
             if probe.due(0):
                 measure()
             run.checkpoint()

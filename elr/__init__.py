@@ -50,6 +50,7 @@ What is measured:
     metrics            feature and plasticity metrics as functions, with their definitions
     metric_kernels     their formulas over tensors, for a batch of measurements
     probe              the metrics of a network's layers on fixed inputs, while it trains
+    layouts            all of these, grouped into charts for TensorBoard
 
 Interventions on weights and optimisers:
 
@@ -72,6 +73,7 @@ from elr.attachment import Attachment, attach
 from elr.changepoint import Cusum
 from elr.interventions import L2Init, NoL2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
+from elr.layouts import layout
 from elr.matching import ElrMatch, NoElrMatch
 from elr.measure import Meter, NoMeter
 from elr.moments import reset_moments_
@@ -117,6 +119,7 @@ __all__ = [
     "attach",  # let optimizer.step() measure, project and re-warm, in any training loop
     "check_scale_invariance",  # refuse layers on whose scale the output depends
     "layerwise_groups",  # optimiser groups with a learning rate per layer
+    "layout",  # group what was measured into charts, for SummaryWriter.add_custom_scalars
     "reset_",  # copy parameters of a fresh network, for the whole network or some modules
     "reset_moments_",  # zero an optimiser's moments and step counts in place
     "scalable_weights",  # the weights to hold or measure, chosen by module type, without the head

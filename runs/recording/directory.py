@@ -16,7 +16,7 @@ from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.errors import RunError
 from runs.recording.events_file import EventFile
 from runs.recording.files import failures_named, replace_atomically
-from runs.recording.layout import layout
+from runs.recording.layout import Layout, layout
 from runs.recording.lock import RunLock
 from runs.recording.pieces import Pieces
 from runs.recording.provenance import provenance
@@ -153,10 +153,10 @@ class Run:
         for tag, value in values.items():
             self.scalar(tag, value, step)
 
-    def layout(self, layers: Sequence[str], probed: Sequence[str] | None = None, **options: Any) -> None:
-        """Group TensorBoard's charts for these layers; options as in `runs.recording.layout`."""
+    def layout(self, measured: Layout, **options: Any) -> None:
+        """Group TensorBoard's charts; arguments as in `runs.recording.layout`."""
         self._require_open()
-        self._opened_files()[1].add_layout(layout(layers, probed, **options))
+        self._opened_files()[1].add_layout(layout(measured, **options))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state that a resumed run starts from. Call it last in a step: scalars recorded later at the same

@@ -49,6 +49,7 @@ from runs.recording import (
     rng_state,
     weights_and_gradients,
 )
+from runs.recording.layout import Layout
 
 
 @runtime_checkable
@@ -258,14 +259,14 @@ class Session:
 
     # Records.
 
-    def layout(self, layers: Sequence[str], probed: Sequence[str], *, shifts: bool = False, **options: Any) -> None:
+    def layout(self, measured: Layout, *, shifts: bool = False, **options: Any) -> None:
         """Give TensorBoard the grouping of charts, as `runs.recording.layout`; if the task changes during the run
         (`shifts`), with a chart of it, which begins at task 0."""
         if not shifts:
-            self._run.layout(list(layers), list(probed), **options)
+            self._run.layout(measured, **options)
             return
         charts = {"task": ["shift/task"], **options.pop("charts", {})}
-        self._run.layout(list(layers), list(probed), charts=charts, **options)
+        self._run.layout(measured, charts=charts, **options)
         self.scalar("shift/task", 0)
 
     def scalar(self, tag: str, value: float) -> None:

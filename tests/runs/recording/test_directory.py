@@ -76,7 +76,7 @@ def test_values_are_read_back_without_loss_also_by_pandas(tmp_path):
 
 def test_event_file_has_the_scalars_of_the_table(tmp_path):
     with create(tmp_path) as run:
-        run.layout(["conv", "fc.0"])
+        run.layout({"rate": {"realised ELR": ("Multiline", ["^elr/fc\\.0$"])}})
         for step in range(50):
             run.scalars({"elr/fc.0": 1 / (step + 1), "charts/SPS": step * 1.5}, step)
         run.finish(50)

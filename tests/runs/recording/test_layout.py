@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import elr
 from runs.recording import TAGS, check_tag, layout
 
 LAYERS = ["fc1", "fc10", "encoder.0"]
@@ -67,10 +68,15 @@ def test_own_tags_must_fit_into_the_table(tag):
         check_tag(tag)
 
 
+def drawn(groups):
+    """Every expression of a layout."""
+    return [e for charts in groups.values() for kind, expressions in charts.values() for e in expressions]
+
+
 def test_each_chart_expression_matches_one_documented_tag():
-    groups = layout(LAYERS)
+    groups = layout(elr.layout(LAYERS, LAYERS))
     assert list(groups) == ["return", "rate and realised ELR", "feature learning", "plasticity", "norms"]
-    expressions = [e for charts in groups.values() for kind, tags in charts.values() for e in tags]
+    expressions = drawn(groups)
     assert len(expressions) == len(set(expressions)) == 5 + (2 + 3 + 6 + 3) * len(LAYERS)
     for expression in expressions:
         assert len([tag for tag in concrete() if re.match(expression, tag)]) == 1
@@ -83,37 +89,33 @@ def test_tensorboard_reads_the_layout(tmp_path):
     from runs.recording import Run
 
     run = Run.create(tmp_path, {}, argv=["x.py"])
-    run.layout(LAYERS)
+    run.layout(elr.layout(LAYERS, LAYERS), supervised=True)
     run.finish(0)
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
     [event] = accumulator.Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert {c.title: [chart.title for chart in c.chart] for c in read.category} == {
-        group: list(charts) for group, charts in layout(LAYERS).items()
+        group: list(charts) for group, charts in layout(elr.layout(LAYERS, LAYERS), supervised=True).items()
     }
 
 
-def test_no_layers_and_bad_names_are_refused():
-    with pytest.raises(ValueError, match="at least one layer"):
-        layout([])
-    with pytest.raises(ValueError, match="a/b"):
-        layout(["a/b"])
+@pytest.mark.parametrize("name", ["a/b", "a b"])
+def test_layers_that_no_tag_may_name_are_refused(name):
+    with pytest.raises(ValueError, match=f"'elr/{name}' is not a documented tag"):
+        layout(elr.layout([name]))
 
 
 def test_supervised_layout_starts_with_accuracy_and_loss():
-    groups = layout(LAYERS, supervised=True)
+    groups = layout(elr.layout(LAYERS), supervised=True)
     assert next(iter(groups)) == "accuracy and loss" and "return" not in groups
     assert groups["accuracy and loss"]["accuracy"] == ("Multiline", ["^train/accuracy$", "^test/accuracy$"])
-    assert {name: groups[name] for name in list(groups)[1:]} == {
-        name: group for name, group in layout(LAYERS).items() if name != "return"
-    }
+    assert {name: groups[name] for name in list(groups)[1:]} == elr.layout(LAYERS)
 
 
-def test_layout_with_own_charts_and_without_empty_ones():
-    groups = layout(LAYERS, supervised=True, rewarming=False, charts={"gap": ["test/gap"]})
+def test_layout_with_own_charts():
+    groups = layout(elr.layout(LAYERS), supervised=True, charts={"gap": ["test/gap"]})
     assert list(groups)[:2] == ["accuracy and loss", "this experiment"]
     assert groups["this experiment"] == {"gap": ("Multiline", ["^test/gap$"])}
-    assert "re-warming" not in groups["rate and realised ELR"]
     with pytest.raises(ValueError, match="not a documented tag"):
-        layout(LAYERS, charts={"x": ["no/tag"]})
+        layout(elr.layout(LAYERS), charts={"x": ["no/tag"]})

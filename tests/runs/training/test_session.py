@@ -509,14 +509,13 @@ def test_a_run_whose_task_changes_has_a_chart_of_it_that_begins_at_task_0(tmp_pa
     layouts = []
     monkeypatch.setattr(Run, "layout", lambda run, *names, **options: layouts.append((names, options)))
     with opened(tmp_path / "r") as run:
-        run.layout({"hidden": 1}, ("relu",), rewarming=False)
+        run.layout({"norms": {}}, supervised=True)
         assert read_scalars_now(run) == {}
-        run.layout({"hidden": 1}, ("relu",), shifts=True, charts={"gap": ["test/accuracy"]})
+        run.layout({"norms": {}}, shifts=True, charts={"gap": ["test/accuracy"]})
         assert read_scalars_now(run) == {"shift/task": [(0, 0.0)]}
-    names = (["hidden"], ["relu"])
     assert layouts == [
-        (names, {"rewarming": False}),
-        (names, {"charts": {"task": ["shift/task"], "gap": ["test/accuracy"]}}),
+        (({"norms": {}},), {"supervised": True}),
+        (({"norms": {}},), {"charts": {"task": ["shift/task"], "gap": ["test/accuracy"]}}),
     ]
 
 
