@@ -10,6 +10,11 @@ from torch import Tensor
 
 from elr.states import check_keys
 
+_GRADIENT_SCALE_CANCELS = (
+    torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.SparseAdam, torch.optim.RMSprop, torch.optim.Adagrad,
+)  # fmt: skip
+
 
 class Meter:
     """Measure the realised ELR of each layer around `optimizer.step()`.
@@ -22,6 +27,10 @@ class Meter:
     gradient, as clipped, are those before the step. Update 1 and updates every, 2 * every, ... are measured; others are
     only counted. The numbers stay on the device until `scalars` is called.
 
+    A weight without a gradient is measured like any other. The rows of a sparse gradient are summed first. With a
+    GradScaler, call `scaler.unscale_(optimizer)` before `before_step`; called by a hook within the optimiser's step, as
+    `elr.attach` does, it divides by the scale itself. A step that the GradScaler skips is measured as one of size 0.
+
         meter.before_step()
         optimizer.step()
         meter.after_step()
@@ -33,10 +42,12 @@ class Meter:
             device.
         every: cadence in optimiser updates.
         optimizer: its groups give eta_l by parameter identity, also after `load_state_dict`.
-        nominal_power: p.
+        nominal_power: p. None takes it from the optimiser's class: 2 for torch's SGD; 1 for torch's Adam, AdamW,
+            Adamax, NAdam, RAdam, SparseAdam, RMSprop and Adagrad, whose update does not grow with the gradient.
 
     Raises:
-        ValueError: no weights, a tensor twice or on another device, a weight that no group holds, bad every or power.
+        ValueError: no weights, a tensor twice or on another device, a weight that no group holds, bad every or power,
+            or an optimiser of another class without nominal_power.
     """
 
     def __init__(
@@ -45,17 +56,21 @@ class Meter:
         *,
         every: int,
         optimizer: torch.optim.Optimizer,
-        nominal_power: Literal[1, 2],
+        nominal_power: Literal[1, 2] | None = None,
     ) -> None:
-        _check(weights, every, nominal_power)
+        power = _power_of(optimizer) if nominal_power is None else nominal_power
+        _check(weights, every, power)
         self._layers = list(weights)
         self._weights = list(weights.values())
         self._every = every
         self._optimizer = optimizer
-        self._power = nominal_power
-        self._group_index = _group_indices(weights, optimizer)
+        self._power = power
+        _groups(weights, optimizer)
         self._before = [torch.empty_like(weight, requires_grad=False) for weight in self._weights]
-        self._norms: list[Tensor] = []
+        self._with_gradient: list[str] = []
+        self._weight_norms: list[Tensor] = []
+        self._gradient_norms: list[Tensor] = []
+        self._norms: list[Tensor] = []  # of all weights, all updates, and the gradients that there are
         self._rates: list[float | Tensor] = []
         self._updates = 0
         self._open = False
@@ -66,7 +81,7 @@ class Meter:
 
         Raises:
             RuntimeError: called twice without `after_step`.
-            ValueError: a measured weight has no gradient.
+            ValueError: a measured weight has changed its device, type or shape, or left the optimiser.
         """
         if self._open:
             raise RuntimeError("before_step was called twice: call after_step once after each optimizer.step()")
@@ -101,7 +116,7 @@ class Meter:
 
         Returns:
             tags elr/<layer>, elr_nominal/<layer>, norms/parameter/<layer>, norms/gradient/<layer>,
-            norms/update/<layer>.
+            norms/update/<layer>; norms/gradient/<layer> only if the layer had a gradient.
 
         Raises:
             RuntimeError: there is no measurement yet, or `after_step` has not been called.
@@ -109,23 +124,23 @@ class Meter:
         if self._open or not self._norms:
             raise RuntimeError("there is no complete measurement: call scalars when after_step returned True")
         layers = len(self._layers)
-        on_device = [rate for rate in self._rates if isinstance(rate, Tensor)]
+        on_device = [rate.reshape(()) for rate in self._rates if isinstance(rate, Tensor)]
         device = self._norms[0].device
         host = torch.stack([value.double().to(device) for value in (*self._norms, *on_device)]).cpu()
-        parameter, gradient, update = host[: 3 * layers].view(3, layers)
-        moved = iter(host[3 * layers :].tolist())
+        parameter, update, rest = host[:layers], host[layers : 2 * layers], host[2 * layers :].tolist()
+        gradient, moved = rest[: len(self._with_gradient)], iter(rest[len(self._with_gradient) :])
         rate = host.new_tensor([next(moved) if isinstance(rate, Tensor) else rate for rate in self._rates])
         columns = {
-            "elr": update / parameter,
-            "elr_nominal": rate / parameter**self._power,
-            "norms/parameter": parameter,
-            "norms/gradient": gradient,
-            "norms/update": update,
+            "elr": (self._layers, (update / parameter).tolist()),
+            "elr_nominal": (self._layers, (rate / parameter**self._power).tolist()),
+            "norms/parameter": (self._layers, parameter.tolist()),
+            "norms/gradient": (self._with_gradient, gradient),
+            "norms/update": (self._layers, update.tolist()),
         }
         return {
             f"{tag}/{layer}": value
-            for tag, column in columns.items()
-            for layer, value in zip(self._layers, column.tolist(), strict=True)
+            for tag, (layers_of, column) in columns.items()
+            for layer, value in zip(layers_of, column, strict=True)
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,20 +164,24 @@ class Meter:
 
     @torch.no_grad()
     def _record_before(self) -> None:
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        if len(gradients) < len(self._weights):
-            missing = [layer for layer, w in zip(self._layers, self._weights, strict=True) if w.grad is None]
-            raise ValueError(f"{missing} have no gradient: call before_step after backward, with layers in the loss")
+        weights = dict(zip(self._layers, self._weights, strict=True))
+        for (layer, weight), before in zip(weights.items(), self._before, strict=True):
+            _require_same(layer, weight, before)
+        rates = [group["lr"] for group in _groups(weights, self._optimizer)]
+        gradients = {layer: _values(weight.grad) for layer, weight in weights.items() if weight.grad is not None}
         torch._foreach_copy_(self._before, self._weights)
-        groups = self._optimizer.param_groups
-        rates = [groups[index]["lr"] for index in self._group_index]
         self._rates = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
-        self._norms = [*_norms(self._weights), *_norms(gradients)]
+        self._with_gradient = list(gradients)
+        self._weight_norms = _norms(self._weights)
+        # A GradScaler gives a fused optimiser this attribute for the step, and leaves the division to its kernel.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        norms = _norms(list(gradients.values()))
+        self._gradient_norms = norms if scale is None else [norm / scale.to(norm.device) for norm in norms]
 
     @torch.no_grad()
     def _record_after(self) -> None:
         torch._foreach_sub_(self._before, self._weights)
-        self._norms.extend(_norms(self._before))
+        self._norms = [*self._weight_norms, *_norms(self._before), *self._gradient_norms]
 
 
 class NoMeter:
@@ -194,7 +213,30 @@ class NoMeter:
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     # Summed in float64: a float32 sum of many equal squares, as in Adam's first step, is off in the fourth digit.
-    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64)) if tensors else []
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """The gradient, or the values of a sparse one, in which a row that occurs twice in the batch stands twice."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _require_same(layer: str, weight: Tensor, before: Tensor) -> None:
+    now, then = ((tensor.device, tensor.dtype, tensor.shape) for tensor in (weight, before))
+    if now != then:
+        was, is_ = (f"{dtype} {tuple(shape)} on {device}" for device, dtype, shape in (then, now))
+        raise ValueError(f"{layer!r} was {was} when its Meter was built and is {is_} now: build the Meter after that")
+
+
+def _power_of(optimizer: torch.optim.Optimizer) -> Literal[1, 2]:
+    if isinstance(optimizer, torch.optim.SGD):
+        return 2
+    if isinstance(optimizer, _GRADIENT_SCALE_CANCELS):
+        return 1
+    raise ValueError(
+        f"how the updates of {type(optimizer).__name__} grow with the gradient is not known: give nominal_power, 1 if "
+        "its updates do not grow with the gradient, as Adam's, 2 if they are proportional to it, as SGD's"
+    )
 
 
 def _check(weights: Mapping[str, Tensor], every: int, power: int) -> None:
@@ -211,8 +253,9 @@ def _check(weights: Mapping[str, Tensor], every: int, power: int) -> None:
         raise ValueError(f"weights are on {sorted(devices)}: use one Meter per device")
 
 
-def _group_indices(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[int]:
-    group_of = {id(param): index for index, group in enumerate(optimizer.param_groups) for param in group["params"]}
+def _groups(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The group of each weight."""
+    group_of = {id(param): group for group in optimizer.param_groups for param in group["params"]}
     missing = [layer for layer, weight in weights.items() if id(weight) not in group_of]
     if missing:
         raise ValueError(f"the optimiser does not hold {missing}: build it over the parameters of the same network")

@@ -130,8 +130,7 @@ def test_sparse_gradients(momentum):
     for each, its_optimizer in ((table, optimizer), (new_table, new)):
         steps(each, its_optimizer, range(6, 11))
     assert torch.equal(table.weight, new_table.weight)
-    assert not torch.equal(optimizer.state[table.weight][("exp_avg", "momentum_buffer")[momentum is not None]].to_dense(),
-                           torch.zeros(9, 4))  # fmt: skip
+    assert all(value.to_dense().any() for value in kept(optimizer))
 
 
 def test_a_complex_adagrad_starts_its_sum_as_torch_does():
@@ -238,5 +237,5 @@ def test_lbfgs_is_refused():
         return loss
 
     optimizer.step(closure)
-    with pytest.raises(ValueError, match="LBFGS keeps .*'old_dirs'"):
+    with pytest.raises(ValueError, match=r"LBFGS keeps .*'old_dirs'"):
         reset_moments_(optimizer)
