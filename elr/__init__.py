@@ -20,8 +20,13 @@ projection.project_() to keep their norms, or projection.remember_norms_() to ho
 One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
 
     weights            which parameters are scaled: weights (mean and sigma of noisy layers together), gains, offsets
+    roles              what a parameter is, by the type of its module
+    inventory          all parameters by name, without the names that torch.compile and DataParallel add
+    heads              what is left out: output layers, and what the caller leaves alone
     scale_invariance   a check that the output ignores the scale of the weights
     projection         Normalize-and-Project: hold the weights at their initial norms
+    rescaling          its arithmetic
+    gains              what it does with the gains and offsets of normalisation layers
     schedules          learning rates as functions of the updates since the last trigger
     triggers           when the schedule starts again: never, every so often, on a detector's alarm, at a known change
     rewarming          drives an optimiser's learning rates by a trigger and a schedule
@@ -56,6 +61,10 @@ Interventions on weights and optimisers:
 
     interventions      shrink-and-perturb, resets, L2 to the initial weights
     moments            reset an optimiser's moments and step counts in place
+
+Inside other people's trainers:
+
+    integrations       Stable-Baselines3; each module imports its framework
 
 For scripts:
 

@@ -4,26 +4,23 @@ The projection is W_l <- W_l * ||W_l(0)||_F / ||W_l||_F after the optimiser step
 convolution kernel as a whole, the output head left out, Adam's moments left alone (arXiv:2407.01800; arXiv:2507.20057,
 Eq. 2). `elr.weights` chooses the tensors, `elr.scale_invariance` checks that the output ignores their scale.
 
-`Rescaling` does the arithmetic. `project_to_norms_` and `project_gains_` apply it once; `Projection` keeps one and
-applies it after the optimiser's updates.
+`project_to_norms_` and `project_gains_` project once; `Projection` does after each of the optimiser's updates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from elr.gains import GainPolicy, Gains, check_policy, too_coarse
+from elr.rescaling import Rescaling
 from elr.scale_invariance import Call, check_scale_invariance
 from elr.states import check_keys
-from elr.weights import gains_and_offsets, partners, require_positive, scalable_weights
-
-GainPolicy = Literal["joint", "regularise", "decay", "free"]
+from elr.weights import choose, require_positive
 
 
 def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None:
@@ -77,82 +74,6 @@ def gain_radii(gains: Sequence[Tensor]) -> list[float]:
     return [math.sqrt(gain.numel()) for gain in gains]
 
 
-class Rescaling:
-    """Tensors, each alone or with a partner, and the norms to which `apply_` rescales them in place.
-
-        (x_i, y_i) <- (x_i, y_i) * rho_i / sqrt(||x_i||^2 + ||y_i||^2),  or x_i <- x_i * rho_i / ||x_i|| without a y_i
-
-    With x = W_l and rho = ||W_l(0)||_F this is the projection of weights, Eq. 2 of arXiv:2507.20057; with x = g, y = b
-    and rho = sqrt(d) that of gains and offsets, arXiv:2407.01800. See `project_to_norms_` for precision and zeros.
-
-    float32 and float64 on a CPU go through NumPy, whose calls cost less than torch's; all else through torch's foreach
-    functions, without waiting for the device.
-
-    Args:
-        tensors: x_i, any shape.
-        partners: y_i or None, same order and length.
-        norms: rho_i > 0, host numbers.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], partners: Sequence[Tensor | None], norms: Sequence[float]) -> None:
-        # All x_i come first, then the partners that exist; `_paired` holds the index of each partner's x_i.
-        self._tensors = [*tensors, *(partner for partner in partners if partner is not None)]
-        self._paired = [i for i, partner in enumerate(partners) if partner is not None]
-        self._norms = list(norms)
-        self._groups: list[tuple[float, list[NDArray[Any]]]] | None = None
-        self._addresses: list[int] = []
-
-    def apply_(self) -> None:
-        """Rescale now."""
-        # Building the NumPy views costs as much as using them, so they are rebuilt only when a tensor's storage has
-        # moved. (A change of shape in place would not be noticed; no module does that.)
-        addresses = [tensor.data_ptr() for tensor in self._tensors]
-        if addresses != self._addresses:
-            self._groups = self._views()
-            self._addresses = addresses
-        if self._groups is None:
-            self._apply_on_device_()
-            return
-        for rho, arrays in self._groups:
-            squares = 0.0
-            for array in arrays:
-                squares += float(np.vdot(array, array))
-            scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
-            for array in arrays:
-                array *= scale
-        torch.autograd.graph.increment_version(self._tensors)  # so autograd refuses a graph from before the change
-
-    @torch.no_grad()
-    def _apply_on_device_(self) -> None:
-        if self._tensors:
-            scales = self._scales(list(torch._foreach_norm(self._tensors)))
-            torch._foreach_mul_(self._tensors, scales + [scales[i] for i in self._paired])
-
-    def _scales(self, measured: list[Tensor]) -> list[Tensor]:
-        """rho_i / sqrt(||x_i||^2 + ||y_i||^2) from the norms of all x_i, then of the partners."""
-        # The square of a half-precision norm overflows.
-        measured = [norm if norm.dtype == torch.float64 else norm.float() for norm in measured]
-        squares = list(torch._foreach_mul(measured, measured))
-        if self._paired:
-            torch._foreach_add_([squares[i] for i in self._paired], squares[len(self._norms) :])
-        scales = torch._foreach_reciprocal(torch._foreach_sqrt(squares[: len(self._norms)]))
-        torch._foreach_mul_(scales, self._norms)
-        return list(scales)
-
-    def _views(self) -> list[tuple[float, list[NDArray[Any]]]] | None:
-        """rho_i with the memory of x_i and, if it has one, of its partner; None if NumPy cannot take them.
-
-        NumPy would sum the squares of a half precision in that precision, and overflow.
-        """
-        if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in self._tensors):
-            return None
-        arrays = [tensor.detach().numpy() for tensor in self._tensors]
-        groups = [(rho, [array]) for rho, array in zip(self._norms, arrays, strict=False)]
-        for i, partner in zip(self._paired, arrays[len(self._norms) :], strict=True):
-            groups[i][1].append(partner)
-        return groups
-
-
 class Projection:
     """Normalize-and-Project for one network; call `step` once after every optimiser step.
 
@@ -161,32 +82,43 @@ class Projection:
     sqrt(||mu||^2 + ||sigma||^2), rho their joint norm then.
     Gains g and offsets b of normalisation layers, by policy:
 
-        joint        (g, b) <- (g, b) sqrt(d) / sqrt(||g||^2 + ||b||^2)  with each projection, where there are gains
+        joint        (g, b) <- (g, b) rho / sqrt(||g||^2 + ||b||^2)      with each projection, where there are gains
         regularise   g <- g - lr s (g - 1),  b <- b - lr s b             every update
         decay        g <- g - lr s g   (scale decay, gains only)         every update
         free         untouched
 
-    where s = gain_strength (arXiv:2407.01800; scale decay: arXiv:2507.20057, Sec. 4). Weights are chosen by
-    `scalable_weights`; the optimiser and its moments are never touched. A zero weight is an error at construction; one
-    that becomes zero or not finite later becomes NaN at the next projection, without waiting for the device.
+    where s = gain_strength (arXiv:2407.01800; scale decay: arXiv:2507.20057, Sec. 4) and rho = sqrt(||g(0)||^2 +
+    ||b(0)||^2) at construction: sqrt(d) for d gains at 1 and offsets at 0, or whatever a pre-trained network has. Gains
+    of one layer that are all 0, with their offsets, have no norm; they are left alone, with a warning.
+
+    Weights are chosen by `scalable_weights`; what is frozen is left alone; the optimiser and its moments are never
+    touched. A zero weight is an error at construction; one that becomes zero or not finite later becomes NaN at the
+    next projection, without waiting for the device.
 
     Args:
+        network: compiled or in DataParallel too; names are without what these add.
         every: k, projection at updates k, 2k, ...
         gains: policy above. joint presumes positively homogeneous activations.
         gain_strength: s > 0 for regularise and decay, 0 otherwise.
-        heads: module names left out, see `scalable_weights`.
-        embeddings: also project nn.Embedding tables.
+        heads, embeddings, more_weights, leave: see `scalable_weights`. Gains and offsets that lie beneath a head or in
+            leave are left alone as well.
+        more_gains: gains of hand-written normalisation layers, or pairs of a gain and an offset, by parameter name.
         check_inputs: a batch, a tensor or a `Call`, for `check_scale_invariance`; kept (not copied) for
             `remember_norms_`; not used with allow_scale_dependent. Without both, `check` must come before the first
             `step` (`elr.attach` calls it with the first batch).
         allow_scale_dependent: project although the output may depend on the scale of the weights.
 
+    Attributes:
+        weights: what is held, by name; norms: rho_l by the same names.
+        unchecked: whether `check` must come before `step`.
+
     Raises:
-        ValueError: bad arguments or arguments without effect, a weight that is not float32 or float64 or has no
-            positive finite norm, a layer that is not scale-invariant, or regularise or decay without any gains.
+        ValueError: bad arguments or arguments without effect, what `scalable_weights` refuses, a parameter that is not
+            float32 or float64, a weight without a positive finite norm, a layer that is not scale-invariant, a vector
+            that may be a gain and is not named (unless gains are free), or regularise or decay without any gains.
 
     Deviation: the paper normalises gains jointly or regularises them and does not say where it does which; here the
-        caller chooses.
+        caller chooses. Its rho for gains is sqrt(d); here it is the initial norm, which is the same for new layers.
     """
 
     def __init__(
@@ -196,24 +128,35 @@ class Projection:
         every: int = 1,
         gains: GainPolicy = "joint",
         gain_strength: float = 0.0,
-        heads: Sequence[str] | None = None,
+        heads: Iterable[str] | None = None,
         embeddings: bool = False,
+        more_weights: Iterable[str | tuple[str, str]] = (),
+        more_gains: Iterable[str | tuple[str, str]] = (),
+        leave: Iterable[str] = (),
         check_inputs: Tensor | Call | None = None,
         allow_scale_dependent: bool = False,
     ) -> None:
-        _check_policy(every, gains, gain_strength)
-        self.weights: dict[str, nn.Parameter] = scalable_weights(network, embeddings=embeddings, heads=heads)
-        self._partners = partners(network, self.weights)
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got every={every}; without projection use NoProjection")
+        check_policy(gains, gain_strength)
+        chosen = choose(
+            network, embeddings=embeddings, heads=heads, more_weights=more_weights, more_gains=more_gains, leave=leave
+        )
+        if chosen.vectors and gains != "free":
+            raise ValueError(
+                f"elr does not know whether {chosen.vectors} are gains of normalisation layers. Name those that are in "
+                "more_gains=[...], alone or as a pair (gain, offset), and the others in leave=[...]; or give "
+                'gains="free"'
+            )
+        self.weights: dict[str, nn.Parameter] = chosen.weights
+        self._partners = chosen.partners
         held = {f"{name}'s partner": partner for name, partner in self._partners.items() if partner is not None}
         _check_dtypes({**self.weights, **held})
         self.every = every
         self.gains: GainPolicy = gains
         self.gain_strength = gain_strength
-        pairs = list(gains_and_offsets(network).values())
-        self._gains: list[Tensor] = [gain for gain, _ in pairs]
-        self._offsets: list[Tensor | None] = [offset for _, offset in pairs]
-        if gain_strength > 0.0 and not pairs:
-            raise ValueError(f'gains="{gains}" has nothing to pull: the network has no normalisation layer with a gain')
+        self._gains = Gains(chosen.gains, gains, gain_strength)
+        self._more_gains = chosen.more_gains
         self._network = network
         self._check_inputs = None if allow_scale_dependent else check_inputs
         self.unchecked = check_inputs is None and not allow_scale_dependent
@@ -225,14 +168,22 @@ class Projection:
         Raises:
             ValueError: a layer is not scale-invariant; the projection is then as before.
         """
-        check_scale_invariance(self._network, inputs, self.weights)
+        joint: dict[str, Tensor | tuple[Tensor, ...]] = {}
+        for name, partner in self._partners.items():
+            joint[name] = self.weights[name] if partner is None else (self.weights[name], partner)
+        if self._more_gains:
+            check_scale_invariance(self._network, inputs, joint, more_gains=self._more_gains)
+        else:
+            check_scale_invariance(self._network, inputs, joint)
         self._check_inputs = inputs
         self.unchecked = False
 
     def remember_norms_(self) -> None:
         """From now on hold the norms that the weights have now, as a new Projection of this network would.
 
-        Checks what construction checks, scale invariance included, and starts the update count at 0.
+        Checks what construction checks, scale invariance included, and starts the update count at 0. The norms of gains
+        and offsets stay those at construction: between two projections they have drifted, and what belongs to a new
+        network is their initial norm.
 
         Raises:
             ValueError: a weight has no positive finite norm, or a layer is not scale-invariant. The norms held so far
@@ -241,18 +192,15 @@ class Projection:
         norms = {name: _norm(weight, self._partners[name]) for name, weight in self.weights.items()}
         _check_norms(norms)
         if self._check_inputs is not None:
-            check_scale_invariance(self._network, self._check_inputs, self.weights)
+            self.check(self._check_inputs)
         self._hold(norms, updates=0)
 
     def _hold(self, norms: dict[str, float], updates: int) -> None:
         self.norms = norms
         self._updates = updates
-        tensors: list[Tensor] = list(self.weights.values())
-        others: list[Tensor | None] = list(self._partners.values())
-        radii = list(norms.values())
-        if self.gains == "joint":
-            tensors, others, radii = tensors + self._gains, others + self._offsets, radii + gain_radii(self._gains)
-        self._rescaling = Rescaling(tensors, others, radii)
+        gains, offsets, radii = self._gains.held()
+        tensors, others = [*self.weights.values(), *gains], [*self._partners.values(), *offsets]
+        self._rescaling = Rescaling(tensors, others, [*norms.values(), *radii])
 
     def step(self, lr: float | Tensor) -> None:
         """Count one optimiser update and apply the gain policy and, when due, the projection.
@@ -262,16 +210,21 @@ class Projection:
 
         Raises:
             ValueError: lr is a number and lr * gain_strength is not in [0, 1].
+            RuntimeError: scale invariance has not been checked.
         """
         self._require_checked()
         self._updates += 1
         if self.gain_strength > 0.0:
-            self._pull_gains(lr)
+            self._gains.pull_(lr)
         if self._updates % self.every == 0:
-            self.project_()
+            self._rescaling.apply_()
 
     def project_(self) -> None:
-        """Project the weights now, and with policy joint the gains and offsets: after an intervention changed them."""
+        """Project the weights now, and with policy joint the gains and offsets: after an intervention changed them.
+
+        Raises:
+            RuntimeError: scale invariance has not been checked.
+        """
         self._require_checked()
         self._rescaling.apply_()
 
@@ -282,27 +235,12 @@ class Projection:
                 "use elr.attach, which checks on the first batch, or pass allow_scale_dependent=True"
             )
 
-    @torch.no_grad()
-    def _pull_gains(self, lr: float | Tensor) -> None:
-        pull: Any = lr * self.gain_strength  # the foreach functions take a number or a 0-d tensor
-        if not isinstance(pull, Tensor) and not 0.0 <= pull <= 1.0:
-            raise ValueError(
-                f"lr * gain_strength = {lr} * {self.gain_strength} = {pull} is not in [0, 1] and would overshoot: "
-                "lower one of them"
-            )
-        if self.gains == "decay":
-            torch._foreach_mul_(self._gains, 1.0 - pull)
-            return
-        # By way of g - 1, so a gain of exactly 1 stays 1 in float32.
-        excess = torch._foreach_sub(self._gains, 1.0)
-        torch._foreach_mul_(excess, pull)
-        torch._foreach_sub_(self._gains, excess)
-        if offsets := [offset for offset in self._offsets if offset is not None]:
-            torch._foreach_mul_(offsets, 1.0 - pull)
-
     def state_dict(self) -> dict[str, Any]:
-        """Recorded norms by layer name, with a partner the joint one, and the update count."""
-        return {"norms": dict(self.norms), "updates": self._updates}
+        """Norms by layer name, with a partner or offset the joint one, and the update count.
+
+        In `gain_norms` a 0 stands for gains that are left alone; it is empty unless the policy is joint.
+        """
+        return {"norms": dict(self.norms), "gain_norms": dict(self._gains.norms), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore norms and update count.
@@ -310,6 +248,7 @@ class Projection:
         Raises:
             ValueError: the layers differ from this network's, a norm is not positive, or the count is negative.
         """
+        check_keys("Projection", state, ("norms", "gain_norms", "updates"))
         norms, updates = state["norms"], state["updates"]
         if set(norms) != set(self.weights):
             raise ValueError(
@@ -319,11 +258,17 @@ class Projection:
         _check_norms(norms)
         if updates < 0:
             raise ValueError(f"saved update count {updates} is negative: load a state that state_dict returned")
+        self._gains.load_norms(state["gain_norms"])
         self._hold({name: float(norms[name]) for name in self.weights}, int(updates))
 
 
 class NoProjection:
     """The projection of a run without one: nothing happens, and there is no state."""
+
+    unchecked = False
+
+    def check(self, inputs: Tensor | Call) -> None:
+        """Do nothing."""
 
     def step(self, lr: float | Tensor) -> None:
         """Do nothing."""
@@ -358,20 +303,5 @@ def _check_norms(norms: Mapping[str, float]) -> None:
 
 
 def _check_dtypes(weights: Mapping[str, Tensor]) -> None:
-    bad = {name: weight.dtype for name, weight in weights.items() if weight.dtype not in (torch.float32, torch.float64)}
-    if bad:
-        raise ValueError(f"weights of type {bad} are too coarse to hold a norm: use float32 parameters and autocast")
-
-
-def _check_policy(every: int, gains: str, strength: float) -> None:
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got every={every}; without projection use NoProjection")
-    if gains not in get_args(GainPolicy):
-        raise ValueError(f"gains={gains!r} is unknown: choose one of {get_args(GainPolicy)}")
-    pulls = gains in ("regularise", "decay")
-    if pulls and not 0.0 < strength < math.inf:
-        raise ValueError(f'gains="{gains}" with gain_strength={strength} pulls nothing: give a positive strength')
-    if not pulls and strength != 0.0:
-        raise ValueError(
-            f'gains="{gains}" does not use gain_strength={strength}: leave it at 0, or choose "regularise" or "decay"'
-        )
+    if bad := {name: w.dtype for name, w in weights.items() if w.dtype not in (torch.float32, torch.float64)}:
+        raise ValueError(too_coarse("weights", bad))

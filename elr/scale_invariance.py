@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from elr.inventory import named_modules, own_parameters, unwrapped
 from elr.undisturbed import tensors_in, undisturbed
-from elr.weights import partners, require_positive
+from elr.weights import gains_and_offsets, partners, require_positive
+
+PLANTED = 10.0
+"""Norm of a planted bias, in norms of the weight. Where the inputs of a layer are of size 1, its bias is then ten times
+as large as the rest, so that it is noticed also behind inputs of some hundreds, such as pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,11 @@ class Call:
 def check_scale_invariance(
     network: nn.Module,
     inputs: Tensor | Call,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | tuple[Tensor, ...]],
     factors: Sequence[float] = (0.5, 2.0),
     tolerance: float = 0.01,
+    *,
+    more_gains: Sequence[Tensor] = (),
 ) -> None:
     """Refuse layers whose scale the output depends on.
 
@@ -39,24 +50,31 @@ def check_scale_invariance(
 
     so neither a small head nor a large output bias hides a dependence. A weight is scaled together with its partner
     (`partners`). The output of a LayerNorm with eps changes by about |1 - 1/a^2| eps / (2 s^2) if its inputs have
-    variance s^2: with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3. A bias between the layer and
-    the normalisation breaks the invariance, but this check cannot detect it while it is zero: leave such biases out.
+    variance s^2: with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3.
 
-    Everything is restored, also after an exception: weights and buffers bit for bit, train or eval mode of each module,
-    random state. The forward passes run in eval mode (dropout off), except that batch and instance normalisation use
-    the statistics of the batch, as in training. No graph is built.
+    A trainable bias between a layer and its normalisation breaks the invariance once it is trained, unless the
+    normalisation subtracts it, as batch normalisation does. Biases often start at zero, so r_l is measured again with
+    large numbers in the biases of the layer.
+
+    Gains that are all zero, as in residual branches that start as zero, are ones during the check. Everything is
+    restored, also after an exception: parameters and buffers bit for bit, train or eval mode of each module, random
+    state. The forward passes run in eval mode (dropout off) and uncompiled, except that batch and instance
+    normalisation in training mode use the statistics of the batch. No graph is built.
 
     Args:
         network: called as network(inputs), or network(*inputs.args, **inputs.kwargs) for a `Call`; the output is a
-            tensor or a nest of tensors.
+            tensor, or a nest of mappings, sequences and dataclasses that holds tensors. Floating-point ones are
+            compared.
         inputs: one batch as the network takes it, [B, ...]; several varied rows.
-        weights: name to tensor, as `scalable_weights` returns it.
+        weights: name to tensor, as `scalable_weights` returns it, or to tensors that are scaled together.
         factors: positive, none of them 1.
         tolerance: largest r_l accepted, in (0, 1).
+        more_gains: gains of hand-written normalisation layers, beyond those of `gains_and_offsets`.
 
     Raises:
-        ValueError: bad arguments; an output that is not finite; layers that are not invariant, or on which the output
-            does not depend at all for these inputs, so invariance cannot be judged (all of them are named).
+        ValueError: bad arguments; an output without floating-point tensors or that is not finite; layers that are not
+            invariant, or on which the output does not depend at all for these inputs, so invariance cannot be judged
+            (all of them are named).
     """
     require_positive(factors)
     if not weights or not factors or 1.0 in factors or not 0.0 < tolerance < 1.0:
@@ -64,17 +82,71 @@ def check_scale_invariance(
             f"weights {list(weights)}, factors {tuple(factors)}, tolerance {tolerance}: give at least one weight, "
             "factors other than 1, and a tolerance between 0 and 1"
         )
+    if not isinstance(inputs, Tensor | Call):
+        raise ValueError(
+            f"inputs of type {type(inputs).__name__} may be one argument or several: give a tensor, or "
+            "elr.scale_invariance.Call(args=(...,), kwargs={...})"
+        )
+    network = unwrapped(network)
     call = inputs if isinstance(inputs, Call) else Call((inputs,))
-    with torch.no_grad(), undisturbed(network, call, batch_statistics=True):
+    zero = [g for g in (*more_gains, *(g for g, _ in gains_and_offsets(network).values())) if not g.any()]
+    ratios, biased = {}, {}
+    with (
+        torch.no_grad(),
+        _uncompiled(),
+        undisturbed(network, call, batch_statistics=True),
+        _filled(zero, torch.ones_like),
+    ):
         forward = _repeatable(network, call)
         reference = forward()
         if not reference.isfinite().all():
             raise ValueError("the output is not finite on the check inputs: give finite inputs and weights")
-        ratios = {}
-        for name, partner in partners(network, weights).items():
-            tensors = [weights[name]] if partner is None else [weights[name], partner]
+        for name, tensors in _jointly(network, weights).items():
             ratios[name] = _scale_dependence(forward, reference, tensors, factors)
-    _refuse_dependent(ratios, tolerance)
+            if biases := _trainable_biases(network, tensors[0]):
+                size = PLANTED * float(tensors[0].norm())
+                with _filled(biases, partial(_varied, norm=size)):
+                    biased[name] = _scale_dependence(forward, forward(), tensors, factors)
+    _refuse_dependent(ratios, biased, tolerance, _on_running_statistics(network))
+
+
+def _jointly(network: nn.Module, weights: Mapping[str, Tensor | tuple[Tensor, ...]]) -> dict[str, list[Tensor]]:
+    """What is scaled together, the weight first."""
+    tensors = {name: [weight] if isinstance(weight, Tensor) else list(weight) for name, weight in weights.items()}
+    single = {name: group[0] for name, group in tensors.items() if len(group) == 1}
+    for name, partner in partners(network, single).items():
+        if partner is not None:
+            tensors[name].append(partner)
+    return tensors
+
+
+def _trainable_biases(network: nn.Module, weight: Tensor) -> list[Tensor]:
+    """Those of the modules that own the weight."""
+    found: dict[int, Tensor] = {}
+    for module in named_modules(network).values():
+        own = own_parameters(module)
+        if any(parameter is weight for parameter in own.values()):
+            found |= {id(p): p for name, p in own.items() if "bias" in name and p.ndim == 1 and p.requires_grad}
+    return list(found.values())
+
+
+def _varied(vector: Tensor, norm: float) -> Tensor:
+    """Numbers of different sizes and signs."""
+    numbers = torch.arange(len(vector), device=vector.device, dtype=torch.float64).cos()
+    return torch.mul(numbers, norm / float(numbers.norm())).to(vector.dtype)
+
+
+@contextlib.contextmanager
+def _filled(tensors: Sequence[Tensor], values: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Other values in the tensors, inside."""
+    originals = [tensor.detach().clone() for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.copy_(values(tensor))
+        yield
+    finally:
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.copy_(original)
 
 
 def _scale_dependence(
@@ -100,32 +172,80 @@ def _scale_dependence(
     return scaled / influence if seen else math.inf
 
 
-def _refuse_dependent(ratios: Mapping[str, float], tolerance: float) -> None:
+def _refuse_dependent(
+    ratios: Mapping[str, float], biased: Mapping[str, float], tolerance: float, on_running_statistics: Sequence[str]
+) -> None:
     unseen = [name for name, ratio in ratios.items() if ratio == math.inf]
     if unseen:
         raise ValueError(
             f"the output does not depend on {unseen} for the check inputs, so scale invariance cannot be judged: "
             "give varied non-zero inputs and a non-zero head, or pass allow_scale_dependent=True"
         )
+    messages = []
     dependent = {name: ratio for name, ratio in ratios.items() if not ratio <= tolerance}
     if dependent:
         measured = ", ".join(f"{name!r} ({ratio:.3g})" for name, ratio in dependent.items())
-        raise ValueError(
+        messages.append(
             f"the output depends on the scale of {measured}: relative change above the tolerance {tolerance}, so "
             "projection would alter the function. Put a normalisation layer, with no bias before it, between the layer "
             "and its nonlinearity; or name it as a head; or pass allow_scale_dependent=True if that is intended"
         )
+        if on_running_statistics:
+            messages.append(
+                f"the normalisation layers {list(on_running_statistics)} are in eval mode and use running statistics, "
+                "which do not follow the weights: call network.train() first; or if they are to stay frozen, pass "
+                "allow_scale_dependent=True"
+            )
+    with_bias = [name for name, ratio in biased.items() if name not in dependent and not ratio <= tolerance]
+    if with_bias:
+        messages.append(
+            f"each of {with_bias} has a trainable bias before its normalisation, so the output depends on the scale of "
+            "its weight once the bias is not zero: build it with bias=False, or pass allow_scale_dependent=True"
+        )
+    if messages:
+        raise ValueError(". Also, ".join(messages))
+
+
+def _on_running_statistics(network: nn.Module) -> list[str]:
+    """Normalisation layers that do not look at the batch."""
+    return [
+        name
+        for name, module in named_modules(network).items()
+        if isinstance(module, _BatchNorm | _InstanceNorm)
+        and not module.training
+        and module.track_running_stats
+        and module.running_mean is not None
+    ]
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run compiled modules as they were written: the modes of the check would compile them again."""
+    if "torch._dynamo" not in sys.modules:  # its import takes a second, and nothing is compiled yet
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _repeatable(network: nn.Module, call: Call) -> Callable[[], Tensor]:
     """Return a forward pass to one float64 vector that draws the same random numbers at every call."""
-    devices = {
-        tensor.device.index for tensor in (*tensors_in(call), *network.parameters()) if tensor.device.type == "cuda"
-    }
+    tensors = (*tensors_in(call), *network.parameters())
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
 
     def forward() -> Tensor:
         with torch.random.fork_rng(devices=list(devices)):
-            leaves = [leaf for leaf in tree_leaves(network(*call.args, **call.kwargs)) if isinstance(leaf, Tensor)]
-        return torch.cat([leaf.double().flatten() for leaf in leaves])
+            output = network(*call.args, **call.kwargs)
+        found = tensors_in(output)
+        leaves = [torch.view_as_real(t) if t.is_complex() else t for t in found]
+        leaves = [leaf.double().flatten() for leaf in leaves if leaf.is_floating_point()]
+        if not leaves:
+            kinds = sorted({str(t.dtype) for t in found}) or "none"
+            raise ValueError(
+                f"the output, of type {type(output).__name__}, holds no floating-point tensor (tensors in it: {kinds}),"
+                " so scale invariance cannot be judged: check a module whose forward returns one, or pass "
+                "allow_scale_dependent=True"
+            )
+        return torch.cat(leaves)
 
     return forward

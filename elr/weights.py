@@ -1,124 +1,89 @@
 """Which parameters the method scales: weights, the partners they are scaled with, gains and offsets.
 
-All are chosen by module type, never by name.
+They are chosen by the type of their module, or named by the caller. A matrix that is neither is an error: left out
+silently, it would have an effective learning rate that nothing controls.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-SCALABLE = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-NORMALISERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm, _InstanceNorm)
-# Their matrices are not in one parameter `weight`, so a choice by type would silently leave them out.
-OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+from elr.heads import Places, beneath_heads, guessed_heads, left_alone
+from elr.inventory import Inventory, Owned, is_sharded, named_modules, names_in, pairs_in, require_once
+from elr.roles import NORMALISERS
 
 
 def scalable_weights(
-    network: nn.Module, *, embeddings: bool = False, heads: Sequence[str] | None = None
+    network: nn.Module,
+    *,
+    embeddings: bool = False,
+    heads: Iterable[str] | None = None,
+    more_weights: Iterable[str | tuple[str, str]] = (),
+    leave: Iterable[str] = (),
 ) -> dict[str, nn.Parameter]:
-    """Choose the weight tensors to hold at fixed norm, by module type, keyed by module name.
+    """Choose the weight tensors to hold at fixed norm, by name.
 
-    Chosen are nn.Linear, nn.Conv1d/2d/3d and nn.ConvTranspose1d/2d/3d with their subclasses, and nn.Embedding if asked
-    for. Parameters of modules of other types are not chosen. A tensor that several modules share is returned once,
-    under the first name. For what a weight is scaled together with, see `partners`.
+    Chosen are, with subclasses:
+
+        nn.Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Bilinear   weight, by module name
+        nn.Embedding, EmbeddingBag                                 weight, by module name, if asked for
+        nn.MultiheadAttention           in_proj_weight or q_proj_weight, ..., by parameter name; out_proj is a Linear
+        nn.RNN, LSTM, GRU, their cells  weight_ih_l0, weight_hh_l0, ..., by parameter name
+
+    and what `more_weights` names. Biases, parameters of one number, and parameters that are frozen when this is called
+    are left alone. Every other parameter with two axes or more must be named in `more_weights`, `heads` or `leave`. A
+    tensor that several modules share is returned once, under the first name. Names are without the parts that
+    torch.compile and DataParallel add. For what a weight is scaled together with, see `partners`.
 
     Args:
         network: its submodules are visited in registration order.
-        embeddings: also take nn.Embedding tables.
-        heads: names of the output layers to leave out; None means the last linear or convolutional module in
-            registration order, an empty sequence means that there is none.
+        embeddings: also take embedding tables.
+        heads: output layers to leave out, each with all beneath it: names of modules or parameters. None means the
+            last module in registration order that has a matrix, if its type may be an output layer; an empty sequence
+            means that there is none.
+        more_weights: parameters to hold as well. A pair is held at its joint norm, under the name of the first, such as
+            ("fc.weight_mu", "fc.weight_sigma") of a noisy layer.
+        leave: modules, each with all beneath it, and parameters to leave alone.
 
     Raises:
-        ValueError: a head does not exist or is not of these types; a head shares its tensor with a chosen layer;
-            nothing is left; a weight is lazy or computed from other parameters (weight or spectral normalisation); the
-            network holds a module whose matrices cannot be chosen this way (attention, recurrent, bilinear).
+        ValueError: a name matches nothing or is given twice; a matrix is of no known type and not named; the head
+            cannot be guessed; something left out shares its tensor with a chosen weight; nothing is left; a weight is
+            lazy, sharded over processes, or computed from other parameters (weight or spectral normalisation).
 
-    Deviation: the paper does not say how embeddings are treated; they are left out by default.
+    Deviation: the paper does not say how embeddings are treated; they are left out by default. Nor does it treat
+        attention and recurrent layers: here the tensor that holds queries, keys and values has one norm, and so has the
+        one that holds a layer's gates.
     """
-    kinds = (*SCALABLE, nn.Embedding) if embeddings else SCALABLE
-    left_out = _heads(network, heads)
-    head_tensors = {id(module.weight): name for name, module in left_out.items()}
-    chosen: dict[str, nn.Parameter] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, OPAQUE):
-            raise ValueError(
-                f"{name!r} is a {type(module).__name__}, whose matrices cannot be chosen by module type: build it from "
-                "nn.Linear modules"
-            )
-        if not isinstance(module, kinds) or any(module is head for head in left_out.values()):
-            continue
-        weight = _own_weight(name, module)
-        if id(weight) in head_tensors:
-            raise ValueError(
-                f"{name!r} shares its weight with the head {head_tensors[id(weight)]!r}, which is not scaled: "
-                "untie them, or leave both out by naming both as heads"
-            )
-        if all(weight is not other for other in chosen.values()):
-            chosen[name] = weight
-    if not chosen:
-        raise ValueError(
-            f"no weight to project in {type(network).__name__} outside the heads {sorted(left_out)}: it needs a linear "
-            "or convolutional module that is not a head"
-        )
-    return chosen
+    return choose(network, embeddings=embeddings, heads=heads, more_weights=more_weights, leave=leave).weights
 
 
-def _heads(network: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    if isinstance(names, str):
-        raise ValueError(f"heads={names!r} is one string; give a sequence of module names, such as [{names!r}]")
-    if names is None:
-        candidates = [(name, module) for name, module in network.named_modules() if isinstance(module, SCALABLE)]
-        return dict(candidates[-1:])
-    modules = dict(network.named_modules(remove_duplicate=False))
-    kinds = (*SCALABLE, nn.Embedding)
-    for name in names:
-        if not isinstance(modules.get(name), kinds):
-            known = [known for known, module in modules.items() if isinstance(module, kinds)]
-            raise ValueError(f"head {name!r} is not a linear, convolutional or embedding module; there are {known}")
-    return {name: modules[name] for name in names}
-
-
-def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise ValueError(
-            f"the weight of {name!r} is computed from other parameters (weight or spectral normalisation), so scaling "
-            "it in place has no effect: remove the parametrisation"
-        )
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(f"the weight of {name!r} is not initialised: run one batch through the network first")
-    return weight
-
-
-def partners(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter | None]:
+def partners(
+    network: nn.Module, weights: Mapping[str, Tensor], more_weights: Iterable[str | tuple[str, str]] = ()
+) -> dict[str, nn.Parameter | None]:
     """The parameter that each weight is scaled together with, keyed as the weights; None for most of them.
 
-    A module type declares it by a class attribute that names the parameter: `scaled_with_weight = "weight_sigma"` for
-    noisy layers W = mu + sigma * eps, whose mu is `weight`. If a normalisation follows, the output ignores the joint
-    scale of (mu, sigma), but not that of mu or sigma alone.
+    A pair in `more_weights` says so, or a module type declares it by a class attribute that names the parameter:
+    `scaled_with_weight = "weight_sigma"` for noisy layers W = mu + sigma * eps, whose mu is `weight`. If a
+    normalisation follows, the output ignores the joint scale of (mu, sigma), but not that of mu or sigma alone.
 
     Args:
         network: modules with the attribute are matched by the identity of their `weight`.
         weights: as `scalable_weights` returns them.
+        more_weights: as given to `scalable_weights`.
 
     Raises:
         ValueError: modules that share their weight do not share its partner.
     """
     found: dict[int, nn.Parameter] = {}
-    for name, module in network.named_modules():
+    for first, second in pairs_in("more_weights", more_weights):
+        if second is not None:
+            one, other = Inventory(network).pair("more_weights", (first, second))
+            found[id(one.tensor)] = other.tensor
+    for name, module in named_modules(network).items():
         if declared := getattr(type(module), "scaled_with_weight", None):
             partner = getattr(module, declared)
             if found.setdefault(id(module.weight), partner) is not partner:
@@ -135,11 +100,175 @@ def gains_and_offsets(network: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Pa
     Types: LayerNorm, GroupNorm, RMSNorm, BatchNorm and InstanceNorm of every rank. Layers built without affine
     parameters have no entry; the offset is None where there is none.
     """
-    found = {}
-    for name, module in network.named_modules():
-        if isinstance(module, NORMALISERS) and module.weight is not None:
-            found[name] = (module.weight, getattr(module, "bias", None))
+    found: dict[str, tuple[nn.Parameter, nn.Parameter | None]] = {}
+    for name, module in named_modules(network).items():
+        if isinstance(module, NORMALISERS) and (gain := module._parameters.get("weight")) is not None:
+            found[name] = (gain, module._parameters.get("bias"))
     return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` finds, by name."""
+
+    weights: dict[str, nn.Parameter]
+    partners: dict[str, nn.Parameter | None]
+    gains: dict[str, tuple[nn.Parameter, nn.Parameter | None]]
+    """and offsets: of normalisation layers by module name, frozen ones too; then those named, by parameter name"""
+    more_gains: list[nn.Parameter]
+    """of these, the gains that are named"""
+    vectors: list[str]
+    """trainable parameters of unknown modules, with one axis, that may be gains"""
+
+
+def choose(
+    network: nn.Module,
+    *,
+    embeddings: bool = False,
+    heads: Iterable[str] | None = None,
+    more_weights: Iterable[str | tuple[str, str]] = (),
+    more_gains: Iterable[str | tuple[str, str]] = (),
+    leave: Iterable[str] = (),
+) -> Choice:
+    """Weights as `scalable_weights` chooses them, and gains and offsets outside of `heads` and `leave`.
+
+    Args:
+        more_gains: gains of hand-written normalisation layers, or pairs of a gain and an offset, by parameter name.
+    """
+    weight_names, gain_names = pairs_in("more_weights", more_weights), pairs_in("more_gains", more_gains)
+    leave, heads = names_in("leave", leave), None if heads is None else names_in("heads", heads)
+    flat = {"more_weights": sum(weight_names, ()), "more_gains": sum(gain_names, ())}
+    require_once({**flat, "leave": leave, "heads": heads or ()})
+    inventory = Inventory(network)
+    named = {names[0]: inventory.pair("more_weights", names) for names in weight_names}
+    named_gains = {names[0]: inventory.pair("more_gains", names) for names in gain_names}
+    claimed = [owned for pair in (*named.values(), *named_gains.values()) for owned in pair]
+    left, doubt = left_alone(inventory, leave), None
+    if heads is None:
+        heads, doubt = guessed_heads(inventory, left, claimed)
+    left |= beneath_heads(inventory, heads)
+    _check_claimed("more_weights", named, left, embeddings)
+    _check_claimed("more_gains", named_gains, left, embeddings)
+    if twice := [owned.name for i, owned in enumerate(claimed) if any(owned.tensor is o.tensor for o in claimed[:i])]:
+        raise ValueError(f"{twice} are tensors that are named already under another name: name each tensor once")
+
+    trainable = [owned for owned in inventory.parameters if owned.place not in left and owned.tensor.requires_grad]
+    accounted = {id(owned.tensor) for owned in claimed} | {
+        id(owned.tensor) for owned in inventory.parameters if owned.place in left or not owned.role.endswith("?")
+    }
+    unknown = [owned for owned in trainable if id(owned.tensor) not in accounted]
+    _require_usable(trainable)
+    _require_named([owned.name for owned in unknown if owned.role == "matrix?"])
+    if doubt is not None:
+        raise ValueError(doubt)
+    apart = {id(owned.tensor): left[owned.place] for owned in inventory.parameters if owned.place in left}
+    weights = _held(trainable, named, apart, embeddings)
+    if not weights:
+        raise ValueError(
+            f"no weight to project in {type(network).__name__} outside the heads {sorted(heads)}: it needs a trainable "
+            "linear or convolutional module that is not a head"
+        )
+    found = partners(network, weights, [(first, second) for first, second in weight_names if second is not None])
+    _check_partners(trainable, found)
+    gains = _gains(inventory, left, apart)
+    gains |= {name: (pair[0].tensor, pair[1].tensor if pair[1:] else None) for name, pair in named_gains.items()}
+    more = [pair[0].tensor for pair in named_gains.values()]
+    return Choice(weights, found, gains, more, [owned.name for owned in unknown if owned.role == "vector?"])
+
+
+def _check_claimed(argument: str, named: Mapping[str, Sequence[Owned]], left: Places, embeddings: bool) -> None:
+    """Refuse what `more_weights` or `more_gains` cannot hold, and what is held without them."""
+    known = ("gain", "offset") if argument == "more_weights" else ("weight", "embedding", "partner", "gain", "offset")
+    held = ("weight", "embedding") if embeddings else ("weight",)
+    for pair in named.values():
+        for owned in pair:
+            if owned.place in left:
+                why = f"lies in {left[owned.place]}"
+            elif not owned.tensor.requires_grad:
+                why = "is frozen, so nothing changes its norm"
+            elif owned.role in known:
+                why = f"is known as the {owned.role} of a {type(owned.module).__name__}"
+            elif len(pair) == 1 and owned.role in held:
+                why = f"is held already, as {owned.layer!r}"
+            elif owned.role == "partner" and (owned is pair[0] or owned.module is not pair[0].module):
+                why = "is held already, together with the weight of its layer"
+            else:
+                continue
+            raise ValueError(f"{argument}: {owned.name!r} {why}: do not name it there")
+
+
+def _require_usable(trainable: Sequence[Owned]) -> None:
+    """Refuse trainable parameters whose norm cannot be held in place."""
+    for owned in trainable:
+        if owned.role == "computed":
+            raise ValueError(
+                f"the weight of {owned.module_name!r} is computed from other parameters (weight or spectral "
+                "normalisation, pruning), so scaling it in place has no effect: remove the parametrisation, or name "
+                "the layer in leave=[...]"
+            )
+        if isinstance(owned.tensor, nn.parameter.UninitializedParameter) and owned.role != "other":
+            raise ValueError(
+                f"the weight of {owned.module_name!r} is not initialised: run one batch through the network first"
+            )
+        if is_sharded(owned.tensor):
+            raise ValueError(
+                f"{owned.name!r} is sharded over processes (DTensor), none of which knows its norm: use "
+                "DistributedDataParallel, or name it in leave=[...]"
+            )
+
+
+def _require_named(names: Sequence[str]) -> None:
+    if names:
+        layer = names[0].rpartition(".")[0] or names[0]
+        pair = f", or [({names[0]!r}, {names[1]!r})] to hold two at their joint norm" if names[1:] else ""
+        raise ValueError(
+            f"elr does not know what the matrices {list(names)} are. Name each: to hold its norm, more_weights="
+            f"[{names[0]!r}]{pair}; as an output layer, heads=[{layer!r}]; to leave it alone, leave=[{names[0]!r}]"
+        )
+
+
+def _held(
+    trainable: Sequence[Owned], named: Mapping[str, Sequence[Owned]], apart: Mapping[int, str], embeddings: bool
+) -> dict[str, nn.Parameter]:
+    """The weights in registration order, each tensor once."""
+    firsts = {pair[0].place: name for name, pair in named.items()}
+    taken = {id(owned.tensor) for pair in named.values() for owned in pair}
+    weights: dict[str, nn.Parameter] = {}
+    for owned in trainable:
+        by_type = owned.role == "weight" or (embeddings and owned.role == "embedding")
+        if owned.place not in firsts and (not by_type or id(owned.tensor) in taken):
+            continue
+        if id(owned.tensor) in apart:
+            raise ValueError(
+                f"{owned.layer!r} shares its weight with {apart[id(owned.tensor)]}: untie them, or leave both out by "
+                "naming both"
+            )
+        if all(owned.tensor is not other for other in weights.values()):
+            weights[firsts.get(owned.place, owned.layer)] = owned.tensor
+    return weights
+
+
+def _check_partners(trainable: Sequence[Owned], found: Mapping[str, nn.Parameter | None]) -> None:
+    """Refuse to scale one half of what is scaled together."""
+    half = [name for name, partner in found.items() if partner is not None and not partner.requires_grad]
+    held = {id(partner) for partner in found.values()}
+    half += [owned.name for owned in trainable if owned.role == "partner" and id(owned.tensor) not in held]
+    if half:
+        raise ValueError(
+            f"{half} and the parameters that they are scaled together with are not both trained and held: freeze or "
+            "leave out both, or neither"
+        )
+
+
+def _gains(
+    inventory: Inventory, left: Places, apart: Mapping[int, str]
+) -> dict[str, tuple[nn.Parameter, nn.Parameter | None]]:
+    offsets = {id(o.module): o.tensor for o in inventory.parameters if o.role == "offset" and o.place not in left}
+    return {
+        owned.module_name: (owned.tensor, offsets.get(id(owned.module)))
+        for owned in inventory.parameters
+        if owned.role == "gain" and id(owned.tensor) not in apart
+    }
 
 
 def require_positive(numbers: Sequence[float]) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from elr.projection import NoProjection, Projection, Rescaling, project_gains_, project_to_norms_
+from elr.projection import NoProjection, Projection, project_gains_, project_to_norms_
+from elr.rescaling import Rescaling
 from elr.scale_invariance import Call
 from elr.weights import gains_and_offsets
 from tests.elr.networks import Noisy, inputs, mlp, noisy_mlp, same, snapshot
@@ -73,7 +74,11 @@ def test_no_tensor_of_another_device_is_read_on_the_host():
     for gains, strength in (("joint", 0.0), ("regularise", 0.1), ("decay", 0.1), ("free", 0.0)):
         projection = _forced(mlp(), gains=gains, gain_strength=strength)
         # The CPU reads norms on purpose; any other device must not.
-        for owner, name in ((projection._rescaling, "_tensors"), (projection, "_gains"), (projection, "_offsets")):
+        for owner, name in (
+            (projection._rescaling, "_tensors"),
+            (projection._gains, "pulled"),
+            (projection._gains, "pulled_offsets"),
+        ):
             setattr(owner, name, [t.to("meta") for t in getattr(owner, name)])
         projection.step(torch.empty((), device="meta"))
 
@@ -290,12 +295,19 @@ def test_state_resumes_norms_and_cadence():
     second.step(0.1)
     assert float(network[0].weight.detach().norm()) == pytest.approx(first.norms["0"], rel=1e-6)
     for bad, message in (
-        ({"norms": {"0": 1.0}, "updates": 0}, "saved norms are for layers"),
-        ({"norms": {"0": 1.0, "3": 0.0}, "updates": 0}, "cannot be projected"),
-        ({"norms": {"0": 1.0, "3": 1.0}, "updates": -1}, "negative"),
+        ({"norms": {"0": 1.0}}, "saved norms are for layers"),
+        ({"norms": {"0": 1.0, "3": 0.0}}, "cannot be projected"),
+        ({"updates": -1}, "negative"),
+        ({"gain_norms": {"1": 4.0}}, r"saved gain norms are for layers \['1'\], this projection has \['1', '4'\]"),
+        ({"gain_norms": {"1": 4.0, "4": -1.0}}, r"\{'4': -1.0\} cannot be held"),
+        ({"gain_norms": {"1": 4.0, "4": math.inf}}, r"\{'4': inf\} cannot be held"),
     ):
+        held = second.state_dict()
         with pytest.raises(ValueError, match=message):
-            second.load_state_dict(bad)
+            second.load_state_dict(held | bad)
+        assert second.state_dict() == held
+    with pytest.raises(ValueError, match=r"state has keys .*Projection needs exactly \['gain_norms', 'norms', "):
+        second.load_state_dict({"norms": {"0": 1.0, "3": 1.0}, "updates": 0})  # of a version without gain_norms
 
 
 # the norms that are held
@@ -304,7 +316,7 @@ def test_state_resumes_norms_and_cadence():
 def _after_training(change) -> tuple[nn.Module, Projection, dict]:
     """Train, change a weight, train again with the projection that `change` returns; also what that held before."""
     network = mlp()
-    projection = Projection(network, every=3, check_inputs=inputs(32, 6))
+    projection = Projection(network, every=3, gains="free", check_inputs=inputs(32, 6))
     _train(network, 4, projection)
     with torch.no_grad():
         network[0].weight.copy_(2.0 * inputs(16, 6, seed=9))
@@ -320,15 +332,33 @@ def _remember(network: nn.Module, projection: Projection) -> Projection:
 
 
 def _rebuild(network: nn.Module, projection: Projection) -> Projection:
-    return Projection(network, every=3, check_inputs=inputs(32, 6))
+    return Projection(network, every=3, gains="free", check_inputs=inputs(32, 6))
 
 
 def test_remembering_norms_equals_a_rebuilt_projection():
     (network, projection, held), (expected, rebuilt, expected_held) = map(_after_training, (_remember, _rebuild))
-    assert held == expected_held and held["updates"] == 0
+    assert held == expected_held and held["updates"] == 0 and held["gain_norms"] == {}
     assert same(snapshot(network), snapshot(expected)) and projection.state_dict() == rebuilt.state_dict()
     unremembered, _, _ = _after_training(lambda network, projection: projection)
     assert not same(snapshot(unremembered), snapshot(expected))  # control
+
+
+def test_gains_keep_their_initial_norm_when_norms_of_weights_are_remembered():
+    network = mlp()
+    with torch.no_grad():
+        network[1].weight.fill_(0.1)  # as in a pre-trained network
+        network[4].bias.fill_(3.0)
+    projection = _forced(network)
+    _train(network, 4, None)
+    with torch.no_grad():
+        network[0].weight.mul_(2.0)
+        network[1].weight.mul_(5.0)
+    projection.remember_norms_()
+    projection.step(0.1)
+    assert projection.state_dict()["gain_norms"] == pytest.approx({"1": 0.4, "4": math.sqrt(16 * 10)}, rel=1e-7)
+    for name, radius in (("1", 0.4), ("4", math.sqrt(16 * 10))):
+        gain, offset = gains_and_offsets(network)[name]
+        assert math.hypot(gain.detach().norm(), offset.detach().norm()) == pytest.approx(radius, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""The arithmetic of projection: rescale tensors in place to given norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Rescaling:
+    """Tensors, each alone or with a partner, and the norms to which `apply_` rescales them in place.
+
+        (x_i, y_i) <- (x_i, y_i) * rho_i / sqrt(||x_i||^2 + ||y_i||^2),  or x_i <- x_i * rho_i / ||x_i|| without a y_i
+
+    With x = W_l and rho = ||W_l(0)||_F this is the projection of weights, Eq. 2 of arXiv:2507.20057; with x = g, y = b
+    and rho = sqrt(d) that of gains and offsets, arXiv:2407.01800. See `projection.project_to_norms_` for
+    precision and zeros.
+
+    float32 and float64 on a CPU go through NumPy, whose calls cost less than torch's; all else through torch's foreach
+    functions, without waiting for the device.
+
+    Args:
+        tensors: x_i, any shape.
+        partners: y_i or None, same order and length.
+        norms: rho_i > 0, host numbers.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], partners: Sequence[Tensor | None], norms: Sequence[float]) -> None:
+        # All x_i come first, then the partners that exist; `_paired` holds the index of each partner's x_i.
+        self._tensors = [*tensors, *(partner for partner in partners if partner is not None)]
+        self._paired = [i for i, partner in enumerate(partners) if partner is not None]
+        self._norms = list(norms)
+        self._groups: list[tuple[float, list[NDArray[Any]]]] | None = None
+        self._addresses: list[int] = []
+
+    def apply_(self) -> None:
+        """Rescale now."""
+        # Building the NumPy views costs as much as using them, so they are rebuilt only when a tensor's storage has
+        # moved. (A change of shape in place would not be noticed; no module does that.)
+        addresses = [tensor.data_ptr() for tensor in self._tensors]
+        if addresses != self._addresses:
+            self._groups = self._views()
+            self._addresses = addresses
+        if self._groups is None:
+            self._apply_on_device_()
+            return
+        for rho, arrays in self._groups:
+            squares = 0.0
+            for array in arrays:
+                squares += float(np.vdot(array, array))
+            scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
+            for array in arrays:
+                array *= scale
+        torch.autograd.graph.increment_version(self._tensors)  # so autograd refuses a graph from before the change
+
+    @torch.no_grad()
+    def _apply_on_device_(self) -> None:
+        if self._tensors:
+            scales = self._scales(list(torch._foreach_norm(self._tensors)))
+            torch._foreach_mul_(self._tensors, scales + [scales[i] for i in self._paired])
+
+    def _scales(self, measured: list[Tensor]) -> list[Tensor]:
+        """rho_i / sqrt(||x_i||^2 + ||y_i||^2) from the norms of all x_i, then of the partners."""
+        # The square of a half-precision norm overflows.
+        measured = [norm if norm.dtype == torch.float64 else norm.float() for norm in measured]
+        squares = list(torch._foreach_mul(measured, measured))
+        if self._paired:
+            torch._foreach_add_([squares[i] for i in self._paired], squares[len(self._norms) :])
+        scales = torch._foreach_reciprocal(torch._foreach_sqrt(squares[: len(self._norms)]))
+        torch._foreach_mul_(scales, self._norms)
+        return list(scales)
+
+    def _views(self) -> list[tuple[float, list[NDArray[Any]]]] | None:
+        """rho_i with the memory of x_i and, if it has one, of its partner; None if NumPy cannot take them.
+
+        NumPy would sum the squares of a half precision in that precision, and overflow.
+        """
+        if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in self._tensors):
+            return None
+        arrays = [tensor.detach().numpy() for tensor in self._tensors]
+        groups = [(rho, [array]) for rho, array in zip(self._norms, arrays, strict=False)]
+        for i, partner in zip(self._paired, arrays[len(self._norms) :], strict=True):
+            groups[i][1].append(partner)
+        return groups
