@@ -115,9 +115,20 @@ def test_rules_recognise_each_form_of_import(module, text, expected):
     assert forbidden(imports_of(text, module.rpartition(".")[0]), module) == expected
 
 
-def test_elr_needs_only_torch_and_numpy():
-    names = {name.split(".")[0] for path in sources("elr") for name in imports_of(path.read_text(), package_of(path))}
-    assert names - set(sys.stdlib_module_names) - {"elr"} <= {"torch", "numpy"}
+def test_elr_needs_only_torch_and_numpy_except_inside_a_framework():
+    by_file = {path: imports_of(path.read_text(), package_of(path)) for path in sources("elr")}
+    roots = {path: {name.split(".")[0] for name in names} for path, names in by_file.items()}
+    frameworks = {"sb3": {"stable_baselines3", "gymnasium"}, "lightning": {"lightning", "pytorch_lightning"}}
+    for path, names in roots.items():
+        allowed = frameworks.get(path.stem.split("_")[0], set()) if path.parent.name == "integrations" else set()
+        assert names - set(sys.stdlib_module_names) - {"elr"} <= {"torch", "numpy"} | allowed, path
+
+
+def test_nothing_in_elr_imports_the_integrations():
+    for path in sources("elr"):
+        if path.parent.name != "integrations":
+            names = imports_of(path.read_text(), package_of(path))
+            assert not [name for name in names if inside(name, "elr.integrations")], path
 
 
 def test_recording_does_not_import_torch_at_import():

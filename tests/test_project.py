@@ -64,6 +64,9 @@ def test_every_import_is_declared():
     undeclared = {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)}
     drawing = {"runs/figures/style.py", "runs/training/picture.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
+    frameworks = [path for path in undeclared if path.startswith("elr/integrations/") or path.endswith("_elr.py")]
+    for path in frameworks:
+        assert undeclared.pop(path) <= extras["integrations"], path
     assert set(undeclared) <= drawing and set().union(*undeclared.values()) <= extras["plots"]
     assert {"torch", "numpy"} <= set.union(*needed.values())  # the walk sees imports at all
 
@@ -76,7 +79,10 @@ def test_torch_tensorboard_counts_as_tensorboard():
 def test_every_test_import_is_declared():
     project = pyproject()["project"]
     declared = {name_of(r) for r in (*project["dependencies"], *project["optional-dependencies"]["dev"])}
-    needed = set().union(*(third_party(imports_of(path)) for path in sources("tests")))
+    inside = sources("tests/integrations")  # skipped where their framework is missing
+    needed = set().union(*(third_party(imports_of(path)) for path in sources("tests") if path not in inside))
+    extra = {name_of(r) for r in project["optional-dependencies"]["integrations"]}
+    assert set().union(*(third_party(imports_of(path)) for path in inside)) - declared <= extra
     assert needed - declared <= {"tomli", "ray"}  # ray: by a program that only tests start which are skipped without it
 
 

@@ -25,6 +25,13 @@ def test_docstring_of_fast_names_every_module() -> None:
     assert all(f"`{module.name}`" in fast.__doc__ for module in pkgutil.iter_modules(fast.__path__))
 
 
+def test_docstring_of_integrations_names_every_framework() -> None:
+    from elr import integrations
+
+    listed = re.findall(r"^    (\w+)  +\S", integrations.__doc__, re.M)
+    assert listed == [module.name for module in pkgutil.iter_modules(integrations.__path__) if "_" not in module.name]
+
+
 @pytest.mark.parametrize("name", elr.__all__)
 def test_export_exists_and_has_a_sentence_and_a_docstring(name: str) -> None:
     assert getattr(elr, name).__doc__
@@ -61,7 +68,7 @@ def test_example_runs() -> None:
 
 
 def test_elr_imports_only_torch_and_numpy() -> None:
-    files = [*Path(elr.__file__).parent.rglob("*.py")]
+    files = [path for path in Path(elr.__file__).parent.rglob("*.py") if path.parent.name != "integrations"]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     names = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
@@ -69,6 +76,8 @@ def test_elr_imports_only_torch_and_numpy() -> None:
 
 
 def test_no_module_is_long() -> None:
-    lengths = {path.name: len(path.read_text().splitlines()) for path in Path(elr.__file__).parent.glob("*.py")}
+    folder = Path(elr.__file__).parent
+    files = [*folder.glob("*.py"), *folder.glob("integrations/*.py")]
+    lengths = {path.name: len(path.read_text().splitlines()) for path in files}
     lengths.pop("flags.py")  # one group of flags after the other
     assert {name: length for name, length in lengths.items() if length > 365} == {}
