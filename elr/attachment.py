@@ -95,7 +95,8 @@ class Attachment:
         moments: Moments,
         outside_rates: OutsideRates,
     ) -> None:
-        _check_arguments(optimizer, schedule, trigger, moments, outside_rates)
+        _check_pair(network, optimizer)
+        _check_arguments(schedule, trigger, moments, outside_rates)
         self._optimizer = optimizer
         self.projection = Projection(network) if projection is None else projection
         if isinstance(self.projection, Projection):
@@ -219,6 +220,8 @@ class Attachment:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+            raise RuntimeError("optimizer.step() is being captured in a CUDA graph, whose replays would run no hooks")
         if self._open:  # the last step was interrupted
             self._forget_step()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
@@ -290,17 +293,22 @@ def _fastest(optimizer: torch.optim.Optimizer) -> float | Tensor:
     return float(max(rates))
 
 
-def _check_arguments(
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule | None,
-    trigger: Trigger | None,
-    moments: str,
-    outside_rates: str,
-) -> None:
+def _check_pair(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"attach(network, optimizer) needs an nn.Module first, got {type(network).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"attach(network, optimizer) needs a torch optimiser, got {type(optimizer).__name__}")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise ValueError(
+            f"{type(optimizer).__name__} wraps an optimiser and runs no step hooks: attach to the optimiser inside it"
+        )
     if optimizer in _ATTACHED:
         raise ValueError("this optimiser is attached already: keep one handle, or detach the other first")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times per step, so there is no one update to measure")
+
+
+def _check_arguments(schedule: Schedule | None, trigger: Trigger | None, moments: str, outside_rates: str) -> None:
     if outside_rates not in get_args(OutsideRates):
         raise ValueError(f"outside_rates={outside_rates!r} is not known: choose one of {get_args(OutsideRates)}")
     given = {"trigger": trigger is not None, "moments": moments != "keep", "outside_rates": outside_rates != "refuse"}

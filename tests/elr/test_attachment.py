@@ -209,7 +209,7 @@ def test_detached_nothing_is_left():
     assert not ours._forward_pre_hooks
     plain.load_state_dict(ours.state_dict())
     other = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    other.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(ours, optimizer, None, data[20:])
     train(plain, other, None, data[20:])
     assert torch.equal(parameters(ours), parameters(plain))
@@ -369,7 +369,7 @@ def test_closure_is_evaluated_once_and_measured():
                 return loss
 
             loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
-            assert float(loss) > 0
+            assert float(loss.detach()) > 0
             logged.append(handle.scalars())
         assert logged == expected
         assert torch.equal(parameters(ours), parameters(theirs))
@@ -544,3 +544,24 @@ def test_state_of_other_parts_is_refused():
         handle.load_state_dict(state)
     with pytest.raises(ValueError, match="Attachment needs exactly"):
         handle.load_state_dict({"updates": 1})
+
+
+def test_what_cannot_be_attached_is_refused_by_name(monkeypatch):
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.optimizer = inner
+
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match=r"needs an nn.Module first, got Adam"):
+        attach(optimizer, net)
+    with pytest.raises(ValueError, match="needs a torch optimiser, got list"):
+        attach(net, [optimizer])
+    with pytest.raises(ValueError, match="Wrapper wraps an optimiser and runs no step hooks"):
+        attach(net, Wrapper(optimizer))
+    attach(net, optimizer)
+    loss_of(net, next(batches(1))).backward()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="captured in a CUDA graph"):
+        optimizer.step()
