@@ -58,14 +58,14 @@ def guessed_heads(inventory: Inventory, left: Places, claimed: Sequence[Owned]) 
         return (), None
     last = matrices[-1]
     attention = [owned.module for owned in inventory.parameters if isinstance(owned.module, nn.MultiheadAttention)]
-    if any(last.module is module.out_proj for module in attention):
+    if any(owned.module is last.module for owned in claimed):
+        why = "is named to be held"
+    elif any(last.module is module.out_proj for module in attention):
         why = "is the output projection of an attention layer, which is no output layer by itself"
     elif not isinstance(last.module, SCALABLE):
         why = f"is of type {type(last.module).__name__}, which is no output layer by itself"
     elif not last.tensor.requires_grad:
         why = "is frozen"
-    elif any(owned.module is last.module for owned in claimed):
-        why = "is named to be held"
     else:
         return (last.module_name,), None
     return (), (

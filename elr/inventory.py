@@ -100,9 +100,10 @@ class Owned(NamedTuple):
 
 
 class Inventory:
-    """The parameters of a network.
+    """The modules and parameters of a network.
 
     Attributes:
+        modules: as `named_modules` returns them.
         parameters: each parameter of each module, in registration order; one tensor several times if modules share it.
 
     Raises:
@@ -110,14 +111,14 @@ class Inventory:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        modules = named_modules(network)
-        for name, module in modules.items():
+        self.modules = named_modules(network)
+        for name, module in self.modules.items():
             if _is_a(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
                 raise ValueError(
                     f"{name or 'the network'} is a FullyShardedDataParallel, where each process holds a part of a "
                     "weight and none knows its norm: use DistributedDataParallel"
                 )
-        self.parameters = _owned(modules)
+        self.parameters = _owned(self.modules)
         self._under_every_name = _owned(named_modules(network, every_name=True))
 
     def under(self, name: str) -> list[Owned]:

@@ -54,7 +54,7 @@ def check_scale_invariance(
 
     A trainable bias between a layer and its normalisation breaks the invariance once it is trained, unless the
     normalisation subtracts it, as batch normalisation does. Biases often start at zero, so r_l is measured again with
-    large numbers in the biases of the layer.
+    large numbers in the trainable biases of the layer.
 
     Gains that are all zero, as in residual branches that start as zero, are ones during the check. Everything is
     restored, also after an exception: parameters and buffers bit for bit, train or eval mode of each module, random
@@ -90,7 +90,8 @@ def check_scale_invariance(
     network = unwrapped(network)
     call = inputs if isinstance(inputs, Call) else Call((inputs,))
     zero = [g for g in (*more_gains, *(g for g, _ in gains_and_offsets(network).values())) if not g.any()]
-    ratios, biased = {}, {}
+    ratios: dict[str, float] = {}
+    because_of_bias: list[str] = []
     with (
         torch.no_grad(),
         _uncompiled(),
@@ -103,11 +104,15 @@ def check_scale_invariance(
             raise ValueError("the output is not finite on the check inputs: give finite inputs and weights")
         for name, tensors in _jointly(network, weights).items():
             ratios[name] = _scale_dependence(forward, reference, tensors, factors)
-            if biases := _trainable_biases(network, tensors[0]):
-                size = PLANTED * float(tensors[0].norm())
-                with _filled(biases, partial(_varied, norm=size)):
-                    biased[name] = _scale_dependence(forward, forward(), tensors, factors)
-    _refuse_dependent(ratios, biased, tolerance, _on_running_statistics(network))
+            passes = ratios[name] <= tolerance
+            biases = [bias for bias in _biases(network, tensors[0]) if bias.requires_grad or not passes]
+            if biases and ratios[name] < math.inf:
+                # Does the answer change with other numbers in the biases, large ones or none?
+                other = partial(_varied, norm=PLANTED * float(tensors[0].norm())) if passes else torch.zeros_like
+                with _filled(biases, other):
+                    if passes is not (_scale_dependence(forward, forward(), tensors, factors) <= tolerance):
+                        because_of_bias.append(name)
+    _refuse_dependent(ratios, because_of_bias, tolerance, _on_running_statistics(network))
 
 
 def _jointly(network: nn.Module, weights: Mapping[str, Tensor | tuple[Tensor, ...]]) -> dict[str, list[Tensor]]:
@@ -120,13 +125,13 @@ def _jointly(network: nn.Module, weights: Mapping[str, Tensor | tuple[Tensor, ..
     return tensors
 
 
-def _trainable_biases(network: nn.Module, weight: Tensor) -> list[Tensor]:
+def _biases(network: nn.Module, weight: Tensor) -> list[Tensor]:
     """Those of the modules that own the weight."""
     found: dict[int, Tensor] = {}
     for module in named_modules(network).values():
         own = own_parameters(module)
         if any(parameter is weight for parameter in own.values()):
-            found |= {id(p): p for name, p in own.items() if "bias" in name and p.ndim == 1 and p.requires_grad}
+            found |= {id(p): p for name, p in own.items() if "bias" in name and p.ndim == 1}
     return list(found.values())
 
 
@@ -173,7 +178,10 @@ def _scale_dependence(
 
 
 def _refuse_dependent(
-    ratios: Mapping[str, float], biased: Mapping[str, float], tolerance: float, on_running_statistics: Sequence[str]
+    ratios: Mapping[str, float],
+    because_of_bias: Sequence[str],
+    tolerance: float,
+    on_running_statistics: Sequence[str],
 ) -> None:
     unseen = [name for name, ratio in ratios.items() if ratio == math.inf]
     if unseen:
@@ -182,7 +190,7 @@ def _refuse_dependent(
             "give varied non-zero inputs and a non-zero head, or pass allow_scale_dependent=True"
         )
     messages = []
-    dependent = {name: ratio for name, ratio in ratios.items() if not ratio <= tolerance}
+    dependent = {n: ratio for n, ratio in ratios.items() if not ratio <= tolerance and n not in because_of_bias}
     if dependent:
         measured = ", ".join(f"{name!r} ({ratio:.3g})" for name, ratio in dependent.items())
         messages.append(
@@ -196,11 +204,10 @@ def _refuse_dependent(
                 "which do not follow the weights: call network.train() first; or if they are to stay frozen, pass "
                 "allow_scale_dependent=True"
             )
-    with_bias = [name for name, ratio in biased.items() if name not in dependent and not ratio <= tolerance]
-    if with_bias:
+    if because_of_bias:
         messages.append(
-            f"each of {with_bias} has a trainable bias before its normalisation, so the output depends on the scale of "
-            "its weight once the bias is not zero: build it with bias=False, or pass allow_scale_dependent=True"
+            f"each of {list(because_of_bias)} has a bias before its normalisation, so the output depends on the scale "
+            "of its weight once the bias is not zero: build it with bias=False, or pass allow_scale_dependent=True"
         )
     if messages:
         raise ValueError(". Also, ".join(messages))

@@ -36,8 +36,8 @@ def undisturbed(network: nn.Module, inputs: Any, *, batch_statistics: bool = Fal
     Args:
         network: the network that is run inside.
         inputs: its inputs, a tensor or a nest of tensors; with the network they tell which CUDA random states to keep.
-        batch_statistics: batch and instance normalisation stay in training mode, and normalise by the statistics of the
-            batch. False means eval mode for all modules.
+        batch_statistics: batch and instance normalisation that are in training mode stay in it, and normalise by the
+            statistics of the batch. False means eval mode for all modules.
     """
     # Flags are set directly: train() recurses, and a module may override it with side effects.
     flags = [(module, module.training) for module in network.modules()]
@@ -52,8 +52,8 @@ def undisturbed(network: nn.Module, inputs: Any, *, batch_statistics: bool = Fal
     versions = [buffer._version for _, _, buffer, _ in buffers]
     try:
         with torch.random.fork_rng(devices=devices):
-            for module, _ in flags:
-                module.training = batch_statistics and isinstance(module, _BatchNorm | _InstanceNorm)
+            for module, flag in flags:
+                module.training = batch_statistics and flag and isinstance(module, _BatchNorm | _InstanceNorm)
             yield
     finally:
         for module, flag in flags:

@@ -78,12 +78,16 @@ def partners(
     Raises:
         ValueError: modules that share their weight do not share its partner.
     """
-    found: dict[int, nn.Parameter] = {}
-    for first, second in pairs_in("more_weights", more_weights):
-        if second is not None:
-            one, other = Inventory(network).pair("more_weights", (first, second))
-            found[id(one.tensor)] = other.tensor
-    for name, module in named_modules(network).items():
+    inventory = Inventory(network)
+    pairs = [inventory.pair("more_weights", names) for names in pairs_in("more_weights", more_weights)]
+    return _partners(inventory, weights, pairs)
+
+
+def _partners(
+    inventory: Inventory, weights: Mapping[str, Tensor], pairs: Iterable[Sequence[Owned]]
+) -> dict[str, nn.Parameter | None]:
+    found = {id(pair[0].tensor): pair[1].tensor for pair in pairs if pair[1:]}
+    for name, module in inventory.modules.items():
         if declared := getattr(type(module), "scaled_with_weight", None):
             partner = getattr(module, declared)
             if found.setdefault(id(module.weight), partner) is not partner:
@@ -147,11 +151,6 @@ def choose(
     if heads is None:
         heads, doubt = guessed_heads(inventory, left, claimed)
     left |= beneath_heads(inventory, heads)
-    _check_claimed("more_weights", named, left, embeddings)
-    _check_claimed("more_gains", named_gains, left, embeddings)
-    if twice := [owned.name for i, owned in enumerate(claimed) if any(owned.tensor is o.tensor for o in claimed[:i])]:
-        raise ValueError(f"{twice} are tensors that are named already under another name: name each tensor once")
-
     trainable = [owned for owned in inventory.parameters if owned.place not in left and owned.tensor.requires_grad]
     accounted = {id(owned.tensor) for owned in claimed} | {
         id(owned.tensor) for owned in inventory.parameters if owned.place in left or not owned.role.endswith("?")
@@ -161,14 +160,21 @@ def choose(
     _require_named([owned.name for owned in unknown if owned.role == "matrix?"])
     if doubt is not None:
         raise ValueError(doubt)
+    _check_claimed("more_weights", named, left, embeddings)
+    _check_claimed("more_gains", named_gains, left, embeddings)
     apart = {id(owned.tensor): left[owned.place] for owned in inventory.parameters if owned.place in left}
+    for i, owned in enumerate(claimed):
+        if any(owned.tensor is other.tensor for other in claimed[:i]):
+            raise ValueError(f"{owned.name!r} is a tensor that is named under another name as well: name it once")
+        if id(owned.tensor) in apart:
+            raise ValueError(f"{owned.name!r} is to be held, but shares its tensor with {apart[id(owned.tensor)]}")
     weights = _held(trainable, named, apart, embeddings)
     if not weights:
         raise ValueError(
             f"no weight to project in {type(network).__name__} outside the heads {sorted(heads)}: it needs a trainable "
             "linear or convolutional module that is not a head"
         )
-    found = partners(network, weights, [(first, second) for first, second in weight_names if second is not None])
+    found = _partners(inventory, weights, named.values())
     _check_partners(trainable, found)
     gains = _gains(inventory, left, apart)
     gains |= {name: (pair[0].tensor, pair[1].tensor if pair[1:] else None) for name, pair in named_gains.items()}
@@ -204,7 +210,7 @@ def _require_usable(trainable: Sequence[Owned]) -> None:
             raise ValueError(
                 f"the weight of {owned.module_name!r} is computed from other parameters (weight or spectral "
                 "normalisation, pruning), so scaling it in place has no effect: remove the parametrisation, or name "
-                "the layer in leave=[...]"
+                "the layer in leave=[...] or heads=[...]"
             )
         if isinstance(owned.tensor, nn.parameter.UninitializedParameter) and owned.role != "other":
             raise ValueError(
@@ -220,7 +226,8 @@ def _require_usable(trainable: Sequence[Owned]) -> None:
 def _require_named(names: Sequence[str]) -> None:
     if names:
         layer = names[0].rpartition(".")[0] or names[0]
-        pair = f", or [({names[0]!r}, {names[1]!r})] to hold two at their joint norm" if names[1:] else ""
+        second = next((name for name in names[1:] if name.rpartition(".")[0] == names[0].rpartition(".")[0]), None)
+        pair = "" if second is None else f" or, two at their joint norm, [({names[0]!r}, {second!r})]"
         raise ValueError(
             f"elr does not know what the matrices {list(names)} are. Name each: to hold its norm, more_weights="
             f"[{names[0]!r}]{pair}; as an output layer, heads=[{layer!r}]; to leave it alone, leave=[{names[0]!r}]"
@@ -236,7 +243,10 @@ def _held(
     weights: dict[str, nn.Parameter] = {}
     for owned in trainable:
         by_type = owned.role == "weight" or (embeddings and owned.role == "embedding")
-        if owned.place not in firsts and (not by_type or id(owned.tensor) in taken):
+        if owned.place in firsts:
+            weights[firsts[owned.place]] = owned.tensor
+            continue
+        if not by_type or id(owned.tensor) in taken:
             continue
         if id(owned.tensor) in apart:
             raise ValueError(
@@ -244,7 +254,7 @@ def _held(
                 "naming both"
             )
         if all(owned.tensor is not other for other in weights.values()):
-            weights[firsts.get(owned.place, owned.layer)] = owned.tensor
+            weights[owned.layer] = owned.tensor
     return weights
 
 
