@@ -222,7 +222,7 @@ def test_sparse_gradients(kind):
 def test_a_weight_without_a_gradient():
     """Unused in this batch: torch's optimisers leave it alone, FlatAdam moves it by momentum."""
     used, unused = _parameter(3, 3), _parameter(3, 3, seed=1)
-    optimizer = torch.optim.SGD([used, unused], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([used, unused], lr=torch.tensor(0.125), momentum=0.9)
     meter = Meter({"unused": unused, "used": used}, every=1, optimizer=optimizer)
     for gradient in (_tensor(3, 3, seed=5), None, _tensor(3, 3, seed=6)):
         unused.grad = gradient
@@ -230,6 +230,9 @@ def test_a_weight_without_a_gradient():
         optimizer.step()
         meter.after_step()
         out = meter.scalars()
+        for layer in ("used", "unused"):
+            expected = 0.125 / out[f"norms/parameter/{layer}"] ** 2
+            assert out[f"elr_nominal/{layer}"] == pytest.approx(expected, rel=1e-12)
         assert ("norms/gradient/unused" in out) == (gradient is not None)
         assert (out["elr/unused"] == 0.0) == (gradient is None) and out["elr/used"] > 0.0
         assert out["norms/gradient/used"] == pytest.approx(float(used.grad.norm()), rel=1e-12)
