@@ -145,7 +145,7 @@ class ResNet(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer of any type, then a linear head on its last output."""
+    """A recurrent layer of any type, then a linear head: on the mean of its outputs, or on the last one of a cell."""
 
     def __init__(self, layer: nn.Module, width: int):
         super().__init__()
@@ -153,7 +153,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, 6] -> [B, 3]
         if not isinstance(self.recurrent, nn.RNNCellBase):
-            return self.head(self.recurrent(x.transpose(0, 1))[0][-1])
+            return self.head(self.recurrent(x.transpose(0, 1))[0].mean(0))
         state = None
         for step in x.unbind(1):
             state = self.recurrent(step, state)

@@ -1,14 +1,16 @@
 """The check that the output ignores the scale of the weights."""
 
 import math
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from elr.scale_invariance import check_scale_invariance
+from elr.scale_invariance import Call, check_scale_invariance
 from elr.weights import scalable_weights
-from tests.elr.networks import Noisy, fill, inputs, mlp, noisy_mlp, same, snapshot
+from tests.elr.networks import HandWrittenNorm, Noisy, RawNoisy, fill, inputs, mlp, noisy_mlp, same, snapshot
 
 
 def _conv(seed: int = 0) -> nn.Module:
@@ -123,3 +125,206 @@ def test_a_weight_is_scaled_together_with_its_partner():
     with pytest.raises(ValueError, match=r"'0' \(.*'3' \("):
         check_scale_invariance(unnormalised, inputs(32, 6), scalable_weights(unnormalised))
     assert same(before, snapshot(network)) and same(snapshot(unnormalised), snapshot(noisy_mlp(nn.Identity)))
+
+
+# arguments and outputs
+
+
+class Takes(nn.Module):
+    """Calls `forward` of a network as `how` says."""
+
+    def __init__(self, network: nn.Module, how):
+        super().__init__()
+        self.network, self.how = network, how
+
+    def forward(self, *args, **kwargs):
+        return self.how(self.network, *args, **kwargs)
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: list[torch.Tensor] | None = None
+
+
+def test_a_call_gives_positional_and_keyword_arguments():
+    def how(network, observation, *, scale, nothing=None):
+        assert isinstance(observation, dict) and nothing is None
+        return network(observation["pixels"] * scale)
+
+    network = Takes(mlp(), how)
+    weights = scalable_weights(network)
+    call = Call(({"pixels": inputs(8, 6)},), {"scale": torch.tensor(2.0)})
+    check_scale_invariance(network, call, weights)
+    network.network[4] = nn.Identity()
+    with pytest.raises(ValueError, match=r"depends on the scale of 'network\.3' \("):
+        check_scale_invariance(network, call, weights)
+    for bad in ((inputs(8, 6),), {"x": inputs(8, 6)}, None):
+        with pytest.raises(ValueError, match=r"give a tensor, or elr\.scale_invariance\.Call\(args=\(\.\.\.,\)"):
+            check_scale_invariance(network, bad, weights)
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda y: {"a": [y[:, :1], (y[:, 1:], None)]},
+        lambda y: Output(y, [y]),
+        lambda y: OrderedDict(logits=y, text="x"),
+        lambda y: (torch.view_as_complex(y[:, :2].contiguous()), y[:, 2], y.argmax(1)),
+    ],
+)
+def test_every_floating_point_tensor_of_a_nest_is_compared(nest):
+    network = Takes(mlp(), lambda network, x: nest(network(x)))
+    check_scale_invariance(network, inputs(8, 6), scalable_weights(network))
+    network.network[4] = nn.Identity()
+    with pytest.raises(ValueError, match=r"depends on the scale of 'network\.3' \("):
+        check_scale_invariance(network, inputs(8, 6), scalable_weights(network))
+
+
+def test_whole_numbers_and_other_objects_are_no_evidence():
+    for nest, found in (
+        (lambda y: y.argmax(1), r"of type Tensor, .*: \['torch\.int64'\]"),
+        (lambda y: torch.distributions.Normal(y, 1.0), "of type Normal, .*: none"),
+    ):
+        network = Takes(mlp(), lambda network, x, nest=nest: nest(network(x)))
+        with pytest.raises(ValueError, match=f"the output, {found}"):
+            check_scale_invariance(network, inputs(8, 6), scalable_weights(network))
+
+
+def test_tensors_that_are_scaled_together_may_be_given_as_a_tuple():
+    network = nn.Sequential(RawNoisy(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    layer = network[0]
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight_mu + layer.weight_sigma * layer.weight_epsilon)
+    pair = layer.weight_mu, layer.weight_sigma
+    check_scale_invariance(network, inputs(32, 6), {"0": pair})
+    for alone in pair:
+        with pytest.raises(ValueError, match="depends on the scale of '0'"):
+            check_scale_invariance(network, inputs(32, 6), {"0": alone})
+
+
+# biases, zero gains, running statistics
+
+
+def test_a_bias_is_told_apart_from_other_dependences_and_everything_is_restored():
+    layers = [nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)]
+    network = fill(nn.Sequential(*layers, nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), 0)
+    with torch.no_grad():
+        network[5].bias.copy_(inputs(16, seed=4))
+    before = snapshot(network)
+    # 0 has a zero bias before a norm; 3 has no norm, though without the bias of 5 it would have one behind it
+    with pytest.raises(
+        ValueError, match=r"depends on the scale of '3' \(.*each of \['0', '5'\] has a bias before"
+    ) as why:
+        check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    assert "\n" not in str(why.value) and same(before, snapshot(network))
+
+
+def test_a_bias_that_the_normalisation_subtracts_passes():
+    for norm in (nn.BatchNorm1d(16), nn.BatchNorm1d(16, track_running_stats=False).eval(), nn.Sequential()):
+        network = fill(nn.Sequential(nn.Linear(6, 16), norm, nn.ReLU(), nn.Linear(16, 3)), 0)
+        with torch.no_grad():
+            network[0].bias.copy_(inputs(16, seed=5))
+        if isinstance(norm, nn.BatchNorm1d):
+            check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+        else:
+            with pytest.raises(
+                ValueError, match="depends on the scale of '0'"
+            ):  # without any norm it is no bias's fault
+                check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    layers = [nn.Conv2d(1, 4, 3), nn.GroupNorm(4, 4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4), nn.Flatten()]
+    network = fill(nn.Sequential(*layers, nn.Linear(64, 3)), 0)
+    check_scale_invariance(network, inputs(4, 1, 8, 8), scalable_weights(network))
+
+
+def test_a_frozen_zero_bias_passes_and_one_that_is_not_zero_does_not():
+    network = fill(nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), 0)
+    network[0].bias.requires_grad_(False)
+    check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    with torch.no_grad():
+        network[0].bias.copy_(inputs(16, seed=5))
+    with pytest.raises(ValueError, match=r"each of \['0'\] has a bias"):
+        check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+
+
+def test_biases_of_noisy_layers_are_planted():
+    for bias in (False, True):
+        network = nn.Sequential(RawNoisy(6, 16, bias=bias), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+        weights = {"0": (network[0].weight_mu, network[0].weight_sigma)}
+        if bias:
+            with pytest.raises(ValueError, match=r"each of \['0'\] has a bias"):
+                check_scale_invariance(network, inputs(32, 6), weights)
+        else:
+            check_scale_invariance(network, inputs(32, 6), weights)
+
+
+def test_zero_gains_do_not_hide_a_layer():
+    network = mlp()
+    nn.init.zeros_(network[4].weight)
+    before = snapshot(network)
+    check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    network[3] = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Softmax(-1))  # the layer behind it is judged
+    with pytest.raises(ValueError, match=r"depends on the scale of '3\.0'"):
+        check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    assert same({k: v for k, v in before.items() if k[0] != "3"}, snapshot(network))
+
+    network = nn.Sequential(nn.Linear(6, 16, bias=False), HandWrittenNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    nn.init.zeros_(network[1].g)
+    with pytest.raises(ValueError, match="does not depend on"):
+        check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    check_scale_invariance(network, inputs(32, 6), scalable_weights(network), more_gains=[network[1].g])
+    assert not network[1].g.any()
+
+
+def test_normalisation_in_eval_mode_uses_its_running_statistics():
+    network = mlp(nn.BatchNorm1d)
+    check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    network[4].eval()
+    with pytest.raises(
+        ValueError, match=r"scale of '3' \(.*Also, the normalisation layers \['4'\] are in eval mode"
+    ) as why:
+        check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+    assert "'0' (" not in str(why.value) and [m.training for m in (network, network[1], network[4])] == [
+        True,
+        True,
+        False,
+    ]
+    plain = mlp(nn.Identity).eval()
+    with pytest.raises(ValueError, match="depends on") as why:
+        check_scale_invariance(plain, inputs(32, 6), scalable_weights(plain))
+    assert "eval mode" not in str(why.value)
+
+
+@pytest.mark.parametrize("when", range(2, 12))
+def test_everything_is_restored_wherever_it_fails(when):
+    """Biases are planted, gains are filled, weights are scaled, and the forward pass fails at any of these."""
+    calls = []
+
+    def how(network, x):
+        calls.append(x)
+        if len(calls) == when:
+            raise RuntimeError("boom")
+        return network(x)
+
+    network = Takes(fill(nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)), 0), how)
+    network.network[0].bias.data.copy_(inputs(16, seed=5))
+    nn.init.zeros_(network.network[1].weight)
+    before, state = snapshot(network), torch.get_rng_state()
+    try:
+        check_scale_invariance(network, inputs(8, 6), scalable_weights(network))
+        assert len(calls) < when
+    except RuntimeError:
+        assert len(calls) == when
+    assert same(before, snapshot(network)) and torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in network.modules())
+
+
+def test_a_compiled_network_is_run_as_it_was_written():
+    network = mlp()
+    compiled = torch.compile(network, backend="eager")
+    ran = []
+    network[6].register_forward_hook(lambda *_: ran.append(torch.compiler.is_compiling()))
+    with torch.no_grad():
+        compiled(inputs(8, 6))
+    ran.clear()
+    check_scale_invariance(compiled, inputs(8, 6), scalable_weights(compiled))
+    assert len(ran) == 7 and not any(ran)
