@@ -12,7 +12,7 @@
     alarms RUN ...            changes that CUSUM found or missed, false alarms
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
-    bench NAME                speed: dqn ppo atari grokking warm-start parts
+    bench NAME                speed: dqn ppo atari grokking warm-start parts attach; ELR: sb3-elr
 
 Examples:
     python -m runs run fig3 --scale smoke
@@ -56,11 +56,11 @@ COMMANDS: Mapping[str, Command] = {
 }
 BENCHMARKS: Mapping[str, Command] = {
     name: Command(f"runs.benchmarks.{name.replace('-', '_')}")
-    for name in ("dqn", "ppo", "atari", "grokking", "warm-start", "parts")
+    for name in ("dqn", "ppo", "atari", "grokking", "warm-start", "parts", "attach", "sb3-elr")
 }
 _ALL: Mapping[str, Command | None] = {**COMMANDS, "bench": None}
 _HELP = ("-h", "--help")
-_BENCH_HELP = """Measure speed on this machine: python -m runs bench NAME ...
+_BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
 
     dqn         agents/dqn_minatar.py against CleanRL's dqn.py
     ppo         agents/ppo_minatar.py against CleanRL's ppo.py
@@ -68,6 +68,8 @@ _BENCH_HELP = """Measure speed on this machine: python -m runs bench NAME ...
     grokking    agents/grokking.py against the same model in plain PyTorch
     warm-start  agents/warm_start.py against a plain loop over a DataLoader
     parts       what projection, meter and probe cost, as shares of an update
+    attach      what elr.attach adds to an update of a plain loop
+    sb3-elr     effective learning rates in Stable-Baselines3, with projection and without
 
 Example:
     python -m runs bench dqn --cleanrl path/to/cleanrl
