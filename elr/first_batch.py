@@ -32,8 +32,8 @@ class FirstBatch:
         if self._hook.seen is None:
             raise ValueError(
                 "scale invariance could not be checked: the network was not called, network(...), before the first "
-                "optimizer.step(). Give attach projection=Projection(network, check_inputs=batch), for which the network "
-                "needs a forward method, or Projection(network, allow_scale_dependent=True)"
+                "optimizer.step(). Give attach projection=Projection(network, check_inputs=batch), for which the "
+                "network needs a forward method, or Projection(network, allow_scale_dependent=True)"
             )
         return self._hook.seen
 
