@@ -67,7 +67,7 @@ class RewarmCallback(BaseCallback):
         part: "actor" or "critic" of SAC, TD3 and DDPG, which have an optimiser for each. Stable-Baselines3 sets one
             rate for all of them: the schedule sets that of its part again before each update. Tags begin with the part.
         resume: continue from the state in the model, which an earlier `learn` or a saved file has left there; False
-            starts anew at each `learn`.
+            starts anew at each `learn`, except that a Projection of yours keeps the norms that it holds.
         verbose: without effect.
 
     Attributes:
@@ -123,8 +123,12 @@ class RewarmCallback(BaseCallback):
             self._restart_first = True
 
     def _on_training_start(self) -> None:
-        model = self.model
-        if isinstance(left := model.__dict__.get(self._key), _LiveState):  # a learn() that was interrupted
+        if self._release:  # a learn() that was interrupted, of this or another model
+            self._detach()
+        model = self._attached = self.model
+        if isinstance(left := model.__dict__.get(self._key), _LiveState):
+            if left.owner.locals is self.locals:
+                raise ValueError("two RewarmCallbacks for the same optimiser in one learn(): keep one of them")
             left.owner._detach()
         target = self._target = find(model, self._part)
         several, own = self._part is not None, model.learning_rate
@@ -138,6 +142,9 @@ class RewarmCallback(BaseCallback):
         if isinstance(meter, int):
             chosen = projection.weights if isinstance(projection, Projection) else _weights(target)
             meter = Meter(chosen, every=meter, optimizer=target.optimizer)
+        state = model.__dict__.get(self._key) if self._resume else None
+        if state is None and self.handle is not None:
+            self._forget()
         if self._schedule is not None:  # as Stable-Baselines3 does; a schedule that ended at 0 leaves no ratios
             update_learning_rate(target.optimizer, model.lr_schedule(model._current_progress_remaining))
         self.handle = attach(
@@ -155,7 +162,6 @@ class RewarmCallback(BaseCallback):
         self._release = [self.handle.detach, hook.remove]
         if self._schedule is not None and not several:
             model.lr_schedule = _Rate(self.handle, model.lr_schedule)
-        state = model.__dict__.get(self._key) if self._resume else None
         model.__dict__[self._key] = _LiveState(self)
         if state is not None:
             try:
@@ -227,12 +233,22 @@ class RewarmCallback(BaseCallback):
             few = tag.removeprefix(self._prefix).startswith(("charts/", "rewarm/"))
             self.logger.record(tag, value, exclude=None if few else ("stdout", "log"))
 
+    def _forget(self) -> None:
+        """Begin with the given parts as if they were new."""
+        if self._trigger is not None:
+            self._trigger.reset()
+        if isinstance(self._meter, Meter):
+            self._meter.load_state_dict({"updates": 0})
+        if self._probe is not None:
+            self._probe.forget()
+
     def _detach(self) -> None:
         """Leave the model as it was, and in it the state to continue from."""
+        model = self._attached
         assert self.handle is not None
-        self.model.__dict__[self._key] = _plain(self.handle.state_dict())
-        if isinstance(self.model.lr_schedule, _Rate):
-            self.model.lr_schedule = self.model.lr_schedule.own
+        model.__dict__[self._key] = _plain(self.handle.state_dict())
+        if isinstance(model.lr_schedule, _Rate):
+            model.lr_schedule = model.lr_schedule.own
         for release in self._release:
             release()
         self._release = []

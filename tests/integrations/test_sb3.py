@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -609,3 +610,74 @@ def test_layer_norm_mlp_ignores_the_scale_of_its_weights_near_zero_too():
     elr.check_scale_invariance(model.q_net, observations, policy_projection(model).weights)
     shapes = [tuple(layer.weight.shape) for layer in model.q_net.features_extractor.layers if hasattr(layer, "weight")]
     assert shapes == [(16, 4), (16,), (16, 16), (16,)]
+
+
+def test_two_callbacks_for_one_optimiser_are_refused():
+    model = make(PPO)
+    with pytest.raises(
+        ValueError, match=r"^two RewarmCallbacks for the same optimiser in one learn\(\): keep one of them$"
+    ):
+        model.learn(64, callback=[RewarmCallback(schedule=SCHEDULE), RewarmCallback()])
+    rates = Rates()
+    model.learn(64, callback=[RewarmCallback(schedule=SCHEDULE), rates], reset_num_timesteps=False)
+    assert rates.seen == [SCHEDULE(step) for step in range(4)]
+
+
+def test_a_callback_that_starts_anew_forgets_what_its_parts_have_seen():
+    spy = Spy(block=1)
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    model = make(PPO)
+    log = log_of(model)
+    meter = elr.Meter(policy_projection(model).weights, every=10, optimizer=model.policy.optimizer)
+    probe = elr.Probe(model.policy, inputs, ["features_extractor.layers.6"], every=100)
+    options = {"schedule": SCHEDULE, "trigger": elr.OnCusum(spy), "meter": meter, "probe": probe, "resume": False}
+    callback = RewarmCallback(**options)
+    for _ in range(2):
+        model.learn(192, callback=callback)
+        model.logger.dump()
+        assert callback.handle.updates == 12 and spy.state_dict()["blocks_seen"] == 2
+        assert sum("elr/features_extractor.layers.1" in row for row in log.rows) == 2  # updates 1 and 10
+        assert not any(tag.startswith("plasticity/delta_c") for row in log.rows for tag in row)
+        log.rows.clear()
+
+
+def test_a_callback_may_serve_one_model_after_another():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    first, second = make(PPO), make(PPO)
+    callback, rates = RewarmCallback(schedule=SCHEDULE), Rates()
+    with pytest.raises(KeyboardInterrupt):
+        first.learn(512, callback=[callback, At(150, interrupt)])
+    second.learn(64, callback=[callback, rates])
+    assert rates.seen == [SCHEDULE(step) for step in range(4)]
+    assert (first.rewarm_state["updates"], second.rewarm_state["updates"]) == (8, 4)
+    assert not first.policy.optimizer._optimizer_step_post_hooks
+
+
+class Named(gymnasium.ObservationWrapper):
+    """CartPole with its observation in a dict."""
+
+    def __init__(self):
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.observation_space = gymnasium.spaces.Dict({"state": self.env.observation_space})
+
+    def observation(self, observation):
+        return {"state": observation}
+
+
+class OfState(LayerNormMlp):
+    def __init__(self, observation_space):
+        super().__init__(observation_space["state"], widths=(16, 16))
+
+    def forward(self, observations):
+        return super().forward(observations["state"])
+
+
+@pytest.mark.parametrize("cls", [PPO, DQN])
+def test_observations_may_be_a_dict(cls):
+    policy = {"net_arch": [], "features_extractor_class": OfState}
+    model = cls("MultiInputPolicy", Named(), seed=0, device="cpu", policy_kwargs=policy, **SMALL[cls][0])
+    callback = RewarmCallback()
+    model.learn(256, callback=callback)
+    assert not callback.handle.projection.unchecked
