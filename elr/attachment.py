@@ -60,8 +60,8 @@ def attach(
         schedule: updates since the last restart -> rate. None leaves the rates to the caller.
         trigger: when the schedule starts again; None means at `Attachment.restart` only.
         projection: None holds all weights but the head, `Projection(network)`; or a Projection of this network, with
-            heads named, layers left alone, ...; or NoProjection(). A Projection without check_inputs is checked on the
-            first batch that the network sees with gradients, before the first update.
+            heads named, layers left alone, ...; or NoProjection(). A Projection without check_inputs is checked before
+            the first update, on the batch of the last forward pass with gradients.
         meter: a Meter of this optimiser, or its cadence in updates, for the weights that are projected.
         probe: a Probe of this network; its first measurement is made now.
         moments: at a restart, "keep" or "reset" the optimiser's moments and step counts.

@@ -13,7 +13,9 @@ from elr.scale_invariance import Call
 
 
 class FirstBatch:
-    """The arguments of the network's first forward pass with gradients, copied.
+    """The arguments of the network's last forward pass with gradients before `stop`, copied.
+
+    The last, because agents choose actions for a while before the first update, one observation at a time.
 
     Args:
         network: watched through a forward pre-hook, until `stop`.
@@ -50,7 +52,7 @@ class _Hook:
         self._network = None if network is None else weakref.ref(network)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._network is not None and self._network() is module and self.seen is None and torch.is_grad_enabled():
+        if self._network is not None and self._network() is module and torch.is_grad_enabled():
             self.seen = Call(*tree_map(_copy, (args, kwargs)))
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:

@@ -325,6 +325,16 @@ def test_first_batch_may_be_keywords_and_overwritten_later():
     assert net.body[0].weight.grad is not None
 
 
+def test_check_takes_the_training_batch_not_the_observations_before_it():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    attach(net, optimizer)
+    for _ in range(3):
+        net(torch.zeros(1, 6, dtype=torch.float64))  # an agent that acts; zeros would be refused by the check
+    loss_of(net, next(batches(1))).backward()
+    optimizer.step()
+
+
 def test_copies_of_the_network_are_free_of_hooks():
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
