@@ -134,7 +134,7 @@ def test_rates_that_are_tensors_of_one_element(shape):
     first, second, third = (_parameter(3, 3, seed=seed) for seed in range(3))
     rates = [torch.full(shape, 0.25), 0.5, torch.full(shape, 0.125, dtype=torch.float64)]
     groups = [{"params": [p], "lr": rate} for p, rate in zip((first, second, third), rates, strict=True)]
-    optimizer = torch.optim.SGD(groups)
+    optimizer = torch.optim.SGD(groups, fused=True)  # takes rates of shape (1,) in every release
     weights = {"c": third, "a": first, "b": second}
     meter = Meter(weights, every=1, optimizer=optimizer)
     norms = {layer: float(weight.detach().norm()) for layer, weight in weights.items()}
