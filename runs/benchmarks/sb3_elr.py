@@ -2,9 +2,10 @@
 
     python -m runs bench sb3-elr --jobs 2 --numbers sb3_elr.json --out docs/attach_sb3.png
 
-Each run is `model.learn(callback=RewarmCallback(...))` of `elr.integrations.sb3`. Both arms train the same network, two
-hidden layers with LayerNorm (PPO: two for the policy and two for the value). Needs `pip install -e ".[integrations]"`,
-and the extra `plots` for the picture. With --numbers the runs that the file holds already are not repeated.
+Adam runs at a constant rate, and with a schedule that is re-warmed after half of the updates. Both arms train the same
+network, two hidden layers with LayerNorm (PPO: two for the policy and two for the value), by `model.learn` with the
+callback of `elr.integrations.sb3`. Needs `pip install -e ".[integrations]"`, and the extra `plots` for the picture.
+With --numbers the runs that the file holds already are not repeated.
 
 What is measured, per layer, every --every updates, with eta the rate, n the entries of W and dW the optimiser's step:
 
@@ -25,10 +26,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -56,15 +57,13 @@ class Args:
 
     algorithms: tuple[Algorithm, ...] = ("ppo", "dqn")
     """of Stable-Baselines3"""
-    optimisers: tuple[Optimiser, ...] = ("adam",)
-    """adam: the algorithm's own; rms: Adam with beta1 = 0; sign: Adam with both betas 0; normalised: see above"""
-    rates: tuple[Rates, ...] = ("constant", "schedule")
-    """the rate: constant, or warm-up and cosine with one re-warming after half of the updates"""
+    also: tuple[Optimiser, ...] = ("sign",)
+    """other optimisers, at a constant rate only; rms: Adam with beta1 = 0; sign, normalised: see above"""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """one run each per arm"""
     ppo_steps: int = 100_000
     """environment steps of PPO"""
-    dqn_steps: int = 50_000
+    dqn_steps: int = 30_000
     """environment steps of DQN"""
     every: int = 5
     """updates between measurements"""
@@ -73,7 +72,7 @@ class Args:
     numbers: Path | None = None
     """JSON file of the runs, read and extended"""
     out: Path | None = None
-    """picture of the optimisers, algorithms and rates that were run"""
+    """picture: a row per optimiser and rate, a column per algorithm and kind of ELR"""
 
     def __post_init__(self) -> None:
         for name in ("ppo_steps", "dqn_steps", "every", "jobs"):
@@ -196,7 +195,8 @@ def _recorder(callback: Any, measured: list[dict[str, float]]) -> Any:
 
 
 def _windows(values: Any) -> list[float]:
-    return [float(f"{window.mean():.6g}") for window in np.array_split(values, WINDOWS)]
+    edges = np.linspace(0, len(values), WINDOWS + 1).astype(int)
+    return [float(f"{values[start:end].mean():.6g}") for start, end in pairwise(edges)]
 
 
 def _drift(values: Any) -> float:
@@ -207,11 +207,17 @@ def _drift(values: Any) -> float:
 def jobs(args: Args) -> list[Job]:
     """Every run of the command."""
     steps = {"ppo": args.ppo_steps, "dqn": args.dqn_steps}
-    arms = product(args.seeds, args.algorithms, args.optimisers, args.rates, (True, False))
     return [
         Job(algorithm, optimiser, rates, projected, seed, steps[algorithm], args.every)
-        for seed, algorithm, optimiser, rates, projected in arms
+        for seed, algorithm, (optimiser, rates), projected in product(
+            args.seeds, args.algorithms, kinds(args), (True, False)
+        )
     ]
+
+
+def kinds(args: Args) -> list[tuple[Optimiser, Rates]]:
+    """The optimisers, and with which rates."""
+    return [("adam", "constant"), ("adam", "schedule"), *((optimiser, "constant") for optimiser in args.also)]
 
 
 def table(args: Args, results: dict[str, Any]) -> str:
@@ -243,32 +249,48 @@ def _percent(share: float) -> str:
 
 
 def draw(args: Args, results: dict[str, Any], path: Path) -> None:
-    """Rows: rates and optimisers. Columns: nominal and realised ELR of each algorithm."""
-    rows = [(optimiser, rates) for optimiser in args.optimisers for rates in args.rates]
+    """Rows: optimisers and rates. Columns: nominal and realised ELR of each algorithm, times the initial norm.
+
+    At a constant rate they are divided by it, so the nominal one begins at 1.
+    """
+    rows = kinds(args)
     columns = [(algorithm, kind) for algorithm in args.algorithms for kind in ("nominal", "realised")]
     figure, panels = style.begin(len(rows) * len(columns), columns=len(columns), width=3.6, height=2.7)
-    runs = jobs(args)
     for axes, ((optimiser, rates), (algorithm, kind)) in zip(panels, product(rows, columns), strict=True):
-        chosen = [job for job in runs if (job.algorithm, job.optimiser, job.rates) == (algorithm, optimiser, rates)]
+        chosen = [
+            job for job in jobs(args) if (job.algorithm, job.optimiser, job.rates) == (algorithm, optimiser, rates)
+        ]
         for projected, colour in ((False, style.COLOURS[1]), (True, style.COLOURS[0])):
             arm = [results[job.name] for job in chosen if job.projected == projected]
+            unit = RATE[algorithm] if rates == "constant" else 1.0
+            x = (np.arange(WINDOWS) + 0.5) / WINDOWS * arm[0]["updates"]
             for index, layer in enumerate(arm[0]["layers"]):
-                curves = np.array([run["layers"][layer][kind] for run in arm])
-                x = (np.arange(WINDOWS) + 0.5) / WINDOWS * arm[0]["updates"]
+                curves = np.array([run["layers"][layer][kind] for run in arm]) / unit
                 look = style.Look(colour, style.DASHES[index])
                 label = f"{'projected' if projected else 'not projected'}, layer {index + 1} (n = {len(arm)})"
                 style.draw_arm(axes, x, curves, look, label)
-        if kind == "nominal":
+        if rates == "schedule":
             axes.plot(x, arm[0]["rate"], color="black", linewidth=0.8, label="learning rate", zorder=4)
-        axes.set_yscale("log")
+            axes.set_yscale("log")
         axes.set_title(f"{algorithm.upper()}, {optimiser}, {rates}: {kind} ELR", fontsize=8)
         axes.set_xlabel("updates", fontsize=8)
-    panels[0].set_ylabel("ELR x initial norm", fontsize=8)
+    for axes in panels[:: len(columns)]:
+        axes.set_ylabel("ELR x initial norm (rows of a constant rate: / rate)", fontsize=7)
     style.legend_below(figure, panels)
     style.save(figure, [path])
 
 
-def main(args: Args, work: Callable[[Job], dict[str, Any]] = train) -> None:
+def _made(missing: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """The runs, in the order in which they end."""
+    if processes == 1:
+        yield from ((job, train(job)) for job in missing)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(train, job): job for job in missing}
+        yield from ((running[done], done.result()) for done in as_completed(running))
+
+
+def main(args: Args) -> None:
     """Make the runs that are missing, print the table, draw the picture."""
     with one_line_errors("bench sb3-elr needs Stable-Baselines3", also=(ImportError,)):
         import stable_baselines3  # noqa: F401
@@ -276,13 +298,11 @@ def main(args: Args, work: Callable[[Job], dict[str, Any]] = train) -> None:
     if args.numbers is not None and args.numbers.exists():
         results = json.loads(args.numbers.read_text())
     missing = [job for job in jobs(args) if job.name not in results]
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(work, job): job for job in missing}
-        for done in as_completed(running):
-            results[running[done].name] = done.result()
-            print(f"{running[done].name}: return {results[running[done].name]['return']:.0f}", flush=True)
-            if args.numbers is not None:
-                args.numbers.write_text(json.dumps(results))
+    for job, result in _made(missing, args.jobs):
+        results[job.name] = result
+        print(f"{job.name}: return {result['return']:.0f}", flush=True)
+        if args.numbers is not None:
+            args.numbers.write_text(json.dumps(results))
     print(table(args, results))
     if args.out is not None:
         draw(args, results, args.out)
