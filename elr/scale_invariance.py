@@ -218,10 +218,7 @@ def _on_running_statistics(network: nn.Module) -> list[str]:
     return [
         name
         for name, module in named_modules(network).items()
-        if isinstance(module, _BatchNorm | _InstanceNorm)
-        and not module.training
-        and module.track_running_stats
-        and module.running_mean is not None
+        if isinstance(module, _BatchNorm | _InstanceNorm) and not module.training and module.running_mean is not None
     ]
 
 

@@ -103,6 +103,14 @@ def noisy() -> nn.Module:
     return nn.Sequential(*hidden, RawNoisy(16, 3, bias=True))
 
 
+def noisy_when_evaluated() -> nn.Module:
+    class AlwaysNoisy(RawNoisy):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight_mu + self.weight_sigma * self.weight_epsilon)
+
+    return nn.Sequential(AlwaysNoisy(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+
+
 def separate_attention() -> nn.Module:
     class Cross(nn.Module):
         def __init__(self):
@@ -248,6 +256,10 @@ ROWS = {
         noisy, flat, by_name("0") | {"3.weight_mu": ["3.weight_mu", "3.weight_sigma"]}, affine("1", "4"),
         ("6.weight_mu", "6.weight_sigma"), {"more_weights": [("3.weight_mu", "3.weight_sigma")], "heads": ["6"]},
     ),
+    "noisy_when_evaluated": Row(
+        noisy_when_evaluated, flat, {"0.weight_mu": ["0.weight_mu", "0.weight_sigma"]}, affine("1"), ("3.weight",),
+        {"more_weights": iter([["0.weight_mu", "0.weight_sigma"]])},
+    ),
     "attention": Row(lambda: block(True), sequence, by_name("inp") | BLOCK, affine("b.norm1", "b.norm2"),
                      ("head.weight", "b.attention.in_proj_bias", "b.up.bias"), FORCED, False),
     "post_norm": Row(lambda: block(False), sequence, by_name("inp") | BLOCK, affine("b.norm1", "b.norm2"),
@@ -279,6 +291,9 @@ ROWS = {
                              {"more_gains": ["1.g"]}),
     "hand_written_norm_with_offset": Row(lambda: hand_written(True), flat, by_name("0"), {"1.g": ["1.g", "1.shift"]},
                                          ("3.weight",), {"more_gains": [("1.g", "1.shift")]}),
+    "offset_left_alone": Row(mlp, flat, by_name("0", "3"), affine("1") | {"4": ["4.weight"]}, ("4.bias",),
+                             {"leave": ["4.bias"]}),
+    "gains_free": Row(lambda: hand_written(True), flat, by_name("0"), {}, ("1.g", "1.shift"), {"gains": "free"}),
     "compiled": Row(lambda: torch.compile(mlp(), backend="eager"), flat, by_name("0", "3"), affine("1", "4"),
                     ("6.weight",), {"heads": ["6"]}),
     "data_parallel": Row(lambda: nn.DataParallel(mlp()), flat, by_name("0", "3"), affine("1", "4"), ("6.weight",)),
@@ -378,14 +393,8 @@ def biased(norm: nn.Module, zero: bool) -> nn.Module:
     return network
 
 
-def sharded() -> nn.Module:
-    network = mlp()
-    network[0].weight.device_mesh = network[0].weight.placements = None  # what a DTensor has
-    return network
-
-
 class FullyShardedDataParallel(nn.Module):
-    """Has the name and the module of torch's, as which it is recognised."""
+    """It has the name and the module of torch's class, by which that is recognised."""
 
     __module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
@@ -432,8 +441,6 @@ REFUSED = {
         "the weight of 'recurrent' is computed from other parameters"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 3)), {},
              "the weight of '0' is not initialised: run one batch through the network first"),
-    "sharded": (sharded, {}, "'0.weight' is sharded over processes (DTensor), none of which knows its norm: use "
-                "DistributedDataParallel"),
     "sharded_by_a_wrapper": (lambda: nn.Sequential(mlp(), FullyShardedDataParallel()), {},
                              "1 is a FullyShardedDataParallel, where each process holds a part of a weight"),
     "half_precision": (lambda: mlp().bfloat16(), {},
@@ -470,6 +477,31 @@ def test_refused_in_one_line(kind):
     assert "\n" not in str(failure.value)
 
 
+@pytest.fixture
+def process_group():
+    """One process of a distributed run."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without torch.distributed")
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("default")  # of torch's own
+def test_sharded_parameters_are_refused_by_name(process_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    network = mlp()
+    network[3].weight = nn.Parameter(distribute_tensor(network[3].weight.detach(), init_device_mesh("cpu", (1,))))
+    with pytest.raises(
+        ValueError, match=r"'3\.weight' is sharded over processes \(DTensor\), none of which knows its norm"
+    ):
+        Projection(network, allow_scale_dependent=True)
+    assert list(Projection(network, leave=["3"], allow_scale_dependent=True).weights) == ["0"]
+
+
 def test_zero_gains_are_left_alone_with_one_warning():
     torch.manual_seed(0)
     network = ResNet()
@@ -498,6 +530,14 @@ def test_zero_gains_are_left_alone_with_one_warning():
     before = network.blocks[0].norm2.weight.detach().clone()
     resumed.project_()
     assert torch.equal(network.blocks[0].norm2.weight, before) and resumed.state_dict() == projection.state_dict()
+
+
+def test_a_zero_gain_of_a_hand_written_layer_is_left_alone_too():
+    network = hand_written()
+    nn.init.zeros_(network[1].g)
+    with pytest.warns(UserWarning, match=r"the gains of \['1\.g'\] are zero"):
+        projection = Projection(network, more_gains=["1.g"], check_inputs=flat(999))
+    assert projection.state_dict()["gain_norms"] == {"1.g": 0.0} and list(projection.weights) == ["0"]
 
 
 @pytest.mark.parametrize("gains", ["regularise", "decay", "free"])

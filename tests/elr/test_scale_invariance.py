@@ -170,7 +170,7 @@ def test_a_call_gives_positional_and_keyword_arguments():
         lambda y: {"a": [y[:, :1], (y[:, 1:], None)]},
         lambda y: Output(y, [y]),
         lambda y: OrderedDict(logits=y, text="x"),
-        lambda y: (torch.view_as_complex(y[:, :2].contiguous()), y[:, 2], y.argmax(1)),
+        lambda y: (torch.view_as_complex(y[:, :2].contiguous()), y.argmax(1)),
     ],
 )
 def test_every_floating_point_tensor_of_a_nest_is_compared(nest):
@@ -200,6 +200,25 @@ def test_tensors_that_are_scaled_together_may_be_given_as_a_tuple():
     for alone in pair:
         with pytest.raises(ValueError, match="depends on the scale of '0'"):
             check_scale_invariance(network, inputs(32, 6), {"0": alone})
+
+
+def test_random_states_of_the_devices_of_nested_inputs_are_kept(monkeypatch):
+    """Without a GPU: a tensor that says it is on one."""
+
+    class OnDevice(torch.Tensor):
+        is_cuda, device = True, torch.device("cuda", 3)
+
+        def get_device(self):
+            return 3
+
+    kept = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or fork(devices=[]))
+    network = Takes(mlp(), lambda network, batch: network(batch["x"][0]))
+    x = inputs(8, 6)
+    call = Call(({"x": [x, torch.ones(1).as_subclass(OnDevice)]},))
+    check_scale_invariance(network, call, scalable_weights(network))
+    assert len(kept) == 8 and all(devices == [3] for devices in kept)  # around all, and around each forward pass
 
 
 # biases, zero gains, running statistics
@@ -288,9 +307,11 @@ def test_normalisation_in_eval_mode_uses_its_running_statistics():
         True,
         False,
     ]
-    plain = mlp(nn.Identity).eval()
-    with pytest.raises(ValueError, match="depends on") as why:
-        check_scale_invariance(plain, inputs(32, 6), scalable_weights(plain))
+    without = mlp(lambda width: nn.BatchNorm1d(width, track_running_stats=False)).eval()
+    check_scale_invariance(without, inputs(32, 6), scalable_weights(without))
+    without[4] = nn.Identity()
+    with pytest.raises(ValueError, match="depends on the scale of '3'") as why:
+        check_scale_invariance(without, inputs(32, 6), scalable_weights(without))
     assert "eval mode" not in str(why.value)
 
 
@@ -318,13 +339,21 @@ def test_everything_is_restored_wherever_it_fails(when):
     assert all(module.training for module in network.modules())
 
 
-def test_a_compiled_network_is_run_as_it_was_written():
-    network = mlp()
-    compiled = torch.compile(network, backend="eager")
-    ran = []
-    network[6].register_forward_hook(lambda *_: ran.append(torch.compiler.is_compiling()))
+def test_compiled_and_parallel_networks_are_run_as_they_were_written(monkeypatch):
+    compilations = []
+
+    def backend(graph, example_inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    inner = torch.compile(mlp(), backend=backend)
+    network = Takes(inner, lambda network, x: network(x))
     with torch.no_grad():
-        compiled(inputs(8, 6))
-    ran.clear()
-    check_scale_invariance(compiled, inputs(8, 6), scalable_weights(compiled))
-    assert len(ran) == 7 and not any(ran)
+        network(inputs(8, 6))
+    before = len(compilations)
+    assert before > 0
+    monkeypatch.setattr(nn.DataParallel, "forward", None)
+    for wrapped in (network, inner, torch.compile(network, backend=backend), nn.DataParallel(network)):
+        check_scale_invariance(wrapped, inputs(8, 6), scalable_weights(wrapped))
+    assert len(compilations) == before

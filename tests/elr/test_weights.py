@@ -114,6 +114,10 @@ def test_a_pair_may_take_the_weight_of_a_known_layer():
     pair = [("b.weight", "raw.matrix")]
     chosen = scalable_weights(network, more_weights=pair, leave=["raw.other"])
     assert list(chosen) == ["a", "b.weight"] and partners(network, chosen, pair)["b.weight"] is network["raw"].matrix
+    chosen = scalable_weights(network, more_weights=[("raw.matrix", "b.weight")], leave=["raw.other"])
+    assert list(chosen) == ["a", "raw.matrix"]
+    network["a"].weight = network["b"].weight
+    assert list(scalable_weights(network, more_weights=pair, leave=["raw.other"])) == ["b.weight"]
 
 
 def test_names_are_given_once_match_something_and_may_come_from_a_generator():
@@ -199,7 +203,10 @@ def test_what_is_left_out_may_not_share_a_tensor_with_what_is_held():
     assert list(scalable_weights(network, leave=["raw"])) == ["a"]
     network["raw"].matrix = network["a"].weight  # known by its other name
     assert list(scalable_weights(network, leave=["raw.other"])) == ["a"]
-    network["raw"].matrix = network["raw"].other
+    network["raw"].matrix, network["more"] = network["raw"].other, Raw()
+    network["more"].matrix, network["more"].other = network["raw"].other, network["raw"].other
+    assert list(scalable_weights(network, leave=["raw"], heads=["head"])) == ["a"]  # both are left under that name
+    del network["more"]
     with pytest.raises(ValueError, match=r"'raw\.other' is a tensor that is named under another name as well"):
         scalable_weights(network, more_weights=["raw.matrix", "raw.other"])
     network["a"].weight = network["raw"].other
