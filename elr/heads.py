@@ -52,13 +52,15 @@ def guessed_heads(inventory: Inventory, left: Places, claimed: Sequence[Owned]) 
         left: what is left alone.
         claimed: what the caller names to be held.
     """
-    matrices = [owned for owned in inventory.parameters if owned.is_matrix and owned.place not in left]
+    matrices = [owned for owned in inventory.parameters if owned.is_matrix]
     matrices = [owned for owned in matrices if owned.tensor.requires_grad or isinstance(owned.module, SCALABLE)]
     if not matrices:
         return (), None
     last = matrices[-1]
     attention = [owned.module for owned in inventory.parameters if isinstance(owned.module, nn.MultiheadAttention)]
-    if any(owned.module is last.module for owned in claimed):
+    if last.place in left:  # perhaps as the output layer, and the one before it is none
+        why = "is left alone"
+    elif any(owned.module is last.module for owned in claimed):
         why = "is named to be held"
     elif any(last.module is module.out_proj for module in attention):
         why = "is the output projection of an attention layer, which is no output layer by itself"

@@ -43,8 +43,8 @@ def scalable_weights(
         network: its submodules are visited in registration order.
         embeddings: also take embedding tables.
         heads: output layers to leave out, each with all beneath it: names of modules or parameters. None means the
-            last module in registration order that has a matrix, if its type may be an output layer; an empty sequence
-            means that there is none.
+            last module in registration order that has a matrix; it is refused as a guess if it is no linear,
+            convolutional or bilinear module, frozen, or named elsewhere. An empty sequence means that there is none.
         more_weights: parameters to hold as well. A pair is held at its joint norm, under the name of the first, such as
             ("fc.weight_mu", "fc.weight_sigma") of a noisy layer.
         leave: modules, each with all beneath it, and parameters to leave alone.

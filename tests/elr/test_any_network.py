@@ -429,6 +429,7 @@ REFUSED = {
     "embedding_last": (embedding_last, {},
                        no_guess("table", "is of type Embedding, which is no output layer by itself")),
     "frozen_last": (frozen_head, {}, no_guess("6", "is frozen")),
+    "head_left_alone": (mlp, {"leave": ["6"]}, no_guess("6", "is left alone")),
     "all_frozen": (lambda: mlp().requires_grad_(False), {"heads": ["6"]},
                    "no weight to project in Sequential outside the heads ['6']: it needs a trainable linear or "
                    "convolutional module that is not a head"),
