@@ -38,7 +38,7 @@ DQN = f"""\
 +
 @@ after "optimizer = optim.Adam(" @@
 +    schedule = elr.Cyclic(low=0.1 * args.learning_rate, high=args.learning_rate, period=1000)
-+    trigger = elr.OnCusum(elr.Cusum())
++    trigger = elr.OnCusum(elr.Cusum(log=True))
 +    handle = elr.attach(q_network, optimizer, schedule=schedule, trigger=trigger, meter=100)
 @@ after "loss.backward()" @@
 +                handle.signal(loss)
