@@ -59,8 +59,9 @@ def test_bad_arguments_of_the_functions():
         project_gains_([torch.ones(2)], [])
 
 
-def test_zero_weight_becomes_nan():
-    weight = torch.zeros(3, 3)
+@pytest.mark.parametrize("value", [0.0, 1e30, math.inf, math.nan])  # the square of 1e30 is infinite in float32
+def test_a_weight_that_cannot_be_projected_becomes_nan(value):
+    weight = torch.eye(3) * value if math.isfinite(value) else torch.eye(3).index_fill(0, torch.tensor(1), value)
     project_to_norms_([weight], [1.0])
     assert weight.isnan().all()
 
