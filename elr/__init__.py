@@ -4,7 +4,7 @@
     schedule = WarmupCosine(peak=1e-3, warmup_steps=500, decay_steps=9_500, final=1e-5)   # steps are updates
     trigger = AtKnownChange()
     rewarming = Rewarming(optimizer, schedule, trigger)     # sets the rate of the first update at once
-    meter = Meter(scalable_weights(network), every=100, optimizer=optimizer, nominal_power=1)   # 2 for SGD
+    meter = Meter(scalable_weights(network), every=100, optimizer=optimizer)
     for x, y, task_changed in stream:
         if task_changed:
             trigger.notify()                                # the schedule restarts with the next update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from elr.moments import Moments
 from elr.probe import NoProbe, Probe
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
+from elr.scale_invariance import Call
 from elr.schedules import Schedule
 from elr.signals import MeanSignal
 from elr.states import check_keys
@@ -165,6 +167,7 @@ class Attachment:
         """State to continue from exactly; the network's and the optimiser's are not in it."""
         return {
             "updates": self.updates,
+            "checked": self._first_batch is None,
             "restarted": self._restarted,
             "signal": self._signal.state_dict(),
             "projection": self.projection.state_dict(),
@@ -182,7 +185,7 @@ class Attachment:
         Raises:
             ValueError: the state is of other parts.
         """
-        parts = ["updates", "restarted", "signal", "projection", "rewarming", "meter", "probe"]
+        parts = ["updates", "checked", "restarted", "signal", "projection", "rewarming", "meter", "probe"]
         check_keys("Attachment", state, parts)
         if bool(state["rewarming"]) != (self.rewarming is not None):
             raise ValueError("the state was saved with a schedule and this attachment has none, or the reverse")
@@ -191,6 +194,9 @@ class Attachment:
         self.probe.load_state_dict(state["probe"])
         if self.rewarming is not None:
             self.rewarming.load_state_dict(state["rewarming"])
+        if state["checked"] and self._first_batch is not None:  # a layer that has died since cannot be judged any more
+            self.projection.unchecked = False
+            self._end_check()
         self._signal.load_state_dict(state["signal"])
         self.updates, self._restarted = state["updates"], state["restarted"]
         self._scalars, self._rate_used = {}, None
@@ -201,9 +207,24 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._end_check()
+        _ATTACHED.discard(self._optimizer)
+
+    @staticmethod
+    def _uncompiled_check(projection: Projection, batch: Call) -> None:
+        """Also where the caller compiles `optimizer.step()`."""
+        check = projection.check
+        if "torch._dynamo" in sys.modules:  # its import takes a second
+            check = torch.compiler.disable(check)  # type: ignore[no-untyped-call]
+        check(batch)
+
+    def _end_check(self) -> None:
         if self._first_batch is not None:
             self._first_batch.stop()
-        _ATTACHED.discard(self._optimizer)
+            self._first_batch = None
+
+    def __reduce__(self) -> tuple[type[CopiedHandle], tuple[()]]:
+        return CopiedHandle, ()
 
     def _require_attached(self) -> None:
         if not self._hooks:
@@ -242,9 +263,8 @@ class Attachment:
     def _open_step(self) -> None:
         """Everything that must happen between the gradients and the update."""
         if self._first_batch is not None and isinstance(self.projection, Projection):
-            self.projection.check(self._first_batch.call())
-            self._first_batch.stop()
-            self._first_batch = None
+            self._uncompiled_check(self.projection, self._first_batch.call())
+            self._end_check()
         if self.rewarming is not None:
             self._signal.require_for(self.rewarming.trigger)
             if self._overrule:
@@ -282,6 +302,18 @@ class Attachment:
         self._open, self._rate_used = False, None
         if isinstance(self.meter, Meter):
             self.meter.load_state_dict({"updates": self.meter.state_dict()["updates"] - 1})
+
+
+class CopiedHandle:
+    """What deepcopy and pickle make of an `Attachment`: the optimiser's copy has no hooks, so it controls nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying and pickling look for methods of their own
+            raise AttributeError(name)
+        raise RuntimeError(
+            f"{name}: this is a copy of a handle of elr.attach and controls nothing. Call elr.attach with the copied "
+            "network and optimiser, and load handle.state_dict()"
+        )
 
 
 def _fastest(optimizer: torch.optim.Optimizer) -> float | Tensor:

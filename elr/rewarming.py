@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from elr.moments import Moments, reset_moments_
+from elr.moments import Moments, reset_moments_, states_to_reset
 from elr.schedules import Schedule
 from elr.states import check_keys
 from elr.triggers import Signal, Trigger
@@ -106,6 +106,9 @@ class Rewarming:
             RuntimeError: something else has set a group's rate, see `require_own_rates`.
         """
         self.require_own_rates()
+        if self._updates == 0 and self.moments == "reset":  # refuse after the first update, not hours later
+            groups = self.optimizer.param_groups
+            states_to_reset(self.optimizer, [p for group in groups for p in group["params"]], self.moments)
         self._updates += 1
         self._since += 1
         fired = self.trigger.fires(self._updates, signal)
@@ -206,11 +209,17 @@ class Rewarming:
         if not (math.isfinite(rate) and rate >= 0.0):
             raise ValueError(f"the schedule gives the rate {rate} at step {self._since}; it must be finite and >= 0")
         self._check_groups(len(self._base))
-        self._set = []
+        values = []
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             # Without rounding: the fastest group gets the schedule's value, and at the initial rate all groups theirs.
-            value = base if rate == self._fastest else rate * (base / self._fastest)
-            self._set.append(_SetRate(group, value))
+            values.append(base if rate == self._fastest else rate * (base / self._fastest))
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(values[-1])
+            else:
+                group["lr"] = values[-1]
+        self._set = [
+            _SetRate(group["lr"], value) for group, value in zip(self.optimizer.param_groups, values, strict=True)
+        ]
         self._rate = rate
 
     def _check_groups(self, recorded: int) -> None:
@@ -225,15 +234,10 @@ class Rewarming:
 class _SetRate:
     """A rate put into a parameter group, and how to recognise it there without waiting for a device."""
 
-    def __init__(self, group: dict[str, Any], value: float) -> None:
+    def __init__(self, put: float | Tensor, value: float) -> None:
         self.value = value
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            lr.fill_(value)
-            self._put: float | Tensor = lr
-            self._version = lr._version
-        else:
-            self._put = group["lr"] = value
+        self._put = put
+        self._version = put._version if isinstance(put, Tensor) else 0
 
     def is_still_in(self, group: dict[str, Any]) -> bool:
         lr = group["lr"]

@@ -198,6 +198,32 @@ def test_continues_exactly(cut, optimizer_first):
     assert handle.updates == 200
 
 
+def test_run_whose_layer_has_died_is_resumed():
+    """The check of the first batch is not repeated: it could not judge a layer on which the output does not depend."""
+
+    def build():
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        return net, optimizer, attach(net, optimizer)
+
+    net, optimizer, handle = build()
+    train(net, optimizer, handle, batches(2))
+    with torch.no_grad():
+        net[4].bias.fill_(-100.0)
+    train(net, optimizer, handle, batches(2))
+    state = copy.deepcopy((net.state_dict(), optimizer.state_dict(), handle.state_dict()))
+    train(net, optimizer, handle, batches(2))
+    other, second, resumed = build()
+    other.load_state_dict(state[0])
+    second.load_state_dict(state[1])
+    resumed.load_state_dict(state[2])
+    assert not other._forward_pre_hooks
+    train(other, second, resumed, batches(2))
+    assert torch.equal(parameters(other), parameters(net))
+    early = build()[2].state_dict()  # before the first step nothing has been checked
+    assert early["checked"] is False and state[2]["checked"] is True
+
+
 def test_detached_nothing_is_left():
     ours, plain = network(), network()
     data = list(batches(40))
@@ -346,6 +372,32 @@ def test_copies_of_the_network_are_free_of_hooks():
     assert not both[1]._optimizer_step_pre_hooks
     train(net, optimizer, None, batches(2))
     assert not torch.equal(parameters(net), parameters(twin))
+
+
+def test_copy_of_a_handle_says_that_it_controls_nothing():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer)
+    for copied in (copy.deepcopy((net, optimizer, handle))[2], pickle.loads(pickle.dumps(handle)), copy.copy(handle)):
+        copy.deepcopy(copied)
+        with pytest.raises(RuntimeError, match=r"scalars: this is a copy of a handle .* controls nothing"):
+            copied.scalars()
+    train(net, optimizer, handle, batches(2))
+    assert handle.updates == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its profiler
+def test_compiled_step():
+    net = network(torch.float32)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    norm = float(net[0].weight.detach().norm())
+    handle = attach(net, optimizer)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    for batch in batches(3, torch.float32):
+        loss_of(net, batch).backward()
+        step()
+    assert handle.updates == 3 and not handle.projection.unchecked
+    assert float(net[0].weight.detach().norm()) == pytest.approx(norm, rel=1e-6)
 
 
 def test_compiled_network():
