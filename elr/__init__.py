@@ -90,7 +90,7 @@ from elr.probe import NoProbe, Probe
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
 from elr.rewarming_lr import RewarmingLR
-from elr.scale_invariance import check_scale_invariance
+from elr.scale_invariance import Call, check_scale_invariance
 from elr.schedules import Constant, Cyclic, CyclicThenConstant, LinearDecay, OneCycle, WarmupCosine
 from elr.stagnation import Stagnation
 from elr.td_errors import RecentTDErrors
@@ -100,6 +100,7 @@ from elr.weights import scalable_weights
 __all__ = [
     "AtKnownChange",  # trigger: when the script announces a change of the task
     "Attachment",  # what attach returns: signal, restart, scalars, state_dict, detach
+    "Call",  # the arguments of a network that takes several, for the check of scale invariance
     "Constant",  # schedule: one rate
     "Cusum",  # detector: an alarm when the mean of a stream rises
     "Cyclic",  # schedule: cycles between a low and a high rate
