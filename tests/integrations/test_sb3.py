@@ -25,6 +25,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 from elr.integrations.sb3 import LayerNormMlp, RewarmCallback, policy_projection
+from elr.integrations.sb3_policies import observations, still_collecting
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = {"net_arch": [], "features_extractor_class": LayerNormMlp, "features_extractor_kwargs": {"widths": (16, 16)}}
@@ -388,7 +389,8 @@ import sys
 sys.modules["elr"] = None  # importing it is an error
 from stable_baselines3 import PPO
 model = PPO.load(sys.argv[1])
-print(model.lr_schedule(1.0), sorted(model.rewarm_state), model.rewarm_state["updates"])
+state = model.rewarm_state
+print(model.lr_schedule(1.0), type(state).__name__, state["updates"], state["rewarming"]["since"])
 """
 
 
@@ -404,8 +406,8 @@ def test_a_saved_model_loads_without_this_package(during, tmp_path):
     command = [sys.executable, "-W", "error::UserWarning:stable_baselines3", "-c", WITHOUT, str(path)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    parts = ["meter", "probe", "projection", "restarted", "rewarming", "signal", "updates"]
-    assert run.stdout.split("\n")[0] == f"0.0005 {parts} {12 if during else 16}"
+    updates, since = callback.handle.updates, callback.handle.state_dict()["rewarming"]["since"]
+    assert run.stdout.split() == ["0.0005", "dict", str(updates - 4 * during), str(since - 4 * during)]
 
 
 def test_a_copied_model_has_its_own_rate_and_a_plain_state():
@@ -604,12 +606,16 @@ def test_nothing_warns():
         make(PPO).learn(64, callback=RewarmCallback(**arguments()))
 
 
-def test_layer_norm_mlp_ignores_the_scale_of_its_weights_near_zero_too():
+@pytest.mark.parametrize("widths", [(16,), (16, 32)])
+def test_layer_norm_mlp_ignores_the_scale_of_its_weights_near_zero_too(widths):
     model = make(DQN)
-    observations = torch.from_numpy(np.random.default_rng(0).uniform(-0.05, 0.05, (64, 4)).astype(np.float32))
-    elr.check_scale_invariance(model.q_net, observations, policy_projection(model).weights)
-    shapes = [tuple(layer.weight.shape) for layer in model.q_net.features_extractor.layers if hasattr(layer, "weight")]
-    assert shapes == [(16, 4), (16,), (16, 16), (16,)]
+    model.policy_kwargs["features_extractor_kwargs"] = {"widths": widths}
+    model._setup_model()
+    near_zero = torch.from_numpy(np.random.default_rng(0).uniform(-0.02, 0.02, (64, 4)).astype(np.float32))
+    elr.check_scale_invariance(model.q_net, near_zero, policy_projection(model).weights)
+    layers = [layer for layer in model.q_net.features_extractor.layers if hasattr(layer, "weight")]
+    assert [tuple(layer.weight.shape) for layer in layers[::2]] == [(widths[0], 4), (32, 16)][: len(widths)]
+    assert [tuple(layer.weight.shape) for layer in layers[1::2]] == [(width,) for width in widths]
 
 
 def test_two_callbacks_for_one_optimiser_are_refused():
@@ -681,3 +687,31 @@ def test_observations_may_be_a_dict(cls):
     callback = RewarmCallback()
     model.learn(256, callback=callback)
     assert not callback.handle.projection.unchecked
+
+
+def test_the_check_sees_the_observations_that_were_collected_as_the_network_takes_them():
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+    model = SAC("MlpPolicy", env, seed=0, device="cpu", buffer_size=1_000, learning_starts=64)
+    model.learn(64)
+    batch, raw = observations(model), model.replay_buffer.observations[:32].reshape(64, 3)
+    assert torch.equal(batch, torch.from_numpy(env.normalize_obs(raw)))
+    assert not torch.equal(batch, torch.from_numpy(raw))
+    assert still_collecting(model)
+    model.num_timesteps = 65
+    assert not still_collecting(model)
+
+
+def test_the_check_sees_rows_of_the_whole_rollout():
+    class AtRolloutEnd(BaseCallback):
+        def _on_rollout_end(self):
+            assert not still_collecting(self.model)
+            seen.append((observations(self.model), self.model.rollout_buffer.observations.reshape(512, 4).copy()))
+
+        def _on_step(self):
+            return True
+
+    seen = []
+    make(PPO, env=make_vec_env("CartPole-v1", 8, seed=0)).learn(512, callback=AtRolloutEnd())
+    ((batch, stored),) = seen
+    assert batch.shape == (256, 4)
+    assert np.array_equal(batch[0], stored[0]) and np.array_equal(batch[-1], stored[-1])
