@@ -2,9 +2,9 @@
 
     python -m runs bench sb3-elr --jobs 2 --numbers sb3_elr.json --out docs/attach_sb3.png
 
-Adam runs at a constant rate, and with a schedule that is re-warmed after half of the updates. Both arms train the same
-network, two hidden layers with LayerNorm (PPO: two for the policy and two for the value), by `model.learn` with the
-callback of `elr.integrations.sb3`. Needs `pip install -e ".[integrations]"`, and the extra `plots` for the picture.
+The rate is constant, or a schedule that is re-warmed after half of the updates. Both arms train the same network, two
+hidden layers with LayerNorm (PPO: two for the policy and two for the value), by `model.learn` with the callback of
+`elr.integrations.sb3`. Needs `pip install -e ".[integrations]"`, and the extra `plots` for the picture.
 With --numbers the runs that the file holds already are not repeated.
 
 What is measured, per layer, every --every updates, with eta the rate, n the entries of W and dW the optimiser's step:
@@ -47,6 +47,7 @@ from runs.recording import one_line_errors
 Algorithm = Literal["ppo", "dqn"]
 Optimiser = Literal["adam", "rms", "sign", "normalised"]
 Rates = Literal["constant", "schedule"]
+RATES: tuple[Rates, ...] = ("constant", "schedule")
 RATE = {"ppo": 3e-4, "dqn": 1e-3}
 WINDOWS = 100
 
@@ -58,7 +59,7 @@ class Args:
     algorithms: tuple[Algorithm, ...] = ("ppo", "dqn")
     """of Stable-Baselines3"""
     also: tuple[Optimiser, ...] = ("sign",)
-    """other optimisers, at a constant rate only; rms: Adam with beta1 = 0; sign, normalised: see above"""
+    """other optimisers than Adam; rms: Adam with beta1 = 0; sign and normalised: see above"""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """one run each per arm"""
     ppo_steps: int = 100_000
@@ -120,6 +121,9 @@ OPTIMISERS: dict[Optimiser, dict[str, Any]] = {
     "sign": {"optimizer_class": torch.optim.Adam, "optimizer_kwargs": {"betas": (0.0, 0.0), "eps": 1e-30}},
     "normalised": {"optimizer_class": Normalised},
 }
+
+
+TITLES = {"adam": "Adam", "rms": "Adam, beta1 = 0", "sign": "sign", "normalised": "normalised"}
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -207,17 +211,11 @@ def _drift(values: Any) -> float:
 def jobs(args: Args) -> list[Job]:
     """Every run of the command."""
     steps = {"ppo": args.ppo_steps, "dqn": args.dqn_steps}
+    arms = product(args.seeds, args.algorithms, ("adam", *args.also), RATES, (True, False))
     return [
         Job(algorithm, optimiser, rates, projected, seed, steps[algorithm], args.every)
-        for seed, algorithm, (optimiser, rates), projected in product(
-            args.seeds, args.algorithms, kinds(args), (True, False)
-        )
+        for seed, algorithm, optimiser, rates, projected in arms
     ]
-
-
-def kinds(args: Args) -> list[tuple[Optimiser, Rates]]:
-    """The optimisers, and with which rates."""
-    return [("adam", "constant"), ("adam", "schedule"), *((optimiser, "constant") for optimiser in args.also)]
 
 
 def table(args: Args, results: dict[str, Any]) -> str:
@@ -253,7 +251,7 @@ def draw(args: Args, results: dict[str, Any], path: Path) -> None:
 
     At a constant rate they are divided by it, so the nominal one begins at 1.
     """
-    rows = kinds(args)
+    rows = list(product(("adam", *args.also), RATES))
     columns = [(algorithm, kind) for algorithm in args.algorithms for kind in ("nominal", "realised")]
     figure, panels = style.begin(len(rows) * len(columns), columns=len(columns), width=3.6, height=2.7)
     for axes, ((optimiser, rates), (algorithm, kind)) in zip(panels, product(rows, columns), strict=True):
@@ -271,11 +269,12 @@ def draw(args: Args, results: dict[str, Any], path: Path) -> None:
                 style.draw_arm(axes, x, curves, look, label)
         if rates == "schedule":
             axes.plot(x, arm[0]["rate"], color="black", linewidth=0.8, label="learning rate", zorder=4)
+        if rates == "schedule" or (kind == "realised" and optimiser in ("adam", "rms")):
             axes.set_yscale("log")
-        axes.set_title(f"{algorithm.upper()}, {optimiser}, {rates}: {kind} ELR", fontsize=8)
+        axes.set_title(f"{algorithm.upper()}, {TITLES[optimiser]}, {rates}: {kind}", fontsize=8)
         axes.set_xlabel("updates", fontsize=8)
-    for axes in panels[:: len(columns)]:
-        axes.set_ylabel("ELR x initial norm (rows of a constant rate: / rate)", fontsize=7)
+        if axes in panels[:: len(columns)]:
+            axes.set_ylabel("ELR x initial norm / rate" if rates == "constant" else "ELR x initial norm", fontsize=8)
     style.legend_below(figure, panels)
     style.save(figure, [path])
 

@@ -75,12 +75,12 @@ def test_runs_that_the_file_holds_are_not_repeated_and_all_are_in_table_and_pict
     monkeypatch.setattr(sb3_elr, "train", train)
     args = Args(seeds=(1, 2), numbers=tmp_path / "n.json", out=tmp_path / "p.png")
     sb3_elr.main(args)
-    assert len(made) == len(json.loads(args.numbers.read_text())) == 2 * 2 * 3 * 2
+    assert len(made) == len(json.loads(args.numbers.read_text())) == 2 * 2 * 2 * 2 * 2
     lines = capsys.readouterr().out.splitlines()
     assert "| ppo | sign | constant | off | 25.0 % (25.0 %) | -20.0 % (-50.0 %) | 0.04 % (0.04 %) | 30 | 2 |" in lines
     assert args.out.stat().st_size > 20_000
     sb3_elr.main(args)
-    assert len(made) == 24
+    assert len(made) == 32
 
 
 def test_a_bad_number_is_refused():
