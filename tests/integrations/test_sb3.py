@@ -160,6 +160,25 @@ def test_everything_off_gives_the_same_numbers_bit_for_bit(cls):
 
 
 @ALGORITHMS
+def test_measuring_and_a_constant_schedule_change_nothing(cls):
+    results = []
+    for attached in (False, True):
+        model = make(cls, learning_rate=1e-3)
+        network = model.q_net if cls is DQN else model.policy
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+        callback = RewarmCallback(
+            schedule=elr.Constant(1e-3),
+            trigger=elr.OnCusum(elr.Cusum(block=1, burn_in=2, threshold=1e9)),
+            projection=elr.NoProjection(),
+            meter=1,
+            probe=elr.Probe(network, inputs, ["features_extractor.layers.6"], every=1),
+        )
+        model.learn(256, callback=callback if attached else None)
+        results.append(weights(model))
+    assert_equal(*results)
+
+
+@ALGORITHMS
 def test_projection_holds_the_norms_of_all_layers_but_the_heads(cls):
     model = make(cls, learning_rate=1e-2)
     callback = RewarmCallback()
