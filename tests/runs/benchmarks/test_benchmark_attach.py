@@ -63,7 +63,8 @@ def test_everything_is_on():
         if "elr/3" in loop.handle.scalars():
             measured.append(update)
     assert measured == [1, 100]
-    assert loop.handle.rewarming.trigger.cusum.state_dict()["blocks_seen"] == 2  # one number per update
+    cusum = loop.handle.rewarming.trigger.cusum
+    assert cusum.log and (cusum.state_dict()["blocks_seen"], cusum.block) == (2, 50)  # one number per update
 
 
 def test_overhead_is_the_ratio_within_a_pair(clock, monkeypatch):
