@@ -9,8 +9,8 @@ inputs. It reads `handle.scalars()` every 100 updates. Both sides start from the
 
 A pair is --updates updates of each side, in slices that alternate (plain, attached, plain, attached, ...), so that a
 machine that slows down slows both. The overhead is attached / plain - 1 within a pair. Then the parts are timed one by
-one, in a run of their own, as shares of the plain update; `hooks` is the rest of what attach does in a step. They
-add up to less than the overhead, because attach also slows down the loop around it: it uses the caches.
+one in one more such pair, as shares of its plain update; `hooks` is the rest of what attach does in a step. They need
+not add up to the overhead, because attach also slows down the loop around it: it uses the caches.
 """
 
 from __future__ import annotations
@@ -209,37 +209,42 @@ def seconds(update: Callable[[], None], count: int) -> float:
     return time.perf_counter() - start
 
 
+def pair(plain: Loop, attached: Loop, args: Args) -> tuple[float, float]:
+    """Seconds per update, plain and attached, in slices that alternate."""
+    spent = [0.0, 0.0]
+    for _ in range(args.updates // args.slice):
+        for side, loop in enumerate((plain, attached)):
+            spent[side] += seconds(loop.update, args.slice)
+    return spent[0] / args.updates, spent[1] / args.updates
+
+
 def pairs(case: Case, args: Args) -> Iterator[tuple[float, float]]:
-    """Seconds per update, plain and attached, of one pair after another; five updates of each come first."""
+    """One pair after another; five updates of each side come first."""
     plain, attached = Loop(case), AttachedLoop(case)
     for loop in (plain, attached):
         seconds(loop.update, 5)
     for _ in range(args.repeats):
-        spent = [0.0, 0.0]
-        for _ in range(args.updates // args.slice):
-            for side, loop in enumerate((plain, attached)):
-                spent[side] += seconds(loop.update, args.slice)
-        yield spent[0] / args.updates, spent[1] / args.updates
+        yield pair(plain, attached, args)
 
 
-def parts(case: Case, updates: int) -> dict[str, float]:
-    """Seconds per update of each part of the attached loop."""
+def parts(case: Case, args: Args) -> dict[str, float]:
+    """Time of each part of the attached loop, as a share of the plain update."""
     spent = dict.fromkeys(PARTS, 0.0)
-    loop = AttachedLoop(case, spent)
-    seconds(loop.update, 5)
+    plain, attached = Loop(case), AttachedLoop(case, spent)
+    for loop in (plain, attached):
+        seconds(loop.update, 5)
     spent |= dict.fromkeys(PARTS, 0.0)
-    seconds(loop.update, updates)
-    return {part: second / updates for part, second in spent.items()}
+    whole = pair(plain, attached, args)[0] * args.updates
+    return {part: second / whole for part, second in spent.items()}
 
 
 def measure(case: Case, args: Args) -> str:
     """Print each pair as it is measured; the lines that sum up."""
-    ratios, plains = [], []
+    ratios = []
     for plain, attached in pairs(case, args):
-        plains.append(plain)
         ratios.append(attached / plain - 1)
         print(f"  plain {plain * 1e6:.0f} us, attached {attached * 1e6:.0f} us: {ratios[-1]:+.1%}", flush=True)
-    shares = ", ".join(f"{part} {second / median(plains):.1%}" for part, second in parts(case, args.updates).items())
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in parts(case, args).items())
     return (
         f"overhead: median {median(ratios):+.1%} [smallest {min(ratios):+.1%}, largest {max(ratios):+.1%}], "
         f"n = {args.repeats} pairs of {args.updates} updates\n  of which {shares}"
