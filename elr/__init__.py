@@ -1,13 +1,13 @@
 """Control and measure the effective learning rate of a PyTorch network: the size of an update relative to the weights.
 
-    projection = Projection(network, check_inputs=batch)    # ValueError if rescaling a layer changes the output
+    projection = Projection(network, check_inputs=batch)    # ValueError if rescaling a weight changes the output
     schedule = WarmupCosine(peak=1e-3, warmup_steps=500, decay_steps=9_500, final=1e-5)   # steps are updates
     trigger = AtKnownChange()
     rewarming = Rewarming(optimizer, schedule, trigger)     # sets the rate of the first update at once
     meter = Meter(scalable_weights(network), every=100, optimizer=optimizer)
     for x, y, task_changed in stream:
         if task_changed:
-            trigger.notify()                                # the schedule restarts with the next update
+            trigger.notify()                                # asked after this update; then the schedule restarts
         optimizer.zero_grad(); loss(network(x), y).backward()
         meter.before_step(); optimizer.step(); meter.after_step()   # the step that the optimiser took
         projection.step(rewarming.rate)                     # W <- W ||W_0|| / ||W||
@@ -34,9 +34,10 @@ One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
 In training code that is not yours to rearrange:
 
     attachment         all of the above and the metrics below from inside optimizer.step(): elr.attach
+    attachable         what can be attached to what
     rewarming_lr       re-warming as a torch learning-rate scheduler
     signals            what a detector is told between two updates
-    first_batch        keeps the first training batch, to check scale invariance on it
+    training_batch     keeps the batch before the first update, to check scale invariance on it
 
 Experiments around it:
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elr.first_batch import FirstBatch
+from elr.attachable import OutsideRates, check_arguments, check_meter, check_pair, check_probe, check_projection
 from elr.measure import Meter, NoMeter
 from elr.moments import Moments
 from elr.probe import NoProbe, Probe
@@ -20,13 +19,9 @@ from elr.scale_invariance import Call
 from elr.schedules import Schedule
 from elr.signals import MeanSignal
 from elr.states import check_keys
+from elr.training_batch import TrainingBatch
 from elr.triggers import Never, Trigger
 from elr.weights import scalable_weights
-
-OutsideRates = Literal["refuse", "overrule"]
-"""When something else has set the optimiser's rate: refuse the next update, or set the schedule's rate again."""
-
-_ATTACHED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
 def attach(
@@ -52,27 +47,42 @@ def attach(
             optimizer.step()                # update, project, ask the trigger, set the next rate
             log(handle.scalars())
 
-    In `optimizer.step()`, in this order: the meter's first half; the optimiser's update; the meter's second half;
-    the projection; the trigger, which restarts the schedule, and the rate of the next update; the probe when due. A
-    step that a GradScaler skips counts for nothing.
+    One `optimizer.step()` then is:
+
+        1. before the first update: check that the output ignores the scale of the weights that are projected
+        2. refuse, or overrule, learning rates that something else has set
+        3. meter: store weights, gradient norms and rates, if due
+        4. the optimiser's update
+        5. meter: norms of the update
+        6. projection: W <- W rho / ||W||, and the policy for gains and offsets
+        7. ask the trigger; if it fires, the schedule restarts
+        8. set the rate of the next update: eta(updates since the last restart)
+        9. probe, if due
+
+    A step that a GradScaler skips is not counted; what was signalled for it is averaged with what comes next.
 
     Args:
-        network: what the optimiser trains, compiled or in DataParallel too. Several modules: nn.ModuleList([a, b]).
+        network: what the optimiser trains, compiled or in DataParallel too. For several modules give one whose
+            forward calls them, or nn.ModuleList([a, b]) and a projection with heads named and its own check.
         optimizer: it holds all weights that are projected or measured.
         schedule: updates since the last restart -> rate. None leaves the rates to the caller.
         trigger: when the schedule starts again; None means at `Attachment.restart` only.
-        projection: None holds all weights but the head, `Projection(network)`; or a Projection of this network, with
-            heads named, layers left alone, ...; or NoProjection(). A Projection without check_inputs is checked before
-            the first update, on the batch of the last forward pass with gradients.
+        projection: None means `Projection(network)`, which holds all weights except the head; or a Projection of this
+            network with heads named, layers left alone, ...; or NoProjection(). A Projection without check_inputs is
+            checked before the first update, on the batch of the last forward pass with gradients.
         meter: a Meter of this optimiser, or its cadence in updates, for the weights that are projected.
         probe: a Probe of this network; its first measurement is made now.
         moments: at a restart, "keep" or "reset" the optimiser's moments and step counts.
         outside_rates: what to do before an update if something else has set the optimiser's rate: "refuse" or
-            "overrule". Without a schedule it has no effect.
+            "overrule"; without a schedule "overrule" is an error.
 
     Raises:
         ValueError: a part belongs to another network or optimiser, the optimiser does not hold a weight, it is attached
             already, it evaluates the loss several times per step (LBFGS), or an argument has no effect.
+
+    Source: arXiv:2507.20057, Algorithm 1.
+    Deviation: the paper does not say on which step of Adam's moments a restart acts; see `Rewarming`. The rate that
+        pulls gains (policies "regularise" and "decay" of `Projection`) is that of the fastest parameter group.
     """
     return Attachment(network, optimizer, schedule, trigger, projection, meter, probe, moments, outside_rates)
 
@@ -83,7 +93,10 @@ class Attachment:
     Attributes:
         projection, rewarming, meter, probe: the parts; rewarming is None without a schedule.
         updates: updates that the optimiser has taken since `attach`.
+        is_attachment: marks the hooks of an attached optimiser.
     """
+
+    is_attachment = True
 
     def __init__(
         self,
@@ -97,14 +110,14 @@ class Attachment:
         moments: Moments,
         outside_rates: OutsideRates,
     ) -> None:
-        _check_pair(network, optimizer)
-        _check_arguments(schedule, trigger, moments, outside_rates)
+        check_pair(network, optimizer)
+        check_arguments(schedule, trigger, moments, outside_rates)
         self._optimizer = optimizer
         self.projection = Projection(network) if projection is None else projection
-        if isinstance(self.projection, Projection):
-            _check_projection(self.projection, network, optimizer)
+        check_projection(self.projection, network, optimizer)
         self.meter = self._meter(network, meter)
         self.probe = NoProbe() if probe is None else probe
+        check_probe(self.probe, network)
         probed = self.probe.measure() if self.probe.due(0) else {}
         self.rewarming: Rewarming | None = None
         if schedule is not None:  # from here on nothing can fail: a refusal leaves the rates as they were
@@ -114,15 +127,14 @@ class Attachment:
         self.updates = 0
         self._open = self._skipped = self._restarted = False
         self._rate_used: float | Tensor | None = None
-        self._scalars: dict[str, float] = probed
-        self._first_batch: FirstBatch | None = None
+        self._scalars: dict[str, float] = {**self._no_event(), **probed}
+        self._training_batch: TrainingBatch | None = None
         if isinstance(self.projection, Projection) and self.projection.unchecked:
-            self._first_batch = FirstBatch(network)
+            self._training_batch = TrainingBatch(network)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        _ATTACHED.add(optimizer)
 
     @property
     def rate(self) -> float:
@@ -130,10 +142,12 @@ class Attachment:
         return self.rewarming.rate if self.rewarming is not None else float(_fastest(self._optimizer))
 
     def signal(self, value: float | Tensor) -> None:
-        """Give the trigger one number before an update, such as the loss; the mean of several is what it sees.
+        """Give the trigger one number before an update, such as the loss. It sees the mean of several.
+
+        With several processes (torch.distributed) it sees their mean, so all of them re-warm together.
 
         Raises:
-            ValueError: nothing listens, or the value is not one number.
+            ValueError: no trigger uses a signal, or the value is not one number.
             RuntimeError: detached.
         """
         self._require_attached()
@@ -156,9 +170,10 @@ class Attachment:
         """What is known of the last update, by tag; reading the meter waits for the device.
 
         Returns:
-            charts/learning_rate: the rate of its update. With a schedule rewarm/event: 1 if the trigger fired after it
+            charts/learning_rate: the rate of that update. With a schedule rewarm/event: 1 if the trigger fired after it
             or `restart` was called before it, else 0; rewarm/statistic of a detector. In steps that were measured the
-            tags of `Meter.scalars` and `Probe.measure`. Before the first step: the probe's.
+            tags of `Meter.scalars` and `Probe.measure`. Before the first step, and after one that was skipped, there is
+            no rate, and rewarm/event is 0.
         """
         rate = {} if self._rate_used is None else {"charts/learning_rate": float(self._rate_used)}
         return {**rate, **self._scalars, **self.meter.fresh_scalars()}
@@ -167,7 +182,7 @@ class Attachment:
         """State to continue from exactly; the network's and the optimiser's are not in it."""
         return {
             "updates": self.updates,
-            "checked": self._first_batch is None,
+            "checked": not self.projection.unchecked,
             "restarted": self._restarted,
             "signal": self._signal.state_dict(),
             "projection": self.projection.state_dict(),
@@ -187,19 +202,20 @@ class Attachment:
         """
         parts = ["updates", "checked", "restarted", "signal", "projection", "rewarming", "meter", "probe"]
         check_keys("Attachment", state, parts)
-        if bool(state["rewarming"]) != (self.rewarming is not None):
-            raise ValueError("the state was saved with a schedule and this attachment has none, or the reverse")
+        own = self.state_dict()
+        if differ := [name for name in parts[4:] if bool(state[name]) != bool(own[name])]:
+            raise ValueError(f"only one of the state and this attachment has {differ}: attach with the same arguments")
         self.projection.load_state_dict(state["projection"])
         self.meter.load_state_dict(state["meter"])
         self.probe.load_state_dict(state["probe"])
         if self.rewarming is not None:
             self.rewarming.load_state_dict(state["rewarming"])
-        if state["checked"] and self._first_batch is not None:  # a layer that has died since cannot be judged any more
+        if state["checked"] and self._training_batch is not None:  # a layer without influence can no longer be judged
             self.projection.unchecked = False
             self._end_check()
         self._signal.load_state_dict(state["signal"])
         self.updates, self._restarted = state["updates"], state["restarted"]
-        self._scalars, self._rate_used = {}, None
+        self._scalars, self._rate_used = self._no_event(), None
 
     def detach(self) -> None:
         """Remove every hook: `optimizer.step()` is again the optimiser's own. Weights and rates stay as they are."""
@@ -208,20 +224,19 @@ class Attachment:
             hook.remove()
         self._hooks = []
         self._end_check()
-        _ATTACHED.discard(self._optimizer)
 
     @staticmethod
     def _uncompiled_check(projection: Projection, batch: Call) -> None:
-        """Also where the caller compiles `optimizer.step()`."""
+        """Run the check uncompiled, even if the caller has compiled `optimizer.step()`."""
         check = projection.check
         if "torch._dynamo" in sys.modules:  # its import takes a second
             check = torch.compiler.disable(check)  # type: ignore[no-untyped-call]
         check(batch)
 
     def _end_check(self) -> None:
-        if self._first_batch is not None:
-            self._first_batch.stop()
-            self._first_batch = None
+        if self._training_batch is not None:
+            self._training_batch.stop()
+            self._training_batch = None
 
     def __reduce__(self) -> tuple[type[CopiedHandle], tuple[()]]:
         return CopiedHandle, ()
@@ -234,6 +249,7 @@ class Attachment:
         if meter is None:
             return NoMeter()
         if isinstance(meter, Meter | NoMeter):
+            check_meter(meter, self._optimizer)
             return meter
         weights = self.projection.weights if isinstance(self.projection, Projection) else scalable_weights(network)
         return Meter(weights, every=meter, optimizer=self._optimizer)
@@ -262,8 +278,8 @@ class Attachment:
 
     def _open_step(self) -> None:
         """Everything that must happen between the gradients and the update."""
-        if self._first_batch is not None and isinstance(self.projection, Projection):
-            self._uncompiled_check(self.projection, self._first_batch.call())
+        if self._training_batch is not None and isinstance(self.projection, Projection):
+            self._uncompiled_check(self.projection, self._training_batch.arguments())
             self._end_check()
         if self.rewarming is not None:
             self._signal.require_for(self.rewarming.trigger)
@@ -275,7 +291,7 @@ class Attachment:
         found_inf = getattr(self._optimizer, "found_inf", None)
         self._skipped = found_inf is not None and bool(found_inf)
         self._rate_used = _fastest(self._optimizer) if self.rewarming is None else self.rewarming.rate
-        self._scalars = {}
+        self._scalars = self._no_event()
         self._open = True
         self.meter.before_step()
 
@@ -298,10 +314,12 @@ class Attachment:
             self._scalars |= self.probe.measure()
 
     def _forget_step(self) -> None:
-        """Not count a step that did not happen."""
-        self._open, self._rate_used = False, None
-        if isinstance(self.meter, Meter):
-            self.meter.load_state_dict({"updates": self.meter.state_dict()["updates"] - 1})
+        """Undo the count of a step that was skipped or interrupted."""
+        self._open, self._rate_used, self._scalars = False, None, self._no_event()
+        self.meter.cancel_step()
+
+    def _no_event(self) -> dict[str, float]:
+        return {} if self.rewarming is None else {"rewarm/event": 0.0}
 
 
 class CopiedHandle:
@@ -323,40 +341,3 @@ def _fastest(optimizer: torch.optim.Optimizer) -> float | Tensor:
         device = next(rate.device for rate in rates if isinstance(rate, Tensor))
         return torch.stack([torch.as_tensor(rate, device=device).reshape(()) for rate in rates]).max()
     return float(max(rates))
-
-
-def _check_pair(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"attach(network, optimizer) needs an nn.Module first, got {type(network).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"attach(network, optimizer) needs a torch optimiser, got {type(optimizer).__name__}")
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise ValueError(
-            f"{type(optimizer).__name__} wraps an optimiser and runs no step hooks: attach to the optimiser inside it"
-        )
-    if optimizer in _ATTACHED:
-        raise ValueError("this optimiser is attached already: keep one handle, or detach the other first")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS evaluates the loss several times per step, so there is no one update to measure")
-
-
-def _check_arguments(schedule: Schedule | None, trigger: Trigger | None, moments: str, outside_rates: str) -> None:
-    if outside_rates not in get_args(OutsideRates):
-        raise ValueError(f"outside_rates={outside_rates!r} is not known: choose one of {get_args(OutsideRates)}")
-    given = {"trigger": trigger is not None, "moments": moments != "keep", "outside_rates": outside_rates != "refuse"}
-    if schedule is None and (unused := [name for name, used in given.items() if used]):
-        raise ValueError(
-            f"{', '.join(unused)} has no effect without a schedule: give one, such as schedule=Cyclic(...)"
-        )
-
-
-def _check_projection(projection: Projection, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    own = {id(parameter) for parameter in network.parameters()}
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if strangers := [name for name, weight in projection.weights.items() if id(weight) not in own]:
-        raise ValueError(f"the projection holds {strangers} of another network: build it from the network you attach")
-    if missing := [name for name, weight in projection.weights.items() if id(weight) not in held]:
-        raise ValueError(
-            f"the optimiser does not hold {missing}: attach the part of the network that it trains, or name these in "
-            "Projection(network, leave=[...])"
-        )

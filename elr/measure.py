@@ -63,7 +63,7 @@ class Meter:
         self._layers = list(weights)
         self._weights = list(weights.values())
         self._every = every
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._power = power
         _groups(weights, optimizer)
         self._before = [torch.empty_like(weight, requires_grad=False) for weight in self._weights]
@@ -104,6 +104,13 @@ class Meter:
         self._record_after()
         self._fresh = True
         return True
+
+    def cancel_step(self) -> None:
+        """Undo `before_step`, for a step that the optimiser did not take."""
+        if self._open:
+            self._updates -= 1
+        self._open = self._fresh = False
+        self._norms = []
 
     def fresh_scalars(self) -> dict[str, float]:
         """The scalars of the step just taken if it was measured, otherwise {}."""
@@ -151,8 +158,9 @@ class Meter:
         """Restore the update count and forget any measurement.
 
         Raises:
-            ValueError: the count is negative.
+            ValueError: wrong keys, or the count is negative.
         """
+        check_keys("Meter", state, ["updates"])
         if state["updates"] < 0:
             raise ValueError(f"saved update count {state['updates']} is negative: load what state_dict returned")
         self._updates = int(state["updates"])
@@ -167,14 +175,14 @@ class Meter:
         weights = dict(zip(self._layers, self._weights, strict=True))
         for (layer, weight), before in zip(weights.items(), self._before, strict=True):
             _require_same(layer, weight, before)
-        rates = [group["lr"] for group in _groups(weights, self._optimizer)]
+        rates = [group["lr"] for group in _groups(weights, self.optimizer)]
         gradients = {layer: _values(weight.grad) for layer, weight in weights.items() if weight.grad is not None}
         torch._foreach_copy_(self._before, self._weights)
         self._rates = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
         self._with_gradient = list(gradients)
         self._weight_norms = _norms(self._weights)
         # A GradScaler gives a fused optimiser this attribute for the step, and leaves the division to its kernel.
-        scale = getattr(self._optimizer, "grad_scale", None)
+        scale = getattr(self.optimizer, "grad_scale", None)
         norms = _norms(list(gradients.values()))
         self._gradient_norms = norms if scale is None else [norm / scale.to(norm.device) for norm in norms]
 
@@ -193,6 +201,9 @@ class NoMeter:
     def after_step(self) -> bool:
         """Never a measurement."""
         return False
+
+    def cancel_step(self) -> None:
+        """Do nothing."""
 
     def fresh_scalars(self) -> dict[str, float]:
         """No scalars."""

@@ -61,7 +61,7 @@ class Probe:
         if inputs.ndim < 1 or inputs.shape[0] < 2:
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: a probe compares n >= 2 inputs along axis 0")
         self.every, self.tau, self.delta, self.unit_dim = every, tau, delta, unit_dim
-        self._network = network
+        self.network = network
         self._inputs = inputs.detach().clone()
         self._modules = _modules_by_name(network, layers)
         self._previous: dict[str, _Snapshot] = {}
@@ -117,8 +117,9 @@ class Probe:
         """Continue from `state_dict()`: later measurements equal those of the uninterrupted run bit for bit.
 
         Raises:
-            ValueError: the layers, their shapes or the inputs are not those of the saved probe.
+            ValueError: wrong keys, or the layers, their shapes or the inputs are not those of the saved probe.
         """
+        check_keys("Probe", state, ["shapes", "inputs_digest", "previous"])
         if list(state["shapes"].items()) != list(self._shapes.items()):
             raise ValueError(
                 f"the saved probe measures {state['shapes']}, this one {self._shapes}: layers and shapes must be the "
@@ -146,8 +147,8 @@ class Probe:
             for name, module in self._modules.items()
         ]
         try:
-            with torch.no_grad(), undisturbed(self._network, self._inputs):
-                self._network(self._inputs.clone())  # a first layer that works in place would write to the inputs
+            with torch.no_grad(), undisturbed(self.network, self._inputs):
+                self.network(self._inputs.clone())  # a first layer that works in place would write to the inputs
         finally:
             for handle in handles:
                 handle.remove()

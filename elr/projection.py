@@ -171,10 +171,7 @@ class Projection:
         joint: dict[str, Tensor | tuple[Tensor, ...]] = {}
         for name, partner in self._partners.items():
             joint[name] = self.weights[name] if partner is None else (self.weights[name], partner)
-        if self._more_gains:
-            check_scale_invariance(self._network, inputs, joint, more_gains=self._more_gains)
-        else:
-            check_scale_invariance(self._network, inputs, joint)
+        check_scale_invariance(self._network, inputs, joint, more_gains=self._more_gains)
         self._check_inputs = inputs
         self.unchecked = False
 

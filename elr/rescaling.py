@@ -71,8 +71,10 @@ class Rescaling:
         squares = list(torch._foreach_mul(measured, measured))
         if self._paired:
             torch._foreach_add_([squares[i] for i in self._paired], squares[len(self._norms) :])
-        scales = torch._foreach_reciprocal(torch._foreach_sqrt(squares[: len(self._norms)]))
+        squares = squares[: len(self._norms)]
+        scales = torch._foreach_reciprocal(torch._foreach_sqrt(squares))
         torch._foreach_mul_(scales, self._norms)
+        torch._foreach_add_(scales, torch._foreach_sub(squares, squares))  # + 0, or NaN where a norm is infinite
         return list(scales)
 
     def _views(self) -> list[tuple[float, list[NDArray[Any]]]] | None:

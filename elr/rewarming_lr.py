@@ -20,8 +20,10 @@ from elr.triggers import Never, Trigger
 class RewarmingLR(LRScheduler):
     """`Rewarming` as a torch scheduler: `step` once after every optimiser update.
 
-    With eta the schedule, s the updates since the last restart and lr_g the groups' rates at construction, the rate of
-    group g at the next update is eta(s) * lr_g / max_g' lr_g'. See `Rewarming`, which does the work.
+    With eta the schedule, s the updates since the last restart and lr_g the groups' `initial_lr`, which the first
+    scheduler of an optimiser records (usually this one, at construction), the rate of group g at the next update is
+        eta(s) * lr_g / max_g' lr_g'
+    See `Rewarming`, which does the work.
 
         scheduler = RewarmingLR(optimizer, WarmupCosine(peak=1e-3, ...), OnCusum(Cusum()))
         for x, y in stream:
@@ -29,6 +31,9 @@ class RewarmingLR(LRScheduler):
             optimizer.step()
             scheduler.signal(loss)      # only for a trigger that watches something
             scheduler.step()            # asks the trigger; sets the rate of the next update
+
+    A step without an optimiser update since the last, as after an update that GradScaler has skipped, changes nothing.
+    Several updates since the last step are refused: its steps are updates, not epochs.
 
     It works inside `SequentialLR`: when its turn comes, its schedule starts. Schedulers that change the rate between
     its steps (`ChainedScheduler`, a second scheduler, a framework) are refused at the next step.
@@ -54,6 +59,8 @@ class RewarmingLR(LRScheduler):
         self._trigger: Trigger = Never() if trigger is None else trigger
         self._moments: Moments = moments
         self._signal = MeanSignal()
+        self._updates = 0  # since the last step
+        self._hook = optimizer.register_step_post_hook(self._count)
         self._rewarming: Rewarming
         super().__init__(optimizer)  # takes its first step, which calls get_lr
 
@@ -72,7 +79,7 @@ class RewarmingLR(LRScheduler):
         return self._rewarming.scalars()
 
     def signal(self, value: float | Tensor) -> None:
-        """Give the trigger one number, such as the loss; the mean of those since the last step is what it sees.
+        """Give the trigger one number, such as the loss. It sees the mean of the numbers since the last step.
 
         Raises:
             ValueError: the trigger watches nothing, or the value is not one number.
@@ -91,7 +98,8 @@ class RewarmingLR(LRScheduler):
             epoch: None. 0 starts the schedule, as `SequentialLR` asks for.
         Raises:
             ValueError: another epoch; otherwise as `Rewarming.step`.
-            RuntimeError: something else has set a group's rate.
+            RuntimeError: something else has set a group's rate; there were several updates since the last step; or this
+                is a copy, whose optimiser it cannot follow.
         """
         if epoch not in (None, 0):
             raise ValueError(f"RewarmingLR counts updates itself: call step() without an epoch, got epoch={epoch}")
@@ -104,9 +112,28 @@ class RewarmingLR(LRScheduler):
         if self._get_lr_called_within_step:
             if self.last_epoch == 0:  # at construction, and when SequentialLR hands over
                 self._begin()
-            else:
+            elif self._one_update():
+                self._signal.require_for(self._trigger)
                 self._rewarming.step(self._signal.take())
+            self._updates = 0
         return self._rates()
+
+    def _count(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # a fused optimiser under a GradScaler that skips the update
+        self._updates += int(found_inf is None or not bool(found_inf))
+
+    def _one_update(self) -> bool:
+        """Whether there was an update since the last step."""
+        if self._updates > 1:
+            raise RuntimeError(
+                f"there were {self._updates} updates since the last RewarmingLR.step(), whose schedule counts updates: "
+                'step it after each optimizer.step() (in Lightning: "interval": "step")'
+            )
+        if self._hook.id not in self.optimizer._optimizer_step_post_hooks:
+            raise RuntimeError(
+                "this RewarmingLR is a copy, and cannot follow its optimiser: build a new one and load state_dict()"
+            )
+        return self._updates == 1
 
     def _begin(self) -> None:
         """Start with the ratios that torch has recorded: other schedulers may have changed the rates since."""
@@ -123,6 +150,7 @@ class RewarmingLR(LRScheduler):
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
+            "updates": self._updates,
             "rewarming": self._rewarming.state_dict(),
             "signal": self._signal.state_dict(),
         }
@@ -135,10 +163,11 @@ class RewarmingLR(LRScheduler):
         Raises:
             ValueError: as `Rewarming.load_state_dict`.
         """
-        check_keys("RewarmingLR", state_dict, ["last_epoch", "step_count", "rewarming", "signal"])
+        check_keys("RewarmingLR", state_dict, ["last_epoch", "step_count", "updates", "rewarming", "signal"])
         self._rewarming.load_state_dict(state_dict["rewarming"])
         self._signal.load_state_dict(state_dict["signal"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
+        self._updates = state_dict["updates"]
         self._last_lr = self._rates()
 
     def _rates(self) -> list[float | Tensor]:

@@ -273,7 +273,7 @@ def _check_partners(trainable: Sequence[Owned], found: Mapping[str, nn.Parameter
 def _gains(
     inventory: Inventory, left: Places, apart: Mapping[int, str]
 ) -> dict[str, tuple[nn.Parameter, nn.Parameter | None]]:
-    offsets = {id(o.module): o.tensor for o in inventory.parameters if o.role == "offset" and o.place not in left}
+    offsets = {id(o.module): o.tensor for o in inventory.parameters if o.role == "offset" and id(o.tensor) not in apart}
     return {
         owned.module_name: (owned.tensor, offsets.get(id(owned.module)))
         for owned in inventory.parameters

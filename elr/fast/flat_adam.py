@@ -6,7 +6,7 @@ vector, they are zeroed, clipped and stepped in one operation each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -30,17 +30,19 @@ class FlatAdam(torch.optim.Adam):
     of its own, and like torch's has neither gradients nor hooks.
 
     Args:
-        parameters: as `network.parameters()` gives them, all trained, of one dtype on one device; their order is that
-            of the vectors.
+        parameters: as `network.parameters()` gives them, of one dtype on one device; their order is that of the
+            vectors. Those that are frozen are left alone, as Adam leaves them without a gradient.
         lr: learning rate of the one group, which a schedule may change.
         eps: Adam's epsilon.
     Attributes:
         vector, grad: [sum of the parameters' sizes].
         steps: 0-d, the updates taken, for all parameters.
     Raises:
-        ValueError: there are no parameters, one is there twice, frozen or not of floating point, they differ in dtype
-            or device, or they are groups.
+        ValueError: no parameter is trained, one is there twice or not of floating point, they differ in dtype or
+            device, or they are groups.
     """
+
+    _frozen: Sequence[nn.Parameter] = ()
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float | Tensor, eps: float) -> None:
         """Move the parameters' values into the vector."""
@@ -49,7 +51,11 @@ class FlatAdam(torch.optim.Adam):
             raise ValueError("FlatAdam needs parameters, not parameter groups or named parameters: it has one group")
         if len({id(p) for p in parameters}) < len(parameters):
             raise ValueError("FlatAdam: a parameter is given twice; give each once")
-        super().__init__(parameters, lr=lr, eps=eps, fused=True)
+        trained = [p for p in parameters if p.requires_grad]
+        if parameters and not trained:
+            raise ValueError("FlatAdam: all parameters are frozen, so there is nothing to train")
+        super().__init__(trained, lr=lr, eps=eps, fused=True)
+        self._frozen = [p for p in parameters if not p.requires_grad]
         self._lay_out()
         for p, view, _ in self._views:
             if p.grad is None:
@@ -64,11 +70,6 @@ class FlatAdam(torch.optim.Adam):
             raise ValueError("FlatAdam needs parameters of one dtype on one device")
         if not first.dtype.is_floating_point:
             raise ValueError(f"FlatAdam needs parameters of a floating-point type, got {first.dtype}")
-        if not all(p.requires_grad for p in parameters):
-            raise ValueError(
-                "FlatAdam steps every parameter that it has: leave out the frozen ones, FlatAdam((p for p in "
-                "network.parameters() if p.requires_grad), ...)"
-            )
         self.vector, self.grad, self.exp_avg, self.exp_avg_sq = (
             torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device) for _ in range(4)
         )
@@ -141,6 +142,12 @@ class FlatAdam(torch.optim.Adam):
 
     def _gather(self) -> None:
         """Bring gradients that something else put in place of a view into the vector."""
+        for p in self._frozen:
+            if p.requires_grad:
+                raise ValueError(
+                    f"FlatAdam: a parameter of shape {tuple(p.shape)} was frozen when it was built and is not now; "
+                    "build it again to train that"
+                )
         vector = self.vector.data_ptr()
         for p, view, start in self._views:
             if (p.data_ptr() != vector + start and p.numel()) or not p.requires_grad:
@@ -239,9 +246,7 @@ def _check_group(group: dict[str, Any]) -> None:
 def _refuse(p: nn.Parameter) -> NoReturn:
     shape = tuple(p.shape)
     if not p.requires_grad:
-        raise ValueError(
-            f"FlatAdam: a parameter of shape {shape} was frozen; build FlatAdam from those that are trained"
-        )
+        raise ValueError(f"FlatAdam: a parameter of shape {shape} was frozen after FlatAdam was built; build it again")
     raise ValueError(
         f"FlatAdam: something has replaced the data of a parameter of shape {shape}, such as network.to(...), which "
         "takes it out of the vector that is trained; do that before building FlatAdam, or copy values in place"

@@ -21,7 +21,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from elr.attachment import Attachment, OutsideRates, attach
+from elr.attachable import OutsideRates
+from elr.attachment import Attachment, attach
 from elr.integrations.sb3_policies import LayerNormMlp, Target, find, observations, policy_projection, still_collecting
 from elr.measure import Meter, NoMeter
 from elr.moments import Moments

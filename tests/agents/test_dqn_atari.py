@@ -492,7 +492,7 @@ def test_a_run_in_bf16_is_projected_and_measured_like_any_other(tmp_path):
 def test_scale_invariance_is_checked_in_float32_at_the_start_at_a_reset_and_at_a_change(tmp_path, monkeypatch):
     """The rounding of bfloat16 would look like a dependence on the scale of the weights."""
     seen = []
-    monkeypatch.setattr(projection, "check_scale_invariance", lambda network, *_: seen.append(network.bf16))
+    monkeypatch.setattr(projection, "check_scale_invariance", lambda network, *_, **__: seen.append(network.bf16))
     script.main(
         tiny(
             tmp_path / "run", bf16=True, probe=script.ProbeArgs(0, 8, meter_every=0), total_timesteps=140,

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from elr.probe import Probe
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
 from elr.schedules import Constant, Cyclic, LinearDecay, WarmupCosine
+from elr.signals import MeanSignal
 from elr.triggers import AtKnownChange, Every, Never, OnCusum
 from elr.weights import scalable_weights
 
@@ -85,7 +87,7 @@ def test_equals_the_loop_written_out_bit_for_bit():
     rewarming = Rewarming(optimizer, SCHEDULE, detector())
     meter = Meter(scalable_weights(theirs), every=50, optimizer=optimizer, nominal_power=1)
     probe = Probe(theirs, probe_inputs, ["2"], every=70)
-    assert measured_at_start == probe.measure()
+    assert measured_at_start == {"rewarm/event": 0.0, **probe.measure()}
     assert any(name.startswith("plasticity/") for name in measured_at_start)
     for update, batch in enumerate(batches(200), start=1):
         optimizer.zero_grad()
@@ -289,7 +291,7 @@ def test_detector_without_a_signal_is_refused_before_the_update():
     attach(net, optimizer, schedule=Constant(1e-3), trigger=detector())
     loss_of(net, next(batches(1))).backward()
     before = parameters(net)
-    with pytest.raises(ValueError, match=r"call signal\(loss\) before optimizer.step"):
+    with pytest.raises(ValueError, match=r"call signal\(loss\) before the step"):
         optimizer.step()
     assert torch.equal(parameters(net), before)
 
@@ -579,6 +581,44 @@ def test_signals_that_nothing_watches_are_refused():
     handle = attach(net, optimizer, schedule=Constant(0.1), trigger=detector())
     with pytest.raises(ValueError, match=r"one number, got shape \(2,\)"):
         handle.signal(torch.ones(2))
+    for value in (None, "1", [1.0], np.ones(2)):
+        with pytest.raises(ValueError, match=r"signal\(\) needs "):
+            handle.signal(value)
+    handle.signal(np.float32(0.25))
+    assert handle._signal.take() == 0.25
+
+
+def test_signals_that_wait_are_restored_in_their_precision():
+    """Several float32 losses, saved between two of them: the mean is the same to the last bit."""
+    losses = torch.rand(3, generator=torch.Generator().manual_seed(5)) / 3
+    whole, first, second = MeanSignal(), MeanSignal(), MeanSignal()
+    for signal in (whole, first):
+        signal.add(losses[0], detector())
+        signal.add(losses[1], detector())
+    second.load_state_dict(first.state_dict())
+    for signal in (whole, second):
+        signal.add(losses[2], detector())
+    mean = whole.take()
+    assert mean.dtype == torch.float32 and torch.equal(mean, second.take())
+
+
+def test_parts_of_another_network_or_optimizer_are_refused():
+    net, other = network(), network()
+    optimizer, another = (torch.optim.Adam(n.parameters(), lr=1e-3) for n in (net, other))
+    with pytest.raises(ValueError, match="meter was built with another optimiser"):
+        attach(net, optimizer, meter=Meter(scalable_weights(other), every=1, optimizer=another))
+    with pytest.raises(ValueError, match="probe is of another network"):
+        attach(net, optimizer, probe=Probe(other, next(batches(1))[0], ["2"], every=10))
+    compiled = torch.compile(net, backend="eager")
+    attach(compiled, optimizer, probe=Probe(net, next(batches(1))[0], ["2"], every=10))  # the same network
+
+
+def test_a_check_that_never_ran_is_not_saved_as_done():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer)
+    handle.detach()
+    assert handle.state_dict()["checked"] is False
 
 
 def test_optimizer_must_hold_the_weights():
@@ -602,7 +642,7 @@ def test_state_of_other_parts_is_refused():
     optimizer, another = (torch.optim.Adam(n.parameters(), lr=1e-3) for n in (net, other))
     state = attach(net, optimizer).state_dict()
     handle = attach(other, another, schedule=Constant(0.1))
-    with pytest.raises(ValueError, match="saved with a schedule and this attachment has none, or the reverse"):
+    with pytest.raises(ValueError, match=r"only one of the state and this attachment has \['rewarming'\]"):
         handle.load_state_dict(state)
     with pytest.raises(ValueError, match="Attachment needs exactly"):
         handle.load_state_dict({"updates": 1})

@@ -59,6 +59,15 @@ def test_bad_arguments_of_the_functions():
         project_gains_([torch.ones(2)], [])
 
 
+@pytest.mark.parametrize("value", [0.0, 1e30, math.inf, math.nan])
+def test_a_weight_that_cannot_be_projected_becomes_nan_on_a_device_too(value):
+    """The path of a GPU, run on a CPU."""
+    weight, good = torch.tensor([value, 2.0 * value]), torch.tensor([3.0, 4.0])
+    Rescaling([weight, good], [None, None], [1.0, 1.0])._apply_on_device_()
+    assert weight.isnan().all()
+    assert good.tolist() == pytest.approx([0.6, 0.8])
+
+
 @pytest.mark.parametrize("value", [0.0, 1e30, math.inf, math.nan])  # the square of 1e30 is infinite in float32
 def test_a_weight_that_cannot_be_projected_becomes_nan(value):
     weight = torch.eye(3) * value if math.isfinite(value) else torch.eye(3).index_fill(0, torch.tensor(1), value)

@@ -1,5 +1,6 @@
 """RewarmingLR: Rewarming as a torch scheduler, in torch's own habits."""
 
+import copy
 import io
 
 import pytest
@@ -77,6 +78,7 @@ def test_reading_the_rate_does_not_move_the_schedule():
     made.step()
     scheduler.step()
     assert scheduler.get_lr() == scheduler.get_lr() == rates(made)
+    made.step()
     scheduler.step()
     assert rates(made) == pytest.approx([0.8, 0.4])
 
@@ -160,9 +162,60 @@ def test_epochs_and_useless_signals_are_refused():
         scheduler.load_state_dict({"last_epoch": 3})
 
 
+def test_a_detector_without_a_number_is_refused():
+    made = optimizer()
+    scheduler = RewarmingLR(made, DECAY, OnCusum(Cusum()))
+    made.step()
+    with pytest.raises(ValueError, match=r"OnCusum needs a number for each update: call signal\(loss\)"):
+        scheduler.step()
+
+
 def test_warns_as_torch_does_of_a_step_before_the_optimizer():
     scheduler = RewarmingLR(optimizer(), DECAY)
     with pytest.warns(UserWarning, match="before `optimizer.step"):
+        scheduler.step()
+
+
+def test_a_step_without_an_update_changes_nothing_and_several_updates_are_refused():
+    made = optimizer()
+    scheduler = RewarmingLR(made, DECAY)
+    made.step()
+    scheduler.step()
+    scheduler.step()  # as after an update that was skipped
+    assert rates(made) == pytest.approx([0.9, 0.45])
+    for _ in range(50):  # an epoch
+        made.step()
+    with pytest.raises(RuntimeError, match=r"50 updates since the last RewarmingLR.step\(\).*interval"):
+        scheduler.step()
+
+
+def test_an_update_that_a_scaler_skips_in_the_kernel_does_not_count():
+    net = nn.Linear(2, 2)
+    made = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+    scheduler = RewarmingLR(made, DECAY)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for bad, rate in ((False, 0.9), (True, 0.9), (False, 0.8)):
+        made.zero_grad()
+        scaler.scale(net(torch.ones(3, 2)).sum()).backward()
+        if bad:
+            net.weight.grad[0, 0] = float("inf")
+        scaler.step(made)
+        scaler.update()
+        scheduler.step()
+        assert scheduler.rate == pytest.approx(rate)
+
+
+def test_a_copy_is_refused_as_its_optimizer_has_no_hook():
+    made = optimizer()
+    original = RewarmingLR(made, DECAY)
+    made.step()
+    original.step()
+    copied, scheduler = copy.deepcopy((made, original))
+    for group in copied.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    copied.step()
+    with pytest.raises(RuntimeError, match="this RewarmingLR is a copy"):
         scheduler.step()
 
 

@@ -152,9 +152,8 @@ def test_refusals():
         FlatAdam([*network().parameters()] * 2, lr=1e-3, eps=1e-8)
     with pytest.raises(ValueError, match=r"floating-point type, got torch\.complex64"):
         FlatAdam([nn.Parameter(torch.zeros(1, dtype=torch.complex64))], lr=1e-3, eps=1e-8)
-    module[0].requires_grad_(False)
-    with pytest.raises(ValueError, match="leave out the frozen ones"):
-        FlatAdam(module.parameters(), lr=1e-3, eps=1e-8)
+    with pytest.raises(ValueError, match="all parameters are frozen"):
+        FlatAdam(module.requires_grad_(False).parameters(), lr=1e-3, eps=1e-8)
 
 
 @pytest.mark.parametrize("clear", ["module to None", "module to zero", "optimiser", "replaced"])
@@ -520,6 +519,22 @@ def test_a_parameter_frozen_later_is_refused():
         train(ours, flat, range(1))
     ours[4].bias.requires_grad_(True)
     train(ours, flat, range(1))
+
+
+def test_frozen_parameters_are_left_alone_until_they_are_trained_again():
+    """As with Adam, for which a parameter without a gradient does not exist."""
+    ours, theirs = network(), network()
+    for net in (ours, theirs):
+        net[0].requires_grad_(False)
+    flat = FlatAdam(ours.parameters(), lr=1e-3, eps=1e-8)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, eps=1e-8, fused=True)
+    before = ours[0].weight.clone()
+    train(ours, flat, range(3))
+    train(theirs, adam, range(3))
+    assert same(ours, theirs) and torch.equal(ours[0].weight, before)
+    ours[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="was frozen when it was built and is not now"):
+        train(ours, flat, range(1))
 
 
 def test_a_sparse_gradient_is_refused():

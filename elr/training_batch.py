@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from elr.scale_invariance import Call
 
 
-class FirstBatch:
+class TrainingBatch:
     """The arguments of the network's last forward pass with gradients before `stop`, copied.
 
     The last, because agents choose actions for a while before the first update, one observation at a time.
@@ -25,7 +25,7 @@ class FirstBatch:
         self._hook = _Hook(network)
         self._handle = network.register_forward_pre_hook(self._hook, with_kwargs=True)
 
-    def call(self) -> Call:
+    def arguments(self) -> Call:
         """The arguments.
 
         Raises:
