@@ -22,6 +22,7 @@ One module per idea. The method, Algorithm 1 of arXiv:2507.20057:
     weights            which parameters are scaled: weights (mean and sigma of noisy layers together), gains, offsets
     roles              what a parameter is, by the type of its module
     inventory          all parameters by name, without the names that torch.compile and DataParallel add
+    arguments          reads the names that a caller gives
     heads              what is left out: output layers, and what the caller leaves alone
     scale_invariance   a check that the output ignores the scale of the weights
     projection         Normalize-and-Project: hold the weights at their initial norms

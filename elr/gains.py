@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from elr.rescaling import positive_and_finite, require_full_precision
 
 GainPolicy = Literal["joint", "regularise", "decay", "free"]
 
@@ -29,8 +31,8 @@ class Gains:
             layers share a gain but not the offset, or the reverse.
 
     Attributes:
-        norms: rho = sqrt(||g||^2 + ||b||^2) as it is now by layer name, 0 for a layer without anything to hold; empty
-            unless the policy is joint.
+        norms: rho = sqrt(||g||^2 + ||b||^2) at construction, or as loaded, by layer name. It is 0 for a layer
+            without anything to hold. Empty unless the policy is joint.
     """
 
     def __init__(
@@ -49,18 +51,19 @@ class Gains:
                 f'gains="{policy}" has nothing to pull: the network has no normalisation layer with a trainable gain'
             )
         self.norms: dict[str, float] = {}
-        self._held: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._joint: dict[str, tuple[Tensor, Tensor | None]] = {}
         if policy == "joint":
-            self._held = _shared_once({name: pair for name, pair in trained.items() if pair[0].requires_grad})
-            self.norms = {name: _joint_norm(*pair) for name, pair in self._held.items()}
+            self._joint = _shared_once({name: pair for name, pair in trained.items() if pair[0].requires_grad})
+            self.norms = {name: _joint_norm(*pair) for name, pair in self._joint.items()}
             _check_norms(self.norms)
         if policy != "free":
-            _check_dtypes(trained)
+            tensors = [(name, tensor) for name, pair in trained.items() for tensor in pair if tensor is not None]
+            require_full_precision("gains", [(name, tensor) for name, tensor in tensors if tensor.requires_grad])
 
-    def held(self) -> tuple[list[Tensor], list[Tensor | None], list[float]]:
-        """Gains, offsets, and their joint norms, where there is one to hold."""
+    def with_norms(self) -> tuple[list[Tensor], list[Tensor | None], list[float]]:
+        """Gains, offsets, and their joint norms, for the layers that have a norm to hold."""
         names = [name for name, norm in self.norms.items() if norm > 0.0]
-        return [self._held[n][0] for n in names], [self._held[n][1] for n in names], [self.norms[n] for n in names]
+        return [self._joint[n][0] for n in names], [self._joint[n][1] for n in names], [self.norms[n] for n in names]
 
     def load_norms(self, norms: Mapping[str, float]) -> None:
         """Hold these norms from now on.
@@ -80,7 +83,7 @@ class Gains:
     @torch.no_grad()
     def pull_(self, lr: float | Tensor) -> None:
         """Apply regularise or decay at rate lr; see `Projection.step`."""
-        pull: Any = lr * self._strength  # the foreach functions take a number or a 0-d tensor
+        pull = lr * self._strength
         if not isinstance(pull, Tensor) and not 0.0 <= pull <= 1.0:
             raise ValueError(
                 f"lr * gain_strength = {lr} * {self._strength} = {pull} is not in [0, 1] and would overshoot: "
@@ -103,7 +106,7 @@ def check_policy(gains: str, strength: float) -> None:
     if gains not in get_args(GainPolicy):
         raise ValueError(f"gains={gains!r} is unknown: choose one of {get_args(GainPolicy)}")
     pulls = gains in ("regularise", "decay")
-    if pulls and not 0.0 < strength < math.inf:
+    if pulls and not positive_and_finite(strength):
         raise ValueError(f'gains="{gains}" with gain_strength={strength} pulls nothing: give a positive strength')
     if not pulls and strength != 0.0:
         raise ValueError(
@@ -121,23 +124,26 @@ def _shared_once(
     """The pairs without repetitions."""
     once: dict[str, tuple[Tensor, Tensor | None]] = {}
     for name, (gain, offset) in pairs.items():
-        for other, (other_gain, other_offset) in once.items():
-            same_offset = offset is other_offset
-            if gain is other_gain and same_offset:
-                break
-            if gain is other_gain or (same_offset and offset is not None):
-                shared, apart = ("gain", "offset") if gain is other_gain else ("offset", "gain")
-                raise ValueError(
-                    f"{name!r} shares its {shared} with {other!r}, but not its {apart}, so no single scale fits both: "
-                    "share both, untie them, or name one in leave=[...]"
-                )
-        else:
+        sharing = [n for n, (g, b) in once.items() if g is gain or (b is not None and b is offset)]
+        if not sharing:
             once[name] = gain, offset
+            continue
+        other_gain, other_offset = once[sharing[0]]
+        if gain is other_gain and offset is other_offset:
+            continue
+        shared, apart = ("gain", "offset") if gain is other_gain else ("offset", "gain")
+        raise ValueError(
+            f"{name!r} shares its {shared} with {sharing[0]!r}, but not its {apart}, so no single scale fits both: "
+            "share both, untie them, or name one in leave=[...]"
+        )
     return once
 
 
 def _joint_norm(gain: Tensor, offset: Tensor | None) -> float:
-    """sqrt(||g||^2 + ||b||^2), for d gains at 1 and offsets at 0 exactly sqrt(d)."""
+    """sqrt(||g||^2 + ||b||^2), for d gains at 1 and offsets at 0 exactly sqrt(d).
+
+    The joint norm of weights in `projection` sums in another order and may differ in the last bit.
+    """
     tensors = [gain] if offset is None else [gain, offset]
     return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors))
 
@@ -151,22 +157,3 @@ def _check_norms(norms: Mapping[str, float]) -> None:
             "without this warning",
             stacklevel=4,
         )
-
-
-def _check_dtypes(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
-    coarse = {
-        name: tensor.dtype
-        for name, pair in pairs.items()
-        for tensor in pair
-        if tensor is not None and tensor.requires_grad and tensor.dtype not in (torch.float32, torch.float64)
-    }
-    if coarse:
-        raise ValueError(too_coarse("gains", coarse))
-
-
-def too_coarse(what: str, dtypes: Mapping[str, torch.dtype]) -> str:
-    """The message for parameters in half precision."""
-    return (
-        f"{what} of type {dict(dtypes)} are too coarse to hold a norm: give the float32 copy that the optimiser steps "
-        "(its master weights), or keep parameters in float32 and compute in half precision with torch.autocast"
-    )

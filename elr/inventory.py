@@ -6,12 +6,12 @@ those of the network without such wrappers, so they stay the same whether it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from elr.arguments import listed
 from elr.roles import Role, role
 
 
@@ -71,12 +71,15 @@ class Owned(NamedTuple):
     """One parameter of one module."""
 
     name: str
-    """in the network"""
+    """The name of the parameter in the network."""
     module_name: str
+    """The name of the module in the network."""
     module: nn.Module
+    """The module that owns the parameter."""
     own_name: str
-    """in the module"""
+    """The name of the parameter in this module."""
     tensor: nn.Parameter
+    """The parameter. Several modules may share one."""
 
     @property
     def place(self) -> tuple[int, str]:
@@ -91,7 +94,7 @@ class Owned(NamedTuple):
     @property
     def is_matrix(self) -> bool:
         """Whether it is a weight, or may be one."""
-        return self.role in ("weight", "embedding", "computed", "matrix?")
+        return self.role in ("weight", "embedding", "computed", "unknown_matrix")
 
     @property
     def layer(self) -> str:
@@ -125,8 +128,8 @@ class Inventory:
         """The parameter of this name, or all parameters of the module of this name and of its submodules."""
         return [p for p in self._under_every_name if not name or p.name == name or p.name.startswith(f"{name}.")]
 
-    def pair(self, argument: str, names: tuple[str, str | None]) -> list[Owned]:
-        """The one or two parameters of these names.
+    def find(self, argument: str, names: tuple[str, str | None]) -> list[Owned]:
+        """The parameters of these names: one, if the second name is None, or two.
 
         Raises:
             ValueError: there is none of a name; the message starts with the argument that named it.
@@ -153,57 +156,3 @@ def _owned(modules: dict[str, nn.Module]) -> list[Owned]:
 def is_sharded(parameter: nn.Parameter) -> bool:
     """Whether it is a DTensor (FSDP2, tensor parallelism), of which this process holds a part."""
     return hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")
-
-
-def listed(names: Iterable[str], limit: int = 20) -> str:
-    """A list for a message, cut off at a limit."""
-    names = list(dict.fromkeys(names))
-    return f"{names[:limit]}" + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def names_in(argument: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names that a caller gives, read once.
-
-    Raises:
-        ValueError: one string, or something that is not a string.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"{argument}={names!r} is one string; give a sequence of names, such as [{names!r}]")
-    names = tuple(names)
-    if odd := [name for name in names if not isinstance(name, str)]:
-        raise ValueError(f"{argument} holds {odd[0]!r}, which is not the name of a module or parameter")
-    return names
-
-
-def pairs_in(argument: str, names: Iterable[str | tuple[str, str]]) -> tuple[tuple[str, str | None], ...]:
-    """Names and pairs of names that a caller gives, read once; a single name is paired with None.
-
-    Raises:
-        ValueError: one string, or something that is neither a string nor a pair of strings.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"{argument}={names!r} is one string; give a sequence of names, such as [{names!r}]")
-    pairs: list[tuple[str, str | None]] = []
-    for entry in names:
-        if isinstance(entry, str):
-            pairs.append((entry, None))
-        elif isinstance(entry, Sequence) and len(entry) == 2 and all(isinstance(name, str) for name in entry):
-            pairs.append((entry[0], entry[1]))
-        else:
-            raise ValueError(f"{argument} holds {entry!r}, which is neither a parameter's name nor a pair of them")
-    return tuple(pairs)
-
-
-def require_once(arguments: Mapping[str, Iterable[str | None]]) -> None:
-    """Refuse a name that is given twice (ValueError).
-
-    Args:
-        arguments: argument to the names that it holds; None is no name.
-    """
-    places: dict[str, str] = {}
-    for argument, names in arguments.items():
-        for name in filter(None, names):
-            if name in places:
-                where = f"twice in {argument}" if places[name] == argument else f"in {places[name]} and in {argument}"
-                raise ValueError(f"{name!r} is named {where}: name it once")
-            places[name] = argument

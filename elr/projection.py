@@ -1,10 +1,12 @@
-"""Normalize-and-Project (NaP): hold every weight norm at its initial value, so that the schedule alone sets the ELR.
+"""Normalize-and-Project (NaP): hold the norm of each chosen weight at its initial value.
+
+The schedule alone then sets the effective learning rate.
 
 The projection is W_l <- W_l * ||W_l(0)||_F / ||W_l||_F after the optimiser step: one scalar per weight tensor, a
 convolution kernel as a whole, the output head left out, Adam's moments left alone (arXiv:2407.01800; arXiv:2507.20057,
 Eq. 2). `elr.weights` chooses the tensors, `elr.scale_invariance` checks that the output ignores their scale.
 
-`project_to_norms_` and `project_gains_` project once; `Projection` does after each of the optimiser's updates.
+`project_to_norms_` and `project_gains_` project once; `Projection` does so after every k-th update of the optimiser.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elr.gains import GainPolicy, Gains, check_policy, too_coarse
-from elr.rescaling import Rescaling
+from elr.gains import GainPolicy, Gains, check_policy
+from elr.rescaling import Rescaling, positive_and_finite, require_full_precision, require_positive
 from elr.scale_invariance import Call, check_scale_invariance
 from elr.states import check_keys
-from elr.weights import choose, require_positive
+from elr.weights import choose
 
 
 def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None:
@@ -52,8 +54,8 @@ def project_gains_(gains: Sequence[Tensor], offsets: Sequence[Tensor | None]) ->
 
     (g, b) <- (g, b) * sqrt(d) / sqrt(||g||^2 + ||b||^2),  d = number of gains   (arXiv:2407.01800)
 
-    The radius is that of g = 1, b = 0. Harmless where a positively homogeneous activation (ReLU) and another
-    normalisation follow. Without an offset the gain alone is rescaled.
+    The radius is that of g = 1, b = 0. The output stays the same only where a positively homogeneous activation (ReLU)
+    and another normalisation follow. Without an offset the gain alone is rescaled.
 
     Args:
         gains: g per layer, any shape.
@@ -77,12 +79,12 @@ def gain_radii(gains: Sequence[Tensor]) -> list[float]:
 class Projection:
     """Normalize-and-Project for one network; call `step` once after every optimiser step.
 
-    Weights (every `every` updates): W_l <- W_l * rho_l / ||W_l||_F, rho_l = ||W_l(0)||_F at construction or at the last
+    Weights (every k updates): W_l <- W_l * rho_l / ||W_l||_F, rho_l = ||W_l(0)||_F at construction or at the last
     `remember_norms_`. A weight mu that has a partner sigma is rescaled with it: (mu, sigma) <- (mu, sigma) rho /
-    sqrt(||mu||^2 + ||sigma||^2), rho their joint norm then.
+    sqrt(||mu||^2 + ||sigma||^2), rho their joint norm at the same time.
     Gains g and offsets b of normalisation layers, by policy:
 
-        joint        (g, b) <- (g, b) rho / sqrt(||g||^2 + ||b||^2)      with each projection, where there are gains
+        joint        (g, b) <- (g, b) rho / sqrt(||g||^2 + ||b||^2)      every k updates, with the weights
         regularise   g <- g - lr s (g - 1),  b <- b - lr s b             every update
         decay        g <- g - lr s g   (scale decay, gains only)         every update
         free         untouched
@@ -98,14 +100,16 @@ class Projection:
     Args:
         network: compiled or in DataParallel too; names are without what these add.
         every: k, projection at updates k, 2k, ...
-        gains: policy above. joint presumes positively homogeneous activations.
+        gains: policy above. joint leaves the output unchanged only where a positively homogeneous activation (ReLU) and
+            another normalisation follow. This is not checked. It is not so for the last normalisation before a head, or
+            with tanh or GELU.
         gain_strength: s > 0 for regularise and decay, 0 otherwise.
         heads, embeddings, more_weights, leave: see `scalable_weights`. Gains and offsets that lie beneath a head or in
             leave are left alone as well.
         more_gains: gains of hand-written normalisation layers, or pairs of a gain and an offset, by parameter name.
         check_inputs: a batch, a tensor or a `Call`, for `check_scale_invariance`; kept (not copied) for
-            `remember_norms_`; not used with allow_scale_dependent. Without both, `check` must come before the first
-            `step` (`elr.attach` calls it with the first batch).
+            `remember_norms_`; not used with allow_scale_dependent. If neither check_inputs nor allow_scale_dependent is
+            given, `check` must come before the first `step` (`elr.attach` calls it with the first batch).
         allow_scale_dependent: project although the output may depend on the scale of the weights.
 
     Attributes:
@@ -150,8 +154,8 @@ class Projection:
             )
         self.weights: dict[str, nn.Parameter] = chosen.weights
         self._partners = chosen.partners
-        held = {f"{name}'s partner": partner for name, partner in self._partners.items() if partner is not None}
-        _check_dtypes({**self.weights, **held})
+        named_partners = [(f"{name}'s partner", p) for name, p in self._partners.items() if p is not None]
+        require_full_precision("weights", [*self.weights.items(), *named_partners])
         self.every = every
         self.gains: GainPolicy = gains
         self.gain_strength = gain_strength
@@ -168,10 +172,11 @@ class Projection:
         Raises:
             ValueError: a layer is not scale-invariant; the projection is then as before.
         """
-        joint: dict[str, Tensor | tuple[Tensor, ...]] = {}
-        for name, partner in self._partners.items():
-            joint[name] = self.weights[name] if partner is None else (self.weights[name], partner)
-        check_scale_invariance(self._network, inputs, joint, more_gains=self._more_gains)
+        scaled_together = {
+            name: (self.weights[name],) if partner is None else (self.weights[name], partner)
+            for name, partner in self._partners.items()
+        }
+        check_scale_invariance(self._network, inputs, scaled_together, more_gains=self._more_gains)
         self._check_inputs = inputs
         self.unchecked = False
 
@@ -190,12 +195,12 @@ class Projection:
         _check_norms(norms)
         if self._check_inputs is not None:
             self.check(self._check_inputs)
-        self._hold(norms, updates=0)
+        self._set_norms(norms, updates=0)
 
-    def _hold(self, norms: dict[str, float], updates: int) -> None:
+    def _set_norms(self, norms: dict[str, float], updates: int) -> None:
         self.norms = norms
         self._updates = updates
-        gains, offsets, radii = self._gains.held()
+        gains, offsets, radii = self._gains.with_norms()
         tensors, others = [*self.weights.values(), *gains], [*self._partners.values(), *offsets]
         self._rescaling = Rescaling(tensors, others, [*norms.values(), *radii])
 
@@ -203,7 +208,8 @@ class Projection:
         """Count one optimiser update and apply the gain policy and, when due, the projection.
 
         Args:
-            lr: the rate of the update just taken, for the decoupled pulls; a tensor (0-d) is not read on the host.
+            lr: the rate of the update just taken, for regularise and decay: the rate of the fastest group. A 0-d
+                tensor is not read on the host.
 
         Raises:
             ValueError: lr is a number and lr * gain_strength is not in [0, 1].
@@ -256,7 +262,7 @@ class Projection:
         if updates < 0:
             raise ValueError(f"saved update count {updates} is negative: load a state that state_dict returned")
         self._gains.load_norms(state["gain_norms"])
-        self._hold({name: float(norms[name]) for name in self.weights}, int(updates))
+        self._set_norms({name: float(norms[name]) for name in self.weights}, int(updates))
 
 
 class NoProjection:
@@ -291,14 +297,9 @@ def _norm(weight: Tensor, partner: Tensor | None) -> float:
 
 
 def _check_norms(norms: Mapping[str, float]) -> None:
-    bad = {name: norm for name, norm in norms.items() if not 0.0 < norm < math.inf}
+    bad = {name: norm for name, norm in norms.items() if not positive_and_finite(norm)}
     if bad:
         raise ValueError(
             f"weights with norms {bad} cannot be projected: initialise these layers with finite non-zero weights, or "
             "name them as heads"
         )
-
-
-def _check_dtypes(weights: Mapping[str, Tensor]) -> None:
-    if bad := {name: w.dtype for name, w in weights.items() if w.dtype not in (torch.float32, torch.float64)}:
-        raise ValueError(too_coarse("weights", bad))

@@ -1,9 +1,9 @@
-"""The arithmetic of projection: rescale tensors in place to given norms."""
+"""The arithmetic of projection: rescale tensors in place to given norms, and which norms and types it can hold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ class Rescaling:
         (x_i, y_i) <- (x_i, y_i) * rho_i / sqrt(||x_i||^2 + ||y_i||^2),  or x_i <- x_i * rho_i / ||x_i|| without a y_i
 
     With x = W_l and rho = ||W_l(0)||_F this is the projection of weights, Eq. 2 of arXiv:2507.20057; with x = g, y = b
-    and rho = sqrt(d) that of gains and offsets, arXiv:2407.01800. See `projection.project_to_norms_` for
-    precision and zeros.
+    and rho = their joint norm at construction, sqrt(d) for a new layer, it is the projection of gains and offsets,
+    arXiv:2407.01800. See `projection.project_to_norms_` for precision and zeros.
 
     float32 and float64 on a CPU go through NumPy, whose calls cost less than torch's; all else through torch's foreach
     functions, without waiting for the device.
@@ -85,7 +85,33 @@ class Rescaling:
         if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in self._tensors):
             return None
         arrays = [tensor.detach().numpy() for tensor in self._tensors]
-        groups = [(rho, [array]) for rho, array in zip(self._norms, arrays, strict=False)]
+        groups = [(rho, [array]) for rho, array in zip(self._norms, arrays[: len(self._norms)], strict=True)]
         for i, partner in zip(self._paired, arrays[len(self._norms) :], strict=True):
             groups[i][1].append(partner)
         return groups
+
+
+def positive_and_finite(number: float) -> bool:
+    """Whether a number can be a norm or a factor; NaN cannot."""
+    return 0.0 < number < math.inf
+
+
+def require_positive(numbers: Iterable[float]) -> None:
+    """Refuse a norm or scale factor that is not positive and finite (ValueError)."""
+    for number in numbers:
+        if not positive_and_finite(number):
+            raise ValueError(f"{number} is not a positive finite number, but norms and scale factors must be")
+
+
+def require_full_precision(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters in half precision (ValueError).
+
+    Args:
+        what: what they are, for the message.
+        tensors: names and tensors.
+    """
+    if coarse := {name: t.dtype for name, t in tensors if t.dtype not in (torch.float32, torch.float64)}:
+        raise ValueError(
+            f"{what} of type {coarse} are too coarse to hold a norm: give the float32 copy that the optimiser steps "
+            "(its master weights), or keep parameters in float32 and compute in half precision with torch.autocast"
+        )

@@ -20,9 +20,13 @@ SCALABLE = (
 )
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMALISERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm, _InstanceNorm)
-Role = Literal["weight", "embedding", "gain", "offset", "partner", "computed", "other", "matrix?", "vector?"]
+Role = Literal[
+    "weight", "embedding", "gain", "offset", "partner", "computed", "other", "unknown_matrix", "unknown_vector"
+]
 """partner: scaled together with the module's weight. computed: the weight is computed from it, as in weight
-normalisation. other: a bias, one number, a slope of PReLU. The last two: of no known type, the caller has to say."""
+normalisation. other: a bias, one number, a slope of PReLU. unknown_matrix and unknown_vector: the module is of no known
+type, so the caller has to say what the parameter is."""
+UNKNOWN: tuple[Role, ...] = ("unknown_matrix", "unknown_vector")
 
 
 def role(module: nn.Module, name: str, parameter: nn.Parameter) -> Role:
@@ -72,4 +76,4 @@ def _is_left_alone(module: nn.Module, name: str, parameter: nn.Parameter) -> boo
 
 def _unknown(name: str, parameter: nn.Parameter) -> Role:
     lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-    return "matrix?" if lazy or parameter.ndim >= 2 else "vector?"
+    return "unknown_matrix" if lazy or parameter.ndim >= 2 else "unknown_vector"

@@ -16,12 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from elr.inventory import named_modules, own_parameters, unwrapped
+from elr.rescaling import require_positive
 from elr.undisturbed import tensors_in, undisturbed
-from elr.weights import gains_and_offsets, partners, require_positive
+from elr.weights import gains_and_offsets, partners
 
 PLANTED = 10.0
-"""Norm of a planted bias, in norms of the weight. Where the inputs of a layer are of size 1, its bias is then ten times
-as large as the rest, so that it is noticed also behind inputs of some hundreds, such as pixels."""
+"""Norm of the bias that the check puts into a layer, in norms of the weight. With inputs of size 1 this bias is about
+ten times as large as the product of weight and inputs. So it is still noticed with inputs of some hundreds, such as
+pixels."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,16 @@ def check_scale_invariance(
 
         r_l = max_a ||f(aW) - f(W)|| / ||f(W') - f(W)||  <=  tolerance
 
-    so neither a small head nor a large output bias hides a dependence. A weight is scaled together with its partner
-    (`partners`). The output of a LayerNorm with eps changes by about |1 - 1/a^2| eps / (2 s^2) if its inputs have
-    variance s^2: with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3.
+    so neither a small head nor a large output bias hides a dependence. A weight that is given as one tensor is scaled
+    together with its partner (`partners`). The output of a LayerNorm with eps changes by about |1 - 1/a^2| eps /
+    (2 s^2) if its inputs have variance s^2: with eps = 1e-5, a = 0.5 the default tolerance allows s^2 down to 1.5e-3.
 
     A trainable bias between a layer and its normalisation breaks the invariance once it is trained, unless the
     normalisation subtracts it, as batch normalisation does. Biases often start at zero, so r_l is measured again with
     large numbers in the trainable biases of the layer.
+
+    The check cannot see the effect of gains and offsets, which it never scales; a bias that another module adds; a bias
+    behind inputs above about 500; or outputs of methods other than forward.
 
     Gains that are all zero, as in residual branches that start as zero, are ones during the check. Everything is
     restored, also after an exception: parameters and buffers bit for bit, train or eval mode of each module, random
@@ -66,7 +71,8 @@ def check_scale_invariance(
             tensor, or a nest of mappings, sequences and dataclasses that holds tensors. Floating-point ones are
             compared.
         inputs: one batch as the network takes it, [B, ...]; several varied rows.
-        weights: name to tensor, as `scalable_weights` returns it, or to tensors that are scaled together.
+        weights: name to tensor, as `scalable_weights` returns it, or to a tuple of all tensors that are scaled
+            together.
         factors: positive, none of them 1.
         tolerance: largest r_l accepted, in (0, 1).
         more_gains: gains of hand-written normalisation layers, beyond those of `gains_and_offsets`.
@@ -107,22 +113,23 @@ def check_scale_invariance(
             passes = ratios[name] <= tolerance
             biases = [bias for bias in _biases(network, tensors[0]) if bias.requires_grad or not passes]
             if biases and ratios[name] < math.inf:
-                # Does the answer change with other numbers in the biases, large ones or none?
+                # A layer that passed: would a trained bias break it? A layer that failed: is its bias the only cause?
                 other = partial(_varied, norm=PLANTED * float(tensors[0].norm())) if passes else torch.zeros_like
                 with _filled(biases, other):
-                    if passes is not (_scale_dependence(forward, forward(), tensors, factors) <= tolerance):
-                        because_of_bias.append(name)
+                    passes_with_other = _scale_dependence(forward, forward(), tensors, factors) <= tolerance
+                if passes_with_other != passes:
+                    because_of_bias.append(name)
     _refuse_dependent(ratios, because_of_bias, tolerance, _on_running_statistics(network))
 
 
 def _jointly(network: nn.Module, weights: Mapping[str, Tensor | tuple[Tensor, ...]]) -> dict[str, list[Tensor]]:
     """What is scaled together, the weight first."""
-    tensors = {name: [weight] if isinstance(weight, Tensor) else list(weight) for name, weight in weights.items()}
-    single = {name: group[0] for name, group in tensors.items() if len(group) == 1}
+    groups = {name: [weight] if isinstance(weight, Tensor) else list(weight) for name, weight in weights.items()}
+    single = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
     for name, partner in partners(network, single).items():
         if partner is not None:
-            tensors[name].append(partner)
-    return tensors
+            groups[name].append(partner)
+    return groups
 
 
 def _biases(network: nn.Module, weight: Tensor) -> list[Tensor]:

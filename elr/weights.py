@@ -6,15 +6,15 @@ silently, it would have an effective learning rate that nothing controls.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from elr.heads import Places, beneath_heads, guessed_heads, left_alone
-from elr.inventory import Inventory, Owned, is_sharded, named_modules, names_in, pairs_in, require_once
-from elr.roles import NORMALISERS
+from elr.arguments import names_in, pairs_in, require_once
+from elr.heads import Places, beneath, guessed_heads
+from elr.inventory import Inventory, Owned, is_sharded, named_modules
+from elr.roles import NORMALISERS, UNKNOWN
 
 
 def scalable_weights(
@@ -42,9 +42,10 @@ def scalable_weights(
     Args:
         network: its submodules are visited in registration order.
         embeddings: also take embedding tables.
-        heads: output layers to leave out, each with all beneath it: names of modules or parameters. None means the
-            last module in registration order that has a matrix; it is refused as a guess if it is no linear,
-            convolutional or bilinear module, frozen, or named elsewhere. An empty sequence means that there is none.
+        heads: output layers to leave out, each with all beneath it: names of modules or parameters. None: the
+            module that owns the last matrix in registration order. This guess is an error if that module is not linear,
+            convolutional or bilinear, is an attention out_proj, is frozen, or is named in another argument. () means no
+            head.
         more_weights: parameters to hold as well. A pair is held at its joint norm, under the name of the first, such as
             ("fc.weight_mu", "fc.weight_sigma") of a noisy layer.
         leave: modules, each with all beneath it, and parameters to leave alone.
@@ -79,14 +80,14 @@ def partners(
         ValueError: modules that share their weight do not share its partner.
     """
     inventory = Inventory(network)
-    pairs = [inventory.pair("more_weights", names) for names in pairs_in("more_weights", more_weights)]
+    pairs = [inventory.find("more_weights", names) for names in pairs_in("more_weights", more_weights)]
     return _partners(inventory, weights, pairs)
 
 
 def _partners(
     inventory: Inventory, weights: Mapping[str, Tensor], pairs: Iterable[Sequence[Owned]]
 ) -> dict[str, nn.Parameter | None]:
-    found = {id(pair[0].tensor): pair[1].tensor for pair in pairs if pair[1:]}
+    found = {id(pair[0].tensor): pair[1].tensor for pair in pairs if len(pair) == 2}
     for name, module in inventory.modules.items():
         if declared := getattr(type(module), "scaled_with_weight", None):
             partner = getattr(module, declared)
@@ -113,16 +114,19 @@ def gains_and_offsets(network: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Pa
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` finds, by name."""
+    """What `choose` finds."""
 
     weights: dict[str, nn.Parameter]
+    """The weights by name, as `scalable_weights` returns them."""
     partners: dict[str, nn.Parameter | None]
+    """The partner of each weight, as `partners` returns it."""
     gains: dict[str, tuple[nn.Parameter, nn.Parameter | None]]
-    """and offsets: of normalisation layers by module name, frozen ones too; then those named, by parameter name"""
+    """Gains and offsets. Those of normalisation layers come first, by module name, frozen ones too. Those that the
+    caller names follow, by parameter name."""
     more_gains: list[nn.Parameter]
-    """of these, the gains that are named"""
+    """The gains that the caller names."""
     vectors: list[str]
-    """trainable parameters of unknown modules, with one axis, that may be gains"""
+    """Names of trainable parameters of unknown modules that have one axis and may be gains."""
 
 
 def choose(
@@ -141,60 +145,74 @@ def choose(
     """
     weight_names, gain_names = pairs_in("more_weights", more_weights), pairs_in("more_gains", more_gains)
     leave, heads = names_in("leave", leave), None if heads is None else names_in("heads", heads)
-    flat = {"more_weights": sum(weight_names, ()), "more_gains": sum(gain_names, ())}
-    require_once({**flat, "leave": leave, "heads": heads or ()})
+    require_once(
+        {
+            "more_weights": [name for pair in weight_names for name in pair],
+            "more_gains": [name for pair in gain_names for name in pair],
+            "leave": leave,
+            "heads": heads or (),
+        }
+    )
     inventory = Inventory(network)
-    named = {names[0]: inventory.pair("more_weights", names) for names in weight_names}
-    named_gains = {names[0]: inventory.pair("more_gains", names) for names in gain_names}
-    claimed = [owned for pair in (*named.values(), *named_gains.values()) for owned in pair]
-    left, doubt = left_alone(inventory, leave), None
+    named_weights = {names[0]: inventory.find("more_weights", names) for names in weight_names}
+    named_gains = {names[0]: inventory.find("more_gains", names) for names in gain_names}
+    named = [owned for pair in (*named_weights.values(), *named_gains.values()) for owned in pair]
+    left_out, why_no_guess = beneath(inventory, leave, as_heads=False), None
     if heads is None:
-        heads, doubt = guessed_heads(inventory, left, claimed)
-    left |= beneath_heads(inventory, heads)
-    trainable = [owned for owned in inventory.parameters if owned.place not in left and owned.tensor.requires_grad]
-    accounted = {id(owned.tensor) for owned in claimed} | {
-        id(owned.tensor) for owned in inventory.parameters if owned.place in left or not owned.role.endswith("?")
+        heads, why_no_guess = guessed_heads(inventory, left_out, named)
+    left_out |= beneath(inventory, heads, as_heads=True)
+    trainable = [owned for owned in inventory.parameters if owned.place not in left_out and owned.tensor.requires_grad]
+    identified = {id(owned.tensor) for owned in named} | {
+        id(owned.tensor) for owned in inventory.parameters if owned.place in left_out or owned.role not in UNKNOWN
     }
-    unknown = [owned for owned in trainable if id(owned.tensor) not in accounted]
+    unidentified = [owned for owned in trainable if id(owned.tensor) not in identified]
     _require_usable(trainable)
-    _require_named([owned.name for owned in unknown if owned.role == "matrix?"])
-    if doubt is not None:
-        raise ValueError(doubt)
-    _check_claimed("more_weights", named, left, embeddings)
-    _check_claimed("more_gains", named_gains, left, embeddings)
-    apart = {id(owned.tensor): left[owned.place] for owned in inventory.parameters if owned.place in left}
-    for i, owned in enumerate(claimed):
-        if any(owned.tensor is other.tensor for other in claimed[:i]):
+    _require_named([owned.name for owned in unidentified if owned.role == "unknown_matrix"])
+    # Raised only now: if the last matrix is the cause, the two errors above say better what to do about it.
+    if why_no_guess is not None:
+        raise ValueError(why_no_guess)
+    _check_named("more_weights", named_weights, left_out, embeddings)
+    _check_named("more_gains", named_gains, left_out, embeddings)
+    left_out_tensors = {id(o.tensor): left_out[o.place] for o in inventory.parameters if o.place in left_out}
+    for i, owned in enumerate(named):
+        if any(owned.tensor is other.tensor for other in named[:i]):
             raise ValueError(f"{owned.name!r} is a tensor that is named under another name as well: name it once")
-        if id(owned.tensor) in apart:
-            raise ValueError(f"{owned.name!r} is to be held, but shares its tensor with {apart[id(owned.tensor)]}")
-    weights = _held(trainable, named, apart, embeddings)
+        if id(owned.tensor) in left_out_tensors:
+            raise ValueError(
+                f"{owned.name!r} is to be held, but shares its tensor with {left_out_tensors[id(owned.tensor)]}"
+            )
+    weights = _weights(trainable, named_weights, left_out_tensors, embeddings)
     if not weights:
         raise ValueError(
             f"no weight to project in {type(network).__name__} outside the heads {sorted(heads)}: it needs a trainable "
             "linear or convolutional module that is not a head"
         )
-    found = _partners(inventory, weights, named.values())
-    _check_partners(trainable, found)
-    gains = _gains(inventory, left, apart)
-    gains |= {name: (pair[0].tensor, pair[1].tensor if pair[1:] else None) for name, pair in named_gains.items()}
-    more = [pair[0].tensor for pair in named_gains.values()]
-    return Choice(weights, found, gains, more, [owned.name for owned in unknown if owned.role == "vector?"])
+    weight_partners = _partners(inventory, weights, named_weights.values())
+    _check_partners(trainable, weight_partners)
+    gains = _gains(inventory, left_out_tensors)
+    gains |= {name: (pair[0].tensor, pair[1].tensor if len(pair) == 2 else None) for name, pair in named_gains.items()}
+    return Choice(
+        weights,
+        weight_partners,
+        gains,
+        more_gains=[pair[0].tensor for pair in named_gains.values()],
+        vectors=[owned.name for owned in unidentified if owned.role == "unknown_vector"],
+    )
 
 
-def _check_claimed(argument: str, named: Mapping[str, Sequence[Owned]], left: Places, embeddings: bool) -> None:
+def _check_named(argument: str, named: Mapping[str, Sequence[Owned]], left_out: Places, embeddings: bool) -> None:
     """Refuse what `more_weights` or `more_gains` cannot hold, and what is held without them."""
     known = ("gain", "offset") if argument == "more_weights" else ("weight", "embedding", "partner", "gain", "offset")
-    held = ("weight", "embedding") if embeddings else ("weight",)
+    held_by_type = ("weight", "embedding") if embeddings else ("weight",)
     for pair in named.values():
         for owned in pair:
-            if owned.place in left:
-                why = f"lies in {left[owned.place]}"
+            if owned.place in left_out:
+                why = f"lies in {left_out[owned.place]}"
             elif not owned.tensor.requires_grad:
                 why = "is frozen, so nothing changes its norm"
             elif owned.role in known:
                 why = f"is known as the {owned.role} of a {type(owned.module).__name__}"
-            elif len(pair) == 1 and owned.role in held:
+            elif len(pair) == 1 and owned.role in held_by_type:
                 why = f"is held already, as {owned.layer!r}"
             elif owned.role == "partner" and (owned is pair[0] or owned.module is not pair[0].module):
                 why = "is held already, together with the weight of its layer"
@@ -234,55 +252,51 @@ def _require_named(names: Sequence[str]) -> None:
         )
 
 
-def _held(
-    trainable: Sequence[Owned], named: Mapping[str, Sequence[Owned]], apart: Mapping[int, str], embeddings: bool
+def _weights(
+    trainable: Sequence[Owned],
+    named: Mapping[str, Sequence[Owned]],
+    left_out_tensors: Mapping[int, str],
+    embeddings: bool,
 ) -> dict[str, nn.Parameter]:
     """The weights in registration order, each tensor once."""
     firsts = {pair[0].place: name for name, pair in named.items()}
-    taken = {id(owned.tensor) for pair in named.values() for owned in pair}
+    named_tensors = {id(owned.tensor) for pair in named.values() for owned in pair}
     weights: dict[str, nn.Parameter] = {}
     for owned in trainable:
         by_type = owned.role == "weight" or (embeddings and owned.role == "embedding")
         if owned.place in firsts:
             weights[firsts[owned.place]] = owned.tensor
             continue
-        if not by_type or id(owned.tensor) in taken:
+        if not by_type or id(owned.tensor) in named_tensors:
             continue
-        if id(owned.tensor) in apart:
+        if id(owned.tensor) in left_out_tensors:
             raise ValueError(
-                f"{owned.layer!r} shares its weight with {apart[id(owned.tensor)]}: untie them, or leave both out by "
-                "naming both"
+                f"{owned.layer!r} shares its weight with {left_out_tensors[id(owned.tensor)]}: untie them, or leave "
+                "both out by naming both"
             )
         if all(owned.tensor is not other for other in weights.values()):
             weights[owned.layer] = owned.tensor
     return weights
 
 
-def _check_partners(trainable: Sequence[Owned], found: Mapping[str, nn.Parameter | None]) -> None:
+def _check_partners(trainable: Sequence[Owned], weight_partners: Mapping[str, nn.Parameter | None]) -> None:
     """Refuse to scale one half of what is scaled together."""
-    half = [name for name, partner in found.items() if partner is not None and not partner.requires_grad]
-    held = {id(partner) for partner in found.values()}
-    half += [owned.name for owned in trainable if owned.role == "partner" and id(owned.tensor) not in held]
-    if half:
+    half_held = [n for n, partner in weight_partners.items() if partner is not None and not partner.requires_grad]
+    tensors = {id(partner) for partner in weight_partners.values()}
+    half_held += [owned.name for owned in trainable if owned.role == "partner" and id(owned.tensor) not in tensors]
+    if half_held:
         raise ValueError(
-            f"{half} and the parameters that they are scaled together with are not both trained and held: freeze or "
-            "leave out both, or neither"
+            f"{half_held} and the parameters that they are scaled together with are not both trained and held: freeze "
+            "or leave out both, or neither"
         )
 
 
 def _gains(
-    inventory: Inventory, left: Places, apart: Mapping[int, str]
+    inventory: Inventory, left_out_tensors: Mapping[int, str]
 ) -> dict[str, tuple[nn.Parameter, nn.Parameter | None]]:
-    offsets = {id(o.module): o.tensor for o in inventory.parameters if o.role == "offset" and id(o.tensor) not in apart}
+    """Gains and offsets of normalisation layers, by module name, without what is left out."""
+    parameters = [owned for owned in inventory.parameters if id(owned.tensor) not in left_out_tensors]
+    offsets = {id(owned.module): owned.tensor for owned in parameters if owned.role == "offset"}
     return {
-        owned.module_name: (owned.tensor, offsets.get(id(owned.module)))
-        for owned in inventory.parameters
-        if owned.role == "gain" and id(owned.tensor) not in apart
+        owned.module_name: (owned.tensor, offsets.get(id(owned.module))) for owned in parameters if owned.role == "gain"
     }
-
-
-def require_positive(numbers: Sequence[float]) -> None:
-    """Refuse a norm or scale factor that is not positive and finite (ValueError)."""
-    for number in numbers:
-        if not 0.0 < number < math.inf:
-            raise ValueError(f"{number} is not a positive finite number, but norms and scale factors must be")
