@@ -553,6 +553,16 @@ def test_partners_are_scaled_on_a_device_as_on_the_host():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_gains_in_half_precision_are_refused_unless_frozen():
+    network = mlp()
+    norm = next(module for module in network if isinstance(module, nn.LayerNorm))
+    norm.bfloat16()
+    with pytest.raises(ValueError, match=r"gains of type .* too coarse"):
+        _forced(network)
+    norm.requires_grad_(False)
+    assert _forced(network).weights
+
+
 def test_partner_dtype_is_checked_and_joint_norm_is_saved():
     network = noisy_mlp()
     first = _forced(network)

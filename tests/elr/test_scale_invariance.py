@@ -200,6 +200,10 @@ def test_tensors_that_are_scaled_together_may_be_given_as_a_tuple():
     for alone in pair:
         with pytest.raises(ValueError, match="depends on the scale of '0'"):
             check_scale_invariance(network, inputs(32, 6), {"0": alone})
+    network = noisy_mlp()  # its layers declare a partner, which goes with a tensor but not with a tuple
+    check_scale_invariance(network, inputs(32, 6), {"0": network[0].weight})
+    with pytest.raises(ValueError, match="depends on the scale of '0'"):
+        check_scale_invariance(network, inputs(32, 6), {"0": (network[0].weight,)})
 
 
 def test_random_states_of_the_devices_of_nested_inputs_are_kept(monkeypatch):
