@@ -37,6 +37,8 @@ In training code that is not yours to rearrange:
     attachment         all of the above and the metrics below from inside optimizer.step(): elr.attach
     attachable         what can be attached to what
     rewarming_lr       re-warming as a torch learning-rate scheduler
+    step_hooks         act before and after the update inside optimizer.step()
+    rates              read and set the rates of an optimiser's groups
     signals            what a detector is told between two updates
     training_batch     keeps the batch before the first update, to check scale invariance on it
 

@@ -9,16 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elr.attachable import OutsideRates, check_arguments, check_meter, check_pair, check_probe, check_projection
+from elr.attachable import (
+    OutsideRates,
+    check_arguments,
+    check_meter,
+    check_options,
+    check_pair,
+    check_probe,
+    check_projection,
+    frozen_matrices,
+    require_held_norms,
+    require_still_frozen,
+)
 from elr.measure import Meter, NoMeter
 from elr.moments import Moments
 from elr.probe import NoProbe, Probe
 from elr.projection import NoProjection, Projection
+from elr.rates import fastest_rate, rates_of, set_rates_
 from elr.rewarming import Rewarming
 from elr.scale_invariance import Call
 from elr.schedules import Schedule
 from elr.signals import MeanSignal
 from elr.states import check_keys
+from elr.step_hooks import StepHooks
 from elr.training_batch import TrainingBatch
 from elr.triggers import Never, Trigger
 from elr.weights import scalable_weights
@@ -93,10 +106,7 @@ class Attachment:
     Attributes:
         projection, rewarming, meter, probe: the parts; rewarming is None without a schedule.
         updates: updates that the optimiser has taken since `attach`.
-        is_attachment: marks the hooks of an attached optimiser.
     """
-
-    is_attachment = True
 
     def __init__(
         self,
@@ -111,8 +121,10 @@ class Attachment:
         outside_rates: OutsideRates,
     ) -> None:
         check_pair(network, optimizer)
-        check_arguments(schedule, trigger, moments, outside_rates)
+        check_arguments(schedule, trigger, projection, meter, probe)
+        check_options(schedule, trigger, moments, outside_rates)
         self._optimizer = optimizer
+        self._own_rates = rates_of(optimizer)
         self.projection = Projection(network) if projection is None else projection
         check_projection(self.projection, network, optimizer)
         self.meter = self._meter(network, meter)
@@ -121,25 +133,26 @@ class Attachment:
         probed = self.probe.measure() if self.probe.due(0) else {}
         self.rewarming: Rewarming | None = None
         if schedule is not None:  # from here on nothing can fail: a refusal leaves the rates as they were
-            self.rewarming = Rewarming(optimizer, schedule, Never() if trigger is None else trigger, moments)
+            trigger = Never() if trigger is None else trigger
+            trigger.reset()  # it may have watched another run, as where the cell of a notebook is run again
+            self.rewarming = Rewarming(optimizer, schedule, trigger, moments)
         self._overrule = outside_rates == "overrule"
         self._signal = MeanSignal()
         self.updates = 0
-        self._open = self._skipped = self._restarted = False
+        self._open = self._skipped = self._restarted = self._inside = False
         self._rate_used: float | Tensor | None = None
-        self._scalars: dict[str, float] = {**self._no_event(), **probed}
+        self._news: dict[str, float] = probed  # measured, but perhaps not read yet
+        self._metered = self._read = self._loaded = False
         self._training_batch: TrainingBatch | None = None
         if isinstance(self.projection, Projection) and self.projection.unchecked:
             self._training_batch = TrainingBatch(network)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._frozen = frozen_matrices(network) if isinstance(self.projection, Projection) else {}
+        self._hooks = StepHooks(optimizer, self._begin_step, self._before_update, self._after_update)
 
     @property
     def rate(self) -> float:
         """Rate of the fastest parameter group at the next update."""
-        return self.rewarming.rate if self.rewarming is not None else float(_fastest(self._optimizer))
+        return self.rewarming.rate if self.rewarming is not None else float(fastest_rate(self._optimizer))
 
     def signal(self, value: float | Tensor) -> None:
         """Give the trigger one number before an update, such as the loss. It sees the mean of several.
@@ -167,19 +180,32 @@ class Attachment:
         self._restarted = True
 
     def scalars(self) -> dict[str, float]:
-        """What is known of the last update, by tag; reading the meter waits for the device.
+        """What is known after the last update, by tag; reading the meter waits for the device.
 
         Returns:
-            charts/learning_rate: the rate of that update. With a schedule rewarm/event: 1 if the trigger fired after it
-            or `restart` was called before it, else 0; rewarm/statistic of a detector. In steps that were measured the
-            tags of `Meter.scalars` and `Probe.measure`. Before the first step, and after one that was skipped, there is
-            no rate, and rewarm/event is 0.
+            charts/learning_rate: the rate of the last update; not before the first, or if it was skipped. With a
+            detector rewarm/statistic. Then what has happened since they were last read: rewarm/event = 1 if the
+            schedule was restarted, by the trigger after an update or by `restart` before one; the last tags of
+            `Meter.scalars` and `Probe.measure`. Nothing is lost if they are not read after each step. Within a step,
+            all calls return the same.
         """
+        self._read = True
         rate = {} if self._rate_used is None else {"charts/learning_rate": float(self._rate_used)}
-        return {**rate, **self._scalars, **self.meter.fresh_scalars()}
+        statistic = {} if self.rewarming is None or self._rate_used is None else self.rewarming.scalars()
+        return {**rate, **statistic, **(self.meter.scalars() if self._metered else {}), **self._news}
 
     def state_dict(self) -> dict[str, Any]:
-        """State to continue from exactly; the network's and the optimiser's are not in it."""
+        """State to continue from exactly; the network's and the optimiser's are not in it.
+
+        Raises:
+            RuntimeError: an exception (Ctrl-C) has interrupted the last update: weights, optimiser and handle may be of
+                different updates.
+        """
+        if self._inside:
+            raise RuntimeError(
+                "the last optimizer.step() was interrupted, so its state cannot be resumed exactly: save between steps "
+                "(on Ctrl-C, set a flag in a signal handler and save after the step)"
+            )
         return {
             "updates": self.updates,
             "checked": not self.projection.unchecked,
@@ -205,24 +231,35 @@ class Attachment:
         own = self.state_dict()
         if differ := [name for name in parts[4:] if bool(state[name]) != bool(own[name])]:
             raise ValueError(f"only one of the state and this attachment has {differ}: attach with the same arguments")
-        self.projection.load_state_dict(state["projection"])
-        self.meter.load_state_dict(state["meter"])
-        self.probe.load_state_dict(state["probe"])
-        if self.rewarming is not None:
-            self.rewarming.load_state_dict(state["rewarming"])
+        try:
+            self._load_parts(state)
+        except Exception:
+            self._load_parts(own)
+            raise
         if state["checked"] and self._training_batch is not None:  # a layer without influence can no longer be judged
             self.projection.unchecked = False
             self._end_check()
         self._signal.load_state_dict(state["signal"])
         self.updates, self._restarted = state["updates"], state["restarted"]
-        self._scalars, self._rate_used = self._no_event(), None
+        self._news, self._metered, self._rate_used = {}, False, None
+        self._loaded = True
+
+    def _load_parts(self, state: Mapping[str, Any]) -> None:
+        self.projection.load_state_dict(state["projection"])
+        self.meter.load_state_dict(state["meter"])
+        self.probe.load_state_dict(state["probe"])
+        if self.rewarming is not None:
+            self.rewarming.load_state_dict(state["rewarming"])
 
     def detach(self) -> None:
-        """Remove every hook: `optimizer.step()` is again the optimiser's own. Weights and rates stay as they are."""
-        self._require_attached()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        """Remove every hook: `optimizer.step()` is again the optimiser's own.
+
+        With a schedule, the groups get the rates back that they had before `attach`. Weights stay as they are. A second
+        call does nothing.
+        """
+        if not self._hooks.removed and self.rewarming is not None:
+            set_rates_(self._optimizer, self._own_rates)
+        self._hooks.remove()
         self._end_check()
 
     @staticmethod
@@ -242,7 +279,7 @@ class Attachment:
         return CopiedHandle, ()
 
     def _require_attached(self) -> None:
-        if not self._hooks:
+        if self._hooks.removed:
             raise RuntimeError("this handle is detached: attach again")
 
     def _meter(self, network: nn.Module, meter: Meter | NoMeter | int | None) -> Meter | NoMeter:
@@ -254,33 +291,21 @@ class Attachment:
         weights = self.projection.weights if isinstance(self.projection, Projection) else scalable_weights(network)
         return Meter(weights, every=meter, optimizer=self._optimizer)
 
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
-            raise RuntimeError("optimizer.step() is being captured in a CUDA graph, whose replays would run no hooks")
+    def _begin_step(self) -> None:
         if self._open:  # the last step was interrupted
             self._forget_step()
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimiser
-        if closure is None:
-            self._open_step()
-            return None
+        if self._read:
+            self._news, self._metered, self._read = {}, False, False
 
-        def then_open() -> Any:
-            loss = closure()  # makes the gradients
-            if self._open:
-                raise RuntimeError("the optimiser evaluated its closure twice in one step, which attach cannot follow")
-            with torch.no_grad():
-                self._open_step()
-            return loss
-
-        return ((args[0], then_open, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": then_open})
-
-    def _open_step(self) -> None:
-        """Everything that must happen between the gradients and the update."""
+    def _before_update(self) -> None:
+        if self._open:
+            raise RuntimeError("the optimiser evaluated its closure twice in one step, which attach cannot follow")
         if self._training_batch is not None and isinstance(self.projection, Projection):
             self._uncompiled_check(self.projection, self._training_batch.arguments())
             self._end_check()
+        require_still_frozen(self._frozen)
+        if self.updates == 0 and not self._loaded:
+            require_held_norms(self.projection)
         if self.rewarming is not None:
             self._signal.require_for(self.rewarming.trigger)
             if self._overrule:
@@ -290,12 +315,11 @@ class Attachment:
         # A fused optimiser under a GradScaler is stepped also where it changes nothing; reading why waits for the GPU.
         found_inf = getattr(self._optimizer, "found_inf", None)
         self._skipped = found_inf is not None and bool(found_inf)
-        self._rate_used = _fastest(self._optimizer) if self.rewarming is None else self.rewarming.rate
-        self._scalars = self._no_event()
-        self._open = True
+        self._rate_used = fastest_rate(self._optimizer) if self.rewarming is None else self.rewarming.rate
+        self._open = self._inside = True
         self.meter.before_step()
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after_update(self) -> None:
         if not self._open:
             raise RuntimeError("the optimiser did not call its closure, which attach cannot follow")
         if self._skipped:
@@ -303,23 +327,23 @@ class Attachment:
             return
         self._open = False
         self.updates += 1
-        self.meter.after_step()
+        self._metered = self.meter.after_step() or self._metered
         assert self._rate_used is not None
         self.projection.step(self._rate_used)
         if self.rewarming is not None:
-            fired = self.rewarming.step(self._signal.take())
-            self._scalars = {"rewarm/event": float(fired or self._restarted), **self.rewarming.scalars()}
+            if self.rewarming.step(self._signal.take()) or self._restarted:
+                self._news["rewarm/event"] = 1.0
             self._restarted = False
         if self.probe.due(self.updates):
-            self._scalars |= self.probe.measure()
+            self._news |= self.probe.measure()
+        self._inside = False
 
     def _forget_step(self) -> None:
         """Undo the count of a step that was skipped or interrupted."""
-        self._open, self._rate_used, self._scalars = False, None, self._no_event()
+        self._open = self._inside = False
+        self._rate_used = None
         self.meter.cancel_step()
-
-    def _no_event(self) -> dict[str, float]:
-        return {} if self.rewarming is None else {"rewarm/event": 0.0}
+        self._metered = self._metered and self.meter.measured
 
 
 class CopiedHandle:
@@ -332,12 +356,3 @@ class CopiedHandle:
             f"{name}: this is a copy of a handle of elr.attach and controls nothing. Call elr.attach with the copied "
             "network and optimiser, and load handle.state_dict()"
         )
-
-
-def _fastest(optimizer: torch.optim.Optimizer) -> float | Tensor:
-    """The largest rate of the groups; a tensor, which is not read, if one of them is."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    if any(isinstance(rate, Tensor) for rate in rates):
-        device = next(rate.device for rate in rates if isinstance(rate, Tensor))
-        return torch.stack([torch.as_tensor(rate, device=device).reshape(()) for rate in rates]).max()
-    return float(max(rates))

@@ -65,6 +65,10 @@ class Gains:
         names = [name for name, norm in self.norms.items() if norm > 0.0]
         return [self._joint[n][0] for n in names], [self._joint[n][1] for n in names], [self.norms[n] for n in names]
 
+    def norms_now(self) -> list[tuple[float, float]]:
+        """The joint norm now and the one to hold, for the layers that have one."""
+        return [(_joint_norm(*self._joint[name]), norm) for name, norm in self.norms.items() if norm > 0.0]
+
     def load_norms(self, norms: Mapping[str, float]) -> None:
         """Hold these norms from now on.
 

@@ -107,10 +107,16 @@ class Meter:
 
     def cancel_step(self) -> None:
         """Undo `before_step`, for a step that the optimiser did not take."""
+        if self._open and self._due():
+            self._norms = []  # half of a measurement has taken the place of the last
         if self._open:
             self._updates -= 1
         self._open = self._fresh = False
-        self._norms = []
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a measurement for `scalars`."""
+        return not self._open and bool(self._norms)
 
     def fresh_scalars(self) -> dict[str, float]:
         """The scalars of the step just taken if it was measured, otherwise {}."""
@@ -201,6 +207,8 @@ class NoMeter:
     def after_step(self) -> bool:
         """Never a measurement."""
         return False
+
+    measured = False
 
     def cancel_step(self) -> None:
         """Do nothing."""

@@ -52,7 +52,7 @@ class Rescaling:
         for rho, arrays in self._groups:
             squares = 0.0
             for array in arrays:
-                squares += float(np.vdot(array, array))
+                squares += _squared_norm(array)
             scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
             for array in arrays:
                 array *= scale
@@ -115,3 +115,15 @@ def require_full_precision(what: str, tensors: Iterable[tuple[str, Tensor]]) -> 
             f"{what} of type {coarse} are too coarse to hold a norm: give the float32 copy that the optimiser steps "
             "(its master weights), or keep parameters in float32 and compute in half precision with torch.autocast"
         )
+
+
+_BLOCK = 2**18
+
+
+def _squared_norm(array: NDArray[Any]) -> float:
+    """||x||^2; a large array is summed in blocks, because the error of a float32 sum grows with its length."""
+    in_memory = array.transpose(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))  # channels last
+    if array.size <= _BLOCK or not in_memory.flags.c_contiguous:
+        return float(np.vdot(array, array))
+    flat = in_memory.reshape(-1)  # a view
+    return sum(float(np.vdot(part, part)) for part in np.split(flat, range(_BLOCK, flat.size, _BLOCK)))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from elr.moments import Moments, reset_moments_, states_to_reset
+from elr.rates import set_rates_
 from elr.schedules import Schedule
 from elr.states import check_keys
 from elr.triggers import Signal, Trigger
@@ -111,11 +112,14 @@ class Rewarming:
             states_to_reset(self.optimizer, [p for group in groups for p in group["params"]], self.moments)
         self._updates += 1
         self._since += 1
-        fired = self.trigger.fires(self._updates, signal)
+        fired = False
+        try:
+            fired = self.trigger.fires(self._updates, signal)
+        finally:  # also after an error of the trigger, which the caller may catch
+            if not fired and (rate := self._scheduled()) != self._rate:
+                self._set_rate(rate)
         if fired:
             self.restart()
-        elif (rate := self._scheduled()) != self._rate:
-            self._set_rate(rate)
         return fired
 
     def restart(self) -> None:
@@ -157,9 +161,9 @@ class Rewarming:
             if not mine.is_still_in(group):
                 raise RuntimeError(
                     f"the learning rate of parameter group {index} is {float(group['lr']):.6g}, but the schedule has "
-                    f"set {mine.value:.6g}: something else sets it too (a torch scheduler, or the training loop of a "
-                    "framework). Leave the rate to one of them; elr.attach can overrule the other by "
-                    'outside_rates="overrule"'
+                    f"set {mine.value:.6g}: something else sets it too (a torch scheduler, the training loop of a "
+                    "framework, or a state of the optimiser that was loaded alone). Leave the rate to one of them; "
+                    'elr.attach can overrule the other by outside_rates="overrule"'
                 )
 
     def set_rates_again(self) -> None:
@@ -209,14 +213,9 @@ class Rewarming:
         if not (math.isfinite(rate) and rate >= 0.0):
             raise ValueError(f"the schedule gives the rate {rate} at step {self._since}; it must be finite and >= 0")
         self._check_groups(len(self._base))
-        values = []
-        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
-            # Without rounding: the fastest group gets the schedule's value, and at the initial rate all groups theirs.
-            values.append(base if rate == self._fastest else rate * (base / self._fastest))
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(values[-1])
-            else:
-                group["lr"] = values[-1]
+        # Without rounding: the fastest group gets the schedule's value, and at the initial rate all groups theirs.
+        values = [base if rate == self._fastest else rate * (base / self._fastest) for base in self._base]
+        set_rates_(self.optimizer, values)
         self._set = [
             _SetRate(group["lr"], value) for group, value in zip(self.optimizer.param_groups, values, strict=True)
         ]
@@ -252,4 +251,7 @@ def _check_base(base: list[float]) -> None:
     if not all(math.isfinite(lr) and lr >= 0.0 for lr in base):
         raise ValueError(f"the groups' learning rates are {base}; each must be finite and >= 0")
     if not any(base):
-        raise ValueError(f"the groups' learning rates are {base}; ratios need at least one > 0")
+        raise ValueError(
+            f"the groups' learning rates are {base}, and their ratios need at least one > 0: build the optimiser with "
+            "a rate, and load its state after this"
+        )

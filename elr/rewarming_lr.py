@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from elr.moments import Moments
+from elr.rates import rates_of, set_rates_
 from elr.rewarming import Rewarming
 from elr.schedules import Schedule
 from elr.signals import MeanSignal
@@ -89,7 +90,7 @@ class RewarmingLR(LRScheduler):
     def restart(self) -> None:
         """Start the schedule again with the next update, at a change that is known."""
         self._rewarming.restart()
-        self._last_lr = self._rates()
+        self._last_lr = rates_of(self.optimizer)
 
     def step(self, epoch: int | None = None) -> None:
         """Count one optimiser update, ask the trigger, set the rate of the next update.
@@ -116,7 +117,7 @@ class RewarmingLR(LRScheduler):
                 self._signal.require_for(self._trigger)
                 self._rewarming.step(self._signal.take())
             self._updates = 0
-        return self._rates()
+        return rates_of(self.optimizer)
 
     def _count(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # a fused optimiser under a GradScaler that skips the update
@@ -137,11 +138,7 @@ class RewarmingLR(LRScheduler):
 
     def _begin(self) -> None:
         """Start with the ratios that torch has recorded: other schedulers may have changed the rates since."""
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(base)
-            else:
-                group["lr"] = base
+        set_rates_(self.optimizer, self.base_lrs)
         self._trigger.reset()
         self._rewarming = Rewarming(self.optimizer, self._schedule, self._trigger, self._moments)
 
@@ -164,12 +161,9 @@ class RewarmingLR(LRScheduler):
             ValueError: as `Rewarming.load_state_dict`.
         """
         check_keys("RewarmingLR", state_dict, ["last_epoch", "step_count", "updates", "rewarming", "signal"])
-        self._rewarming.load_state_dict(state_dict["rewarming"])
+        if state_dict["last_epoch"] >= 0:  # else SequentialLR has not handed over yet, and another sets the rates
+            self._rewarming.load_state_dict(state_dict["rewarming"])
         self._signal.load_state_dict(state_dict["signal"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self._updates = state_dict["updates"]
-        self._last_lr = self._rates()
-
-    def _rates(self) -> list[float | Tensor]:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+        self._last_lr = rates_of(self.optimizer)

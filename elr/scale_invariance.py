@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,7 +204,8 @@ def _refuse_dependent(
         messages.append(
             f"the output depends on the scale of {measured}: relative change above the tolerance {tolerance}, so "
             "projection would alter the function. Put a normalisation layer, with no bias before it, between the layer "
-            "and its nonlinearity; or name it as a head; or pass allow_scale_dependent=True if that is intended"
+            "and its nonlinearity; or name it as an output layer (heads=[...]); or leave it alone (leave=[...]), as "
+            "suits recurrent and attention layers; or pass allow_scale_dependent=True if that is intended"
         )
         if on_running_statistics:
             messages.append(
@@ -239,6 +241,14 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
+def _fresh(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, copied: a forward pass may consume them or write to them."""
+    try:
+        return copy.deepcopy((call.args, dict(call.kwargs)))
+    except Exception:  # of a kind that cannot be copied
+        return call.args, dict(call.kwargs)
+
+
 def _repeatable(network: nn.Module, call: Call) -> Callable[[], Tensor]:
     """Return a forward pass to one float64 vector that draws the same random numbers at every call."""
     tensors = (*tensors_in(call), *network.parameters())
@@ -246,7 +256,8 @@ def _repeatable(network: nn.Module, call: Call) -> Callable[[], Tensor]:
 
     def forward() -> Tensor:
         with torch.random.fork_rng(devices=list(devices)):
-            output = network(*call.args, **call.kwargs)
+            args, kwargs = _fresh(call)
+            output = network(*args, **kwargs)
         found = tensors_in(output)
         leaves = [torch.view_as_real(t) if t.is_complex() else t for t in found]
         leaves = [leaf.double().flatten() for leaf in leaves if leaf.is_floating_point()]

@@ -32,7 +32,8 @@ class MeanSignal:
             ValueError: the trigger watches nothing, or the value is not one number.
         """
         if trigger is None or isinstance(trigger, Never | Every | AtKnownChange):
-            name = "there is no trigger" if trigger is None else f"the trigger {type(trigger).__name__} watches nothing"
+            none = trigger is None or isinstance(trigger, Never)
+            name = "there is no trigger" if none else f"the trigger {type(trigger).__name__} watches nothing"
             raise ValueError(f"signal() has no effect: {name}. Leave it out, or use a trigger such as OnCusum(Cusum())")
         if isinstance(value, Tensor):
             if value.numel() != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -23,7 +24,7 @@ class TrainingBatch:
 
     def __init__(self, network: nn.Module) -> None:
         self._hook = _Hook(network)
-        self._handle = network.register_forward_pre_hook(self._hook, with_kwargs=True)
+        self._handle = network.register_forward_pre_hook(self._hook, with_kwargs=True, prepend=True)
 
     def arguments(self) -> Call:
         """The arguments.
@@ -56,8 +57,15 @@ class _Hook:
             self.seen = Call(*tree_map(_copy, (args, kwargs)))
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()  # deepcopy and pickle use this
+        return _Hook, ()  # a copied network must neither keep this one alive nor fill its batch
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        try:
+            return copy.deepcopy(value)  # a batch of a kind of its own, which the loop may change before the check
+        except Exception:  # it cannot be copied, for instance because it holds tensors of a graph
+            return value
+    # Under autocast a network may be given what another has computed in half precision; the check runs without it.
+    half = value.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(value.device.type)
+    return value.detach().to(torch.float32 if half else value.dtype, copy=True)

@@ -6,6 +6,7 @@ A trigger is asked once after every optimiser update. How much the learning rate
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from elr.stagnation import Stagnation
 from elr.states import check_keys
 
 Signal = float | Tensor | None
+
+_CUSUM_ARGUMENTS = tuple(inspect.signature(Cusum).parameters)
 
 
 class Trigger(Protocol):
@@ -112,13 +115,23 @@ class OnCusum:
         self.cusum.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The detector's state."""
-        return {"cusum": self.cusum.state_dict()}
+        """The detector's state, and the arguments that it was built with."""
+        return {"arguments": self._arguments(), "cusum": self.cusum.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the detector."""
-        check_keys("OnCusum", state, ["cusum"])
+        """Restore the detector.
+
+        Raises:
+            ValueError: wrong keys, or a Cusum with other arguments.
+        """
+        check_keys("OnCusum", state, ["arguments", "cusum"])
+        mine, saved = self._arguments(), state["arguments"]
+        if differ := [f"{name}={saved[name]}" for name in mine if saved[name] != mine[name]]:
+            raise ValueError(f"the state was saved with Cusum({', '.join(differ)}): build it with the same arguments")
         self.cusum.load_state_dict(state["cusum"])
+
+    def _arguments(self) -> dict[str, float | bool]:
+        return {name: getattr(self.cusum, name) for name in _CUSUM_ARGUMENTS}
 
 
 class OnStagnation:

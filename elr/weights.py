@@ -127,6 +127,8 @@ class Choice:
     """The gains that the caller names."""
     vectors: list[str]
     """Names of trainable parameters of unknown modules that have one axis and may be gains."""
+    guessed: tuple[str, ...]
+    """The output layer that was guessed, if the caller named none."""
 
 
 def choose(
@@ -158,6 +160,7 @@ def choose(
     named_gains = {names[0]: inventory.find("more_gains", names) for names in gain_names}
     named = [owned for pair in (*named_weights.values(), *named_gains.values()) for owned in pair]
     left_out, why_no_guess = beneath(inventory, leave, as_heads=False), None
+    guess = heads is None
     if heads is None:
         heads, why_no_guess = guessed_heads(inventory, left_out, named)
     left_out |= beneath(inventory, heads, as_heads=True)
@@ -197,6 +200,7 @@ def choose(
         gains,
         more_gains=[pair[0].tensor for pair in named_gains.values()],
         vectors=[owned.name for owned in unidentified if owned.role == "unknown_vector"],
+        guessed=tuple(heads) if guess else (),
     )
 
 

@@ -226,7 +226,8 @@ class RewarmCallback(BaseCallback):
 
     def _record(self) -> None:
         assert self.handle is not None
-        for tag, value in self.handle.scalars().items():
+        event = {} if self._schedule is None else {"rewarm/event": 0.0}
+        for tag, value in {**event, **self.handle.scalars()}.items():
             tag = self._prefix + tag
             if tag.endswith("rewarm/event"):
                 value = max(value, self.logger.name_to_value.get(tag, 0.0))

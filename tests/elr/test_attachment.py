@@ -87,7 +87,7 @@ def test_equals_the_loop_written_out_bit_for_bit():
     rewarming = Rewarming(optimizer, SCHEDULE, detector())
     meter = Meter(scalable_weights(theirs), every=50, optimizer=optimizer, nominal_power=1)
     probe = Probe(theirs, probe_inputs, ["2"], every=70)
-    assert measured_at_start == {"rewarm/event": 0.0, **probe.measure()}
+    assert measured_at_start == probe.measure()
     assert any(name.startswith("plasticity/") for name in measured_at_start)
     for update, batch in enumerate(batches(200), start=1):
         optimizer.zero_grad()
@@ -99,7 +99,7 @@ def test_equals_the_loop_written_out_bit_for_bit():
         rate = rewarming.rate
         projection.step(rate)
         fired = rewarming.step(loss)
-        expected = {"charts/learning_rate": rate, "rewarm/event": float(fired), **rewarming.scalars()}
+        expected = {"charts/learning_rate": rate, **({"rewarm/event": 1.0} if fired else {}), **rewarming.scalars()}
         expected |= meter.fresh_scalars() | (probe.measure() if probe.due(update) else {})
         assert logged[update - 1] == expected
     assert torch.equal(parameters(ours), parameters(theirs))
@@ -241,7 +241,8 @@ def test_detached_nothing_is_left():
     train(ours, optimizer, None, data[20:])
     train(plain, other, None, data[20:])
     assert torch.equal(parameters(ours), parameters(plain))
-    for call in (handle.detach, handle.restart, lambda: handle.signal(1.0)):
+    handle.detach()  # a second time it does nothing
+    for call in (handle.restart, lambda: handle.signal(1.0)):
         with pytest.raises(RuntimeError, match="detached: attach again"):
             call()
     attach(ours, optimizer).detach()  # can be attached again, and detached before any step
@@ -259,7 +260,7 @@ def test_known_change_restarts_the_schedule():
     assert handle.rate == 1e-2 == optimizer.param_groups[0]["lr"]
     assert optimizer.state[net[0].weight]["exp_avg"].abs().sum() == 0
     logged = train(net, optimizer, handle, data[5:])
-    assert [(s["charts/learning_rate"], s["rewarm/event"]) for s in logged] == [
+    assert [(s["charts/learning_rate"], s.get("rewarm/event", 0.0)) for s in logged] == [
         (pytest.approx(1e-2), 1.0), (pytest.approx(0.9e-2), 0.0), (pytest.approx(0.8e-2), 0.0),
     ]  # fmt: skip
     assert handle.rewarming.events == [5]
@@ -413,6 +414,170 @@ def test_compiled_network():
     assert "elr/0" in logged[0] and "elr/3" in logged[0]
 
 
+def test_measurements_and_events_wait_until_they_are_read():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    probe = Probe(net, next(batches(1))[0], ["2"], every=4)
+    handle = attach(net, optimizer, schedule=SCHEDULE, trigger=Every(4), meter=4, probe=probe)
+    assert "plasticity/dead_fraction/2" in handle.scalars()
+    for update, batch in enumerate(batches(11), start=1):
+        optimizer.zero_grad()
+        loss_of(net, batch).backward()
+        optimizer.step()
+        if update % 4 == 1:  # 1, 5, 9: never where something is measured after the first update
+            seen, again = handle.scalars(), handle.scalars()
+            assert seen == again and "elr/0" in seen and seen["charts/learning_rate"] == SCHEDULE((update - 1) % 4)
+            assert ("rewarm/event" in seen) == ("plasticity/delta_c/2" in seen) == (update > 1)
+        if update in (2, 6):
+            assert set(handle.scalars()) == {"charts/learning_rate"}  # what was read is not news any more
+
+
+def test_weights_of_a_new_norm_need_a_new_projection():
+    """A network that is loaded after attach would be scaled back to the norms of the fresh one."""
+    for change in ("weight", "gain", "state"):
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        handle = attach(net, optimizer)
+        with torch.no_grad():
+            net[1 if change == "gain" else 0].weight.mul_(3.0)
+        loss_of(net, next(batches(1))).backward()
+        if change == "state":
+            handle.load_state_dict(handle.state_dict())
+            optimizer.step()
+            continue
+        with pytest.raises(ValueError, match=r"norms of \['[01]'\] have changed since .*load the weights before"):
+            optimizer.step()
+
+
+def test_layer_that_is_unfrozen_later_is_refused():
+    net = network()
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer)
+    train(net, optimizer, handle, batches(2))
+    net[0].requires_grad_(True)
+    loss_of(net, next(batches(1))).backward()
+    with pytest.raises(RuntimeError, match=r"\['0.weight'\] were frozen .* detach\(\) and attach again"):
+        optimizer.step()
+    handle.detach()
+    attach(net, optimizer)
+    train(net, optimizer, None, batches(1))
+
+
+def test_step_that_calls_the_step_of_its_class_counts_once():
+    """torch runs the hooks of both if both classes have made an optimiser."""
+
+    class Mine(torch.optim.Adam):
+        def step(self, closure=None):
+            loss = None if closure is None else closure()
+            super().step()
+            return loss
+
+    for with_closure in (False, True):
+        ours, theirs = network(), network()
+        plain = torch.optim.Adam(theirs.parameters(), lr=1e-3)
+        mine = Mine(ours.parameters(), lr=1e-3)
+        expected = attach(theirs, plain, schedule=SCHEDULE, meter=1)
+        handle = attach(ours, mine, schedule=SCHEDULE, meter=1)
+        wanted = train(theirs, plain, expected, batches(5))
+        for batch, scalars in zip(batches(5), wanted, strict=True):
+
+            def closure(batch=batch, ours=ours, mine=mine):
+                mine.zero_grad()
+                loss_of(ours, batch).backward()
+
+            if with_closure:
+                mine.step(closure)
+            else:
+                closure()
+                mine.step()
+            assert handle.scalars() == scalars
+        assert handle.updates == 5 and torch.equal(parameters(ours), parameters(theirs))
+
+
+def test_detach_gives_the_rates_back_so_that_a_refusal_can_be_mended():
+    net = without_norm()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
+    handle = attach(net, optimizer, schedule=WarmupCosine(peak=0.1, warmup_steps=5, decay_steps=5, final=0.0))
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    loss_of(net, next(batches(1))).backward()
+    with pytest.raises(ValueError, match="depends on the scale"):
+        optimizer.step()
+    handle.detach()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    attach(net, optimizer, schedule=Constant(0.1), projection=NoProjection())
+    optimizer.step()
+
+
+def test_state_of_an_interrupted_step_is_refused():
+    """Ctrl-C within the optimiser's own update: weights and moments may be of two updates."""
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer, schedule=SCHEDULE)
+    train(net, optimizer, handle, batches(2))
+    handle.state_dict()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_post_hook(interrupt)
+    optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(net, optimizer, handle, batches(1))
+    with pytest.raises(RuntimeError, match=r"was interrupted.*save between steps"):
+        handle.state_dict()
+    hook.remove()
+    train(net, optimizer, handle, batches(1))
+    assert handle.state_dict()["updates"] == 3
+
+
+def test_refused_state_leaves_everything_as_it_was():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer, schedule=SCHEDULE, trigger=detector(), meter=2)
+    other = network()
+    with torch.no_grad():
+        other[0].weight.mul_(2.0)
+    another = torch.optim.Adam(other.parameters(), lr=1e-3)
+    theirs = attach(other, another, schedule=SCHEDULE, trigger=OnCusum(Cusum(threshold=7.0)), meter=2)
+    before = handle.state_dict()
+    with pytest.raises(ValueError, match=r"saved with Cusum\(threshold=7.0, .*block=50.*\): build it with the same"):
+        handle.load_state_dict(theirs.state_dict())
+    assert handle.state_dict() == before
+
+
+def test_trigger_that_has_watched_another_run_starts_anew():
+    trigger = detector()
+    for _ in range(2):
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        handle = attach(net, optimizer, schedule=SCHEDULE, trigger=trigger)
+        assert trigger.cusum.state_dict()["blocks_seen"] == 0
+        train(net, optimizer, handle, batches(10))
+        assert trigger.cusum.state_dict()["blocks_seen"] == 5
+
+
+def test_first_batch_is_kept_as_it_was_given():
+    """Autocast, hooks of the user, arguments that the forward pass consumes."""
+
+    class Eats(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network(torch.float32)
+
+        def forward(self, batch):
+            return self.body(batch.pop("x"))
+
+    net = Eats()
+    net.register_forward_pre_hook(lambda module, args: ({"x": args[0]["x"] * 0.5},))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    attach(net, optimizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = net({"x": torch.randn(32, 6, dtype=torch.bfloat16)}).square().mean()
+    loss.backward()
+    optimizer.step()
+
+
 def test_closure_is_evaluated_once_and_measured():
     ours, theirs = network(), network()
     data = list(batches(10))
@@ -551,6 +716,14 @@ def test_optimizer_moves_at_the_rate_that_is_reported():
         ({"schedule": Constant(0.1), "moments": "forget"}, "moments = 'forget' is not known"),
         ({"projection": "other network"}, r"holds \['0', '3'\] of another network"),
         ({"meter": 0}, "every must be at least 1"),
+        ({"meter": 2.5}, "meter=float is not of the right kind: give a whole number of updates"),
+        ({"projection": False}, r"projection=bool is not of the right kind: give NoProjection\(\) for none"),
+        ({"probe": 100}, r"probe=int is not of the right kind: give Probe\("),
+        ({"schedule": 1e-3}, r"schedule=float is not of the right kind: give Constant\(0.001\)"),
+        ({"schedule": Cyclic}, "schedule=Cyclic is not of the right kind"),
+        ({"schedule": Constant(0.1), "trigger": Cusum()}, r"trigger=Cusum is .* give OnCusum\(Cusum\(...\)\)"),
+        ({"schedule": Constant(0.1), "trigger": OnCusum}, "trigger=OnCusum is not of the right kind"),
+        ({"schedule": Constant(0.1), "trigger": 100}, "trigger=int is not of the right kind"),
     ],
 )
 def test_arguments_without_effect_are_refused(arguments, message):

@@ -41,6 +41,8 @@ def place(groups, tag):
 def test_every_scalar_of_a_handle_is_in_one_chart_and_every_chart_has_one(schedule):
     handle, network, optimizer, x = attached(schedule=schedule)
     seen = set(handle.scalars())
+    if schedule is not None:
+        handle.restart()
     for _ in range(4):
         optimizer.zero_grad()
         network(x).square().mean().backward()

@@ -139,6 +139,33 @@ def test_follows_another_scheduler_in_sequence():
     assert seen == pytest.approx([0.01, 0.04, 0.07, 1.0, 0.9, 0.8])
 
 
+def test_sequence_that_is_saved_before_the_hand_over_continues_exactly():
+    def build():
+        made = optimizer()
+        warmup = lr_scheduler.LinearLR(made, start_factor=0.1, total_iters=5)
+        return made, lr_scheduler.SequentialLR(made, [warmup, RewarmingLR(made, DECAY)], milestones=[5])
+
+    def run(made, sequence, steps):
+        seen = []
+        for _ in range(steps):
+            seen.append(rates(made))
+            made.step()
+            sequence.step()
+        return seen
+
+    whole = run(*build(), 9)
+    made, sequence = build()
+    seen = run(made, sequence, 3)
+    state = copy.deepcopy([made.state_dict(), sequence.state_dict()])
+    made, sequence = build()
+    sequence.load_state_dict(state[1])
+    made.load_state_dict(state[0])
+    for group in made.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    assert seen + run(made, sequence, 6) == whole
+
+
 def test_comes_first_in_a_sequence():
     made = optimizer()
     ours = RewarmingLR(made, DECAY, Every(2))
@@ -156,7 +183,7 @@ def test_epochs_and_useless_signals_are_refused():
     scheduler = RewarmingLR(made, Constant(0.1))
     with pytest.raises(ValueError, match="call step\\(\\) without an epoch, got epoch=3"):
         scheduler.step(3)
-    with pytest.raises(ValueError, match="the trigger Never watches nothing"):
+    with pytest.raises(ValueError, match="signal\\(\\) has no effect: there is no trigger"):
         scheduler.signal(1.0)
     with pytest.raises(ValueError, match="RewarmingLR needs exactly"):
         scheduler.load_state_dict({"last_epoch": 3})
