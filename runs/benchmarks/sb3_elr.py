@@ -253,7 +253,7 @@ def draw(args: Args, results: dict[str, Any], path: Path) -> None:
     """
     rows = list(product(("adam", *args.also), RATES))
     columns = [(algorithm, kind) for algorithm in args.algorithms for kind in ("nominal", "realised")]
-    figure, panels = style.begin(len(rows) * len(columns), columns=len(columns), width=3.6, height=2.7)
+    figure, panels = style.begin(len(rows) * len(columns), columns=len(columns), width=3.4, height=2.4)
     for axes, ((optimiser, rates), (algorithm, kind)) in zip(panels, product(rows, columns), strict=True):
         chosen = [
             job for job in jobs(args) if (job.algorithm, job.optimiser, job.rates) == (algorithm, optimiser, rates)
@@ -261,15 +261,19 @@ def draw(args: Args, results: dict[str, Any], path: Path) -> None:
         for projected, colour in ((False, style.COLOURS[1]), (True, style.COLOURS[0])):
             arm = [results[job.name] for job in chosen if job.projected == projected]
             unit = RATE[algorithm] if rates == "constant" else 1.0
-            x = (np.arange(WINDOWS) + 0.5) / WINDOWS * arm[0]["updates"]
+            noisy = kind == "realised" and optimiser in ("adam", "rms")
+            points = WINDOWS // 5 if noisy else WINDOWS
+            x = (np.arange(points) + 0.5) / points * arm[0]["updates"]
             for index, layer in enumerate(arm[0]["layers"]):
                 curves = np.array([run["layers"][layer][kind] for run in arm]) / unit
+                curves = curves.reshape(len(arm), points, -1).mean(axis=2)
                 look = style.Look(colour, style.DASHES[index])
                 label = f"{'projected' if projected else 'not projected'}, layer {index + 1} (n = {len(arm)})"
                 style.draw_arm(axes, x, curves, look, label)
         if rates == "schedule":
-            axes.plot(x, arm[0]["rate"], color="black", linewidth=0.8, label="learning rate", zorder=4)
-        if rates == "schedule" or (kind == "realised" and optimiser in ("adam", "rms")):
+            rate = np.array(arm[0]["rate"]).reshape(points, -1).mean(axis=1)
+            axes.plot(x, rate, color="black", linewidth=0.8, label="learning rate", zorder=4)
+        if rates == "schedule" or noisy:
             axes.set_yscale("log")
         axes.set_title(f"{algorithm.upper()}, {TITLES[optimiser]}, {rates}: {kind}", fontsize=8)
         axes.set_xlabel("updates", fontsize=8)
