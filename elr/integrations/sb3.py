@@ -226,8 +226,10 @@ class RewarmCallback(BaseCallback):
 
     def _record(self) -> None:
         assert self.handle is not None
-        event = {} if self._schedule is None else {"rewarm/event": 0.0}
-        for tag, value in {**event, **self.handle.scalars()}.items():
+        scalars = self.handle.scalars()
+        if self._schedule is not None and "charts/learning_rate" in scalars:
+            scalars.setdefault("rewarm/event", 0.0)  # a curve with a point at each dump
+        for tag, value in scalars.items():
             tag = self._prefix + tag
             if tag.endswith("rewarm/event"):
                 value = max(value, self.logger.name_to_value.get(tag, 0.0))

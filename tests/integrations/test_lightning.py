@@ -191,6 +191,9 @@ def test_detector_sees_the_mean_loss_of_each_update():
             self.seen.append(float(signal))
             return False
 
+        def reset(self):
+            self.seen.clear()
+
     trigger = Recorder()
     module = Regression(lambda net, optimizer: elr.attach(net, optimizer, schedule=SCHEDULE, trigger=trigger))
     module.watched = lambda: True

@@ -476,8 +476,9 @@ def test_resume_false_starts_anew_and_another_trigger_is_refused():
 def test_a_schedule_that_ended_at_zero_can_be_continued():
     ending = elr.LinearDecay(1e-3, 0.0, 8)
     model = make(PPO)
-    model.learn(128, callback=RewarmCallback(schedule=ending))
-    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    ended = RewarmCallback(schedule=ending)
+    model.learn(128, callback=ended)
+    assert ended.handle.rewarming.rate == 0.0
     callback, rates = RewarmCallback(schedule=ending), Rates()
     callback.restart()
     model.learn(64, callback=[callback, rates])
