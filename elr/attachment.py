@@ -184,10 +184,10 @@ class Attachment:
 
         Returns:
             charts/learning_rate: the rate of the last update; not before the first, or if it was skipped. With a
-            detector rewarm/statistic. Then what has happened since they were last read: rewarm/event = 1 if the
-            schedule was restarted, by the trigger after an update or by `restart` before one; the last tags of
-            `Meter.scalars` and `Probe.measure`. Nothing is lost if they are not read after each step. Within a step,
-            all calls return the same.
+            detector rewarm/statistic, which an alarm sets to 0. Then what has happened since they were last read:
+            rewarm/event = 1 if the schedule was restarted, by the trigger after an update or by `restart` before one;
+            the last tags of `Meter.scalars` and `Probe.measure`. Nothing is lost if they are not read after each step.
+            Within a step, all calls return the same.
         """
         self._read = True
         rate = {} if self._rate_used is None else {"charts/learning_rate": float(self._rate_used)}
@@ -220,8 +220,8 @@ class Attachment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly from `state_dict`, and set the rate of the next update.
 
-        Attach with the same arguments first. May come before or after the network's and the optimiser's own
-        load_state_dict.
+        Attach with the same arguments first; another schedule or cadence counts from here on. May come before or after
+        the network's and the optimiser's own load_state_dict.
 
         Raises:
             ValueError: the state is of other parts.

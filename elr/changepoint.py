@@ -60,6 +60,7 @@ from torch import Tensor
 from elr.states import check_keys
 
 _TINY_DEVIATION = 1e-12
+_LEAST = 1e-8  # under a logarithm: the cross-entropy of a network that has fitted its data becomes exactly 0 in float32
 _FALL = 2.0  # a fall moves the level at this multiple of the threshold: a needless move costs false alarms later
 _MOSTLY_FALL = 0.25  # share of the ordinary variance that is left without the fall; independent blocks leave about 1
 _HIDDEN_RISE = 1.5  # a burn-in that hides a rise by this factor is worth a warning
@@ -117,7 +118,7 @@ class Cusum:
             sd(log x) is approximately sd(x) / x. Without it, memorisation drives sd to 0 and everything is an alarm.
         clip: c > 0, in sd: limits how far one block moves the estimates, so that the first block of a jump does not
             mask the rest when ``smoothing`` is large; inf for no limit.
-        log: test the logarithm of the block mean; needs positive block means.
+        log: test the logarithm of the block mean, which must not be negative; below 1e-8 it counts as 1e-8.
     Raises:
         ValueError: an argument outside its range.
     Warns:
@@ -263,9 +264,9 @@ class Cusum:
             raise FloatingPointError(f"block {self._blocks_seen + 1} has mean {mean}; CUSUM needs finite values")
         if not self.log:
             return mean
-        if mean <= 0.0:
-            raise ValueError(f"block {self._blocks_seen + 1} has mean {mean}; log=True needs > 0, use log=False")
-        return math.log(mean)
+        if mean < 0.0:
+            raise ValueError(f"block {self._blocks_seen + 1} has mean {mean}; log=True needs >= 0, use log=False")
+        return math.log(max(mean, _LEAST))
 
     def _observe(self, y: float) -> bool:
         self._blocks_seen += 1

@@ -190,6 +190,10 @@ class Projection:
         self._check_inputs = inputs
         self.unchecked = False
 
+    def held(self) -> list[Tensor]:
+        """Every parameter that is rescaled: weights and their partners, and with joint the gains and offsets."""
+        return list(self._rescaling.tensors)
+
     def changed(self, tolerance: float = 1e-5) -> list[str]:
         """Names of the weights and normalisation layers whose norm is not the one that is held.
 

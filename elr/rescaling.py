@@ -32,7 +32,7 @@ class Rescaling:
 
     def __init__(self, tensors: Sequence[Tensor], partners: Sequence[Tensor | None], norms: Sequence[float]) -> None:
         # All x_i come first, then the partners that exist; `_paired` holds the index of each partner's x_i.
-        self._tensors = [*tensors, *(partner for partner in partners if partner is not None)]
+        self.tensors = [*tensors, *(partner for partner in partners if partner is not None)]
         self._paired = [i for i, partner in enumerate(partners) if partner is not None]
         self._norms = list(norms)
         self._groups: list[tuple[float, list[NDArray[Any]]]] | None = None
@@ -42,7 +42,7 @@ class Rescaling:
         """Rescale now."""
         # Building the NumPy views costs as much as using them, so they are rebuilt only when a tensor's storage has
         # moved. (A change of shape in place would not be noticed; no module does that.)
-        addresses = [tensor.data_ptr() for tensor in self._tensors]
+        addresses = [tensor.data_ptr() for tensor in self.tensors]
         if addresses != self._addresses:
             self._groups = self._views()
             self._addresses = addresses
@@ -56,13 +56,13 @@ class Rescaling:
             scale = rho / math.sqrt(squares) if 0.0 < squares < math.inf else math.nan
             for array in arrays:
                 array *= scale
-        torch.autograd.graph.increment_version(self._tensors)  # so autograd refuses a graph from before the change
+        torch.autograd.graph.increment_version(self.tensors)  # so autograd refuses a graph from before the change
 
     @torch.no_grad()
     def _apply_on_device_(self) -> None:
-        if self._tensors:
-            scales = self._scales(list(torch._foreach_norm(self._tensors)))
-            torch._foreach_mul_(self._tensors, scales + [scales[i] for i in self._paired])
+        if self.tensors:
+            scales = self._scales(list(torch._foreach_norm(self.tensors)))
+            torch._foreach_mul_(self.tensors, scales + [scales[i] for i in self._paired])
 
     def _scales(self, measured: list[Tensor]) -> list[Tensor]:
         """rho_i / sqrt(||x_i||^2 + ||y_i||^2) from the norms of all x_i, then of the partners."""
@@ -82,9 +82,9 @@ class Rescaling:
 
         NumPy would sum the squares of a half precision in that precision, and overflow.
         """
-        if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in self._tensors):
+        if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in self.tensors):
             return None
-        arrays = [tensor.detach().numpy() for tensor in self._tensors]
+        arrays = [tensor.detach().numpy() for tensor in self.tensors]
         groups = [(rho, [array]) for rho, array in zip(self._norms, arrays[: len(self._norms)], strict=True)]
         for i, partner in zip(self._paired, arrays[len(self._norms) :], strict=True):
             groups[i][1].append(partner)

@@ -161,9 +161,9 @@ class Rewarming:
             if not mine.is_still_in(group):
                 raise RuntimeError(
                     f"the learning rate of parameter group {index} is {float(group['lr']):.6g}, but the schedule has "
-                    f"set {mine.value:.6g}: something else sets it too (a torch scheduler, the training loop of a "
-                    "framework, or a state of the optimiser that was loaded alone). Leave the rate to one of them; "
-                    'elr.attach can overrule the other by outside_rates="overrule"'
+                    f"set {mine.value:.6g}: something else sets it too. If you resume, load the state that was saved "
+                    "here as well. A torch scheduler, or the training loop of a framework: leave the rate to one of "
+                    'them, or let elr.attach overrule the other by outside_rates="overrule"'
                 )
 
     def set_rates_again(self) -> None:

@@ -19,7 +19,7 @@ def norms(handle):
 
 
 def test_plain_loop(capsys):
-    (code,) = python_blocks(PAGE, "A plain PyTorch loop")
+    code, _ = python_blocks(PAGE, "A plain PyTorch loop")
     handle = run(code)["handle"]
     assert handle.updates == 5000
     assert norms(handle) == pytest.approx(handle.projection.norms, rel=1e-5)
@@ -32,6 +32,34 @@ def test_plain_loop(capsys):
 def test_readme_shows_the_plain_loop_of_the_page():
     (readme,) = python_blocks("README.md", "elr in your own loop")
     assert readme == python_blocks(PAGE, "A plain PyTorch loop")[0]
+
+
+def test_resume_of_the_plain_loop_is_exact(tmp_path):
+    """The loop stopped at 700 of 900 updates, its state saved and loaded by the lines of the page."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    code, resume = python_blocks(PAGE, "A plain PyTorch loop")
+    setup, loop = code.split("for update in range(1, 5001):")
+    save, load = resume.split("# in the new process")
+
+    def go(names, first, last):
+        run(f"for update in range({first}, {last + 1}):{loop}", **names)
+
+    torch.manual_seed(0)
+    whole = run(setup)
+    go(whole, 1, 900)
+    torch.manual_seed(0)
+    first = run(setup)
+    go(first, 1, 700)
+    run(save, **first, path=tmp_path / "saved.pt")
+    torch.manual_seed(1)
+    second = run(setup)
+    names = {**second, "path": tmp_path / "saved.pt", "log_dir": tmp_path, "SummaryWriter": SummaryWriter}
+    run(load.split("\n", 1)[1], **names)["writer"].close()
+    go(second, 701, 900)
+    for ours, theirs in zip(second["network"].parameters(), whole["network"].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert second["handle"].state_dict() == whole["handle"].state_dict()
 
 
 def test_metrics_only(tmp_path):

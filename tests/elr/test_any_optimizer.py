@@ -572,7 +572,7 @@ def test_a_scheduler_of_torch_next_to_a_schedule_is_refused_or_overruled(make):
     optimizer = Adam(net.parameters(), lr=3e-3)
     scheduler = make(optimizer)
     handle = attach(net, optimizer, schedule=LinearDecay(3e-3, 0.0, 50))
-    with pytest.raises(RuntimeError, match=r"parameter group 0 is .* something else sets it too \(a torch scheduler"):
+    with pytest.raises(RuntimeError, match=r"parameter group 0 is .* something else sets it too. .* A torch scheduler"):
         for batch in batches(3):
             one_backward(net, optimizer, batch)
             before = parameters(net)

@@ -709,7 +709,7 @@ def test_non_finite_block_raises_and_keeps_the_estimates(bad: float, as_tensor: 
 
 
 def test_log_refuses_non_positive_blocks() -> None:
-    with pytest.raises(ValueError, match=r"block 1 has mean -1\.0; log=True needs > 0"):
+    with pytest.raises(ValueError, match=r"block 1 has mean -1\.0; log=True needs >= 0"):
         Cusum(block=1, log=True).update(-1.0)
 
 
@@ -747,3 +747,11 @@ def test_state_of_another_detector_is_refused() -> None:
 def test_bad_arguments_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} = {value} .* must be"):
         Cusum(**{name: value})
+
+
+def test_a_loss_that_becomes_exactly_zero_is_no_error_and_no_alarm() -> None:
+    """The float32 cross-entropy of a network that has fitted its data; then the task changes."""
+    loss = [max(3.0 * 0.97**i, 0.0) if i < 700 else 0.0 for i in range(2000)] + [2.0] * 20
+    cusum = Cusum(log=True, block=10)
+    fired = [i for i, value in enumerate(loss) if cusum.update(value)]
+    assert fired == [2009]  # in the block of the change
