@@ -399,6 +399,12 @@ class FullyShardedDataParallel(nn.Module):
     __module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
 
+class Subclass(FullyShardedDataParallel):
+    """Of the user, under a name and in a module of its own."""
+
+    __module__ = __name__
+
+
 NOISY_PAIR = ("3.weight_mu", "3.weight_sigma")
 REFUSED = {
     "noisy": (noisy, {}, unnamed("3.weight_mu", "3.weight_sigma", "6.weight_mu", "6.weight_sigma")
@@ -444,6 +450,8 @@ REFUSED = {
              "the weight of '0' is not initialised: run one batch through the network first"),
     "sharded_by_a_wrapper": (lambda: nn.Sequential(mlp(), FullyShardedDataParallel()), {},
                              "1 is a FullyShardedDataParallel, where each process holds a part of a weight"),
+    "sharded_by_a_subclass": (lambda: nn.Sequential(mlp(), Subclass()), {},
+                              "1 is a FullyShardedDataParallel, where each process holds a part of a weight"),
     "half_precision": (lambda: mlp().bfloat16(), {},
                        "weights of type {'0': torch.bfloat16, '3': torch.bfloat16} are too coarse to hold a norm: give "
                        "the float32 copy that the optimiser steps (its master weights), or keep parameters in float32 "

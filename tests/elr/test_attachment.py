@@ -226,6 +226,48 @@ def test_run_whose_layer_has_died_is_resumed():
     assert early["checked"] is False and state[2]["checked"] is True
 
 
+def test_restart_between_save_and_update_is_reported_after_the_resume():
+    def build():
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        return net, optimizer, attach(net, optimizer, schedule=SCHEDULE)
+
+    net, optimizer, handle = build()
+    train(net, optimizer, handle, batches(3))
+    handle.restart()
+    state = handle.state_dict()
+    net, optimizer, resumed = build()
+    resumed.load_state_dict(state)
+    first, second = train(net, optimizer, resumed, batches(2))
+    assert first["rewarm/event"] == 1.0 and "rewarm/event" not in second
+    assert first["charts/learning_rate"] == SCHEDULE(0) and resumed.rewarming.events == [3]
+
+
+def test_what_was_measured_before_a_load_is_gone():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    probe = Probe(net, next(batches(1))[0], ["2"], every=1)
+    handle = attach(net, optimizer, schedule=SCHEDULE, trigger=Every(1), meter=1, probe=probe)
+    loss_of(net, next(batches(1))).backward()
+    optimizer.step()  # rate, event, meter and probe are there, but nobody has read them
+    handle.load_state_dict(handle.state_dict())
+    assert handle.scalars() == {}
+
+
+def test_state_from_before_the_first_update_does_not_skip_the_check():
+    def build():
+        net = without_norm()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        return net, optimizer, attach(net, optimizer)
+
+    state = build()[2].state_dict()
+    net, optimizer, handle = build()
+    handle.load_state_dict(state)
+    loss_of(net, next(batches(1))).backward()
+    with pytest.raises(ValueError, match="depends on the scale of '0'"):
+        optimizer.step()
+
+
 def test_detached_nothing_is_left():
     ours, plain = network(), network()
     data = list(batches(40))
@@ -375,6 +417,20 @@ def test_copies_of_the_network_are_free_of_hooks():
     assert not both[1]._optimizer_step_pre_hooks
     train(net, optimizer, None, batches(2))
     assert not torch.equal(parameters(net), parameters(twin))
+
+
+def test_replica_of_the_network_does_not_give_the_batch():
+    """DataParallel calls shallow copies, which share the hook, on parts of the batch."""
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer)
+    batch = next(batches(1))
+    loss_of(net, batch).backward()
+    replica = net._replicate_for_data_parallel()
+    assert replica._forward_pre_hooks
+    replica(torch.zeros(2, 6, dtype=torch.float64))  # zeros would be refused by the check
+    assert torch.equal(handle._training_batch.arguments().args[0], batch[0])
+    optimizer.step()
 
 
 def test_copy_of_a_handle_says_that_it_controls_nothing():
@@ -761,6 +817,23 @@ def test_signals_that_nothing_watches_are_refused():
     assert handle._signal.take() == 0.25
 
 
+def test_sum_of_signals_in_half_precision_does_not_overflow():
+    signal = MeanSignal()
+    for _ in range(4):
+        signal.add(torch.tensor(51392.0, dtype=torch.float16), detector())  # twice this is infinite in float16
+    mean = signal.take()
+    assert mean.dtype == torch.float32 and float(mean) == 51392.0
+
+
+def test_several_numbers_that_wait_are_restored_with_their_count():
+    first, second = MeanSignal(), MeanSignal()
+    first.add(1.0, detector())
+    first.add(2.0, detector())
+    second.load_state_dict(first.state_dict())
+    second.add(6.0, detector())
+    assert second.take() == 3.0
+
+
 def test_signals_that_wait_are_restored_in_their_precision():
     """Several float32 losses, saved between two of them: the mean is the same to the last bit."""
     losses = torch.rand(3, generator=torch.Generator().manual_seed(5)) / 3
@@ -840,3 +913,11 @@ def test_what_cannot_be_attached_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="captured in a CUDA graph"):
         optimizer.step()
+
+
+def test_all_that_is_held_is_listed():
+    net = network()
+    projection = Projection(net, check_inputs=next(batches(1))[0])
+    held = [net[0].weight, net[3].weight, net[1].weight, net[4].weight, net[1].bias, net[4].bias]
+    assert [id(p) for p in projection.held()] == [id(p) for p in held]
+    assert len(Projection(net, check_inputs=next(batches(1))[0], gains="free").held()) == 2

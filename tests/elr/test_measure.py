@@ -339,6 +339,20 @@ def test_fresh_scalars_are_those_of_a_measured_step():
     assert meter.fresh_scalars() == {}
 
 
+def test_a_loaded_meter_has_no_measurement():
+    w = _parameter(3, 3)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    meter = Meter({"fc": w}, every=1, optimizer=optimizer)
+    meter.before_step()
+    optimizer.step()
+    meter.after_step()
+    assert meter.measured and meter.scalars()
+    meter.load_state_dict(meter.state_dict())
+    assert not meter.measured
+    with pytest.raises(RuntimeError, match="no complete measurement"):
+        meter.scalars()
+
+
 def test_no_meter_does_nothing():
     meter = NoMeter()
     meter.before_step()

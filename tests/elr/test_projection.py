@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elr.projection import NoProjection, Projection, project_gains_, project_to_norms_
-from elr.rescaling import Rescaling
+from elr.rescaling import Rescaling, _squared_norm
 from elr.scale_invariance import Call
 from elr.weights import gains_and_offsets
 from tests.elr.networks import Noisy, inputs, mlp, noisy_mlp, same, snapshot
@@ -85,7 +86,7 @@ def test_no_tensor_of_another_device_is_read_on_the_host():
         projection = _forced(mlp(), gains=gains, gain_strength=strength)
         # The CPU reads norms on purpose; any other device must not.
         for owner, name in (
-            (projection._rescaling, "_tensors"),
+            (projection._rescaling, "tensors"),
             (projection._gains, "pulled"),
             (projection._gains, "pulled_offsets"),
         ):
@@ -123,6 +124,37 @@ def test_half_precision_is_projected_without_overflow(dtype):
     weight = torch.ones(400, 400, dtype=dtype)
     project_to_norms_([weight], [200.0])
     torch.testing.assert_close(weight, torch.full_like(weight, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((4096, 512), torch.contiguous_format), ((512, 256, 3, 3), torch.channels_last)],
+)
+def test_a_large_weight_is_projected_to_its_norm(shape, layout):
+    """In one float32 sum, of 2.1 and 1.2 million squares, the norm would be off by 4e-6 and 2e-6."""
+    weight = inputs(*shape).to(memory_format=layout)
+    expected = weight.double() * (3.0 / weight.double().norm())
+    project_to_norms_([weight], [3.0])
+    assert float(weight.double().norm()) == pytest.approx(3.0, rel=1e-6)
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=0.0)
+
+
+def test_a_large_weight_of_equal_entries_is_projected_to_its_norm():
+    """Roundings of equal squares do not cancel; in one float32 sum the norm would be off by 2.5e-4."""
+    weight = torch.full((2048, 1024), 0.1)
+    project_to_norms_([weight], [3.0])
+    assert float(weight.double().norm()) == pytest.approx(3.0, rel=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_are_summed_at_once_up_to_2_to_the_18(dtype):
+    entries = inputs(2**18 + 1000).to(dtype).numpy()
+    for size in (1, 7, 1000, 2**17 + 1, 2**18 - 1, 2**18):
+        assert _squared_norm(entries[:size]) == float(np.vdot(entries[:size], entries[:size]))
+    matrix = entries[: 2**18].reshape(512, 512).T
+    assert _squared_norm(matrix) == float(np.vdot(matrix, matrix))
+    blocks = entries[: 2**18], entries[2**18 :]
+    assert _squared_norm(entries) == sum(float(np.vdot(block, block)) for block in blocks)
 
 
 def test_a_backward_pass_through_a_projected_weight_is_refused():
@@ -242,6 +274,16 @@ def test_joint_radius_is_the_root_of_the_width():
     torch.testing.assert_close(network[4].weight.detach(), torch.ones(16))
     radius = math.hypot(float(network[1].weight.detach().norm()), float(network[1].bias.detach().norm()))
     assert radius == pytest.approx(math.sqrt(16), rel=1e-6)
+
+
+def test_joint_norms_of_gains_are_summed_in_float64():
+    width = 100_003
+    network = nn.Sequential(nn.Linear(1, width, bias=False), nn.LayerNorm(width), nn.Linear(width, 1))
+    with torch.no_grad():
+        network[1].weight.copy_(0.1 * inputs(width))
+        network[1].bias.copy_(0.1 * inputs(width, seed=2))
+    squares = sum(float(p.detach().double().square().sum()) for p in network[1].parameters())
+    assert _forced(network).state_dict()["gain_norms"]["1"] == pytest.approx(math.sqrt(squares), rel=1e-12)
 
 
 def test_joint_rescales_the_gain_alone_where_there_is_no_offset():

@@ -352,6 +352,20 @@ def test_resume_is_exact(make_trigger: Callable[[], Trigger], optimizer_first: b
     assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in whole[1].param_groups]
 
 
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (0.5, [0.125, 0.5]),
+        (0.4, [0.1, 0.4]),  # the initial rate: each group gets its own, without rounding
+    ],
+)
+def test_ratios_of_the_groups_come_from_the_state(rate: float, expected: list[float]) -> None:
+    saved = Rewarming(two_groups(network(), 0.1, 0.4), Constant(rate), Never()).state_dict()
+    optimizer = two_groups(network(), 7.0, 3.0)
+    Rewarming(optimizer, Constant(rate), Never()).load_state_dict(saved)
+    assert [g["lr"] for g in optimizer.param_groups] == expected
+
+
 @pytest.mark.parametrize("make_trigger", TRIGGERS)
 def test_state_of_another_trigger_is_an_error(make_trigger: Callable[[], Trigger]) -> None:
     stored = Rewarming(torch.optim.Adam(network().parameters()), Constant(0.1), make_trigger()).state_dict()

@@ -115,6 +115,24 @@ def test_continues_exactly_from_plain_numbers(cut):
     assert seen + run(made, scheduler, values[cut:]) == whole
 
 
+def test_signal_that_waits_is_part_of_the_state():
+    seen = []
+
+    class Watching(OnCusum):
+        def fires(self, update, signal):
+            seen.append(signal)
+            return False
+
+    scheduler = RewarmingLR(optimizer(), DECAY, Watching(Cusum()))
+    scheduler.signal(5.0)
+    made = optimizer()
+    resumed = RewarmingLR(made, DECAY, Watching(Cusum()))
+    resumed.load_state_dict(scheduler.state_dict())
+    made.step()
+    resumed.step()
+    assert seen == [5.0]
+
+
 def test_another_scheduler_on_the_same_optimizer_is_refused():
     made = optimizer()
     chained = lr_scheduler.ChainedScheduler([RewarmingLR(made, DECAY), lr_scheduler.ExponentialLR(made, 0.5)])
@@ -137,6 +155,37 @@ def test_follows_another_scheduler_in_sequence():
         made.step()
         sequence.step()
     assert seen == pytest.approx([0.01, 0.04, 0.07, 1.0, 0.9, 0.8])
+
+
+def test_step_zero_starts_schedule_and_trigger_again():
+    """As torch calls it at a hand-over."""
+    made = optimizer()
+    trigger = OnCusum(Cusum(block=1, burn_in=5))
+    scheduler = RewarmingLR(made, DECAY, trigger)
+    for _ in range(8):
+        made.step()
+        scheduler.signal(1.0)
+        scheduler.step()
+    assert scheduler.rate == pytest.approx(0.2) and trigger.cusum.state_dict()["blocks_seen"] == 8
+    made.step()
+    scheduler.step(0)
+    assert rates(made) == scheduler.get_last_lr() == [1.0, 0.5] and scheduler.last_epoch == 0
+    assert trigger.cusum.state_dict()["blocks_seen"] == 0
+    made.step()
+    scheduler.signal(1.0)
+    scheduler.step()
+    assert rates(made) == pytest.approx([0.9, 0.45]) and trigger.cusum.state_dict()["blocks_seen"] == 1
+
+
+def test_ratios_are_those_recorded_also_where_another_scheduler_has_filled_the_tensors():
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [first], "lr": torch.tensor(0.1)}, {"params": [second], "lr": torch.tensor(0.4)}]
+    made = torch.optim.Adam(groups, foreach=False)
+    scheduler = RewarmingLR(made, DECAY)
+    made.param_groups[0]["lr"].fill_(0.4)
+    made.step()
+    scheduler.step(0)
+    assert rates(made) == pytest.approx([0.25, 1.0], rel=1e-6)
 
 
 def test_sequence_that_is_saved_before_the_hand_over_continues_exactly():
@@ -264,3 +313,17 @@ def test_start_at_zero_does_not_lose_the_groups_ratio():
     RewarmingLR(made, Cyclic(0.0, 1.0, period=4))
     assert rates(made) == [0.0, 0.0]
     assert [group["initial_lr"] for group in made.param_groups] == [0.1, 0.05]
+
+
+def test_last_rates_do_not_change_with_the_tensor_of_a_group():
+    made = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=torch.tensor(0.1), foreach=False)
+    scheduler = RewarmingLR(made, DECAY)
+    for act in (scheduler.step, scheduler.restart):
+        made.step()
+        act()
+        last = scheduler.get_last_lr()[0]
+        expected = float(last)
+        assert expected == pytest.approx(scheduler.rate, rel=1e-6)
+        with torch.no_grad():
+            made.param_groups[0]["lr"].fill_(7.0)
+        assert float(last) == float(scheduler.get_last_lr()[0]) == expected

@@ -82,6 +82,47 @@ def test_networks_that_cannot_be_judged_are_errors():
             check_scale_invariance(network, inputs(4, 6), **({"weights": weights} | bad))
 
 
+@pytest.mark.parametrize("factors", [(0.5, 2.0), (2.0, 0.5)])
+def test_every_factor_must_pass(factors):
+    x = inputs(64, 6)
+    network = nn.Sequential(
+        nn.Linear(6, 16, bias=False), nn.Hardtanh(-5.0, 5.0), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    fill(network, 0)
+    with torch.no_grad():
+        network[0].weight.mul_(4.0 / network[0](x).abs().max())  # only what twice the weight gives is clipped
+    check_scale_invariance(network, x, scalable_weights(network), factors=(0.5,))
+    with pytest.raises(ValueError, match=r"depends on the scale of '0' \("):
+        check_scale_invariance(network, x, scalable_weights(network), factors=factors)
+
+
+def test_an_even_function_of_the_weight_depends_on_it():
+    """The other weight of the same norm is not only the negative one, which gives the same output here."""
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square()
+
+    network = fill(nn.Sequential(nn.Linear(6, 16, bias=False), nn.LayerNorm(16), Square(), nn.Linear(16, 3)), 0)
+    check_scale_invariance(network, inputs(32, 6), scalable_weights(network))
+
+
+def test_rounding_is_no_dependence():
+    class Faint(nn.Module):
+        """A layer whose part of the output is hardly more than the rounding of the rest."""
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(6, 16, bias=False), nn.LayerNorm(16)), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(nn.functional.pad(x, (0, 10)) + 1e-7 * self.body(x))
+
+    network = fill(Faint(), 0)
+    with pytest.raises(ValueError, match=r"does not depend on \['body\.0'\]"):
+        check_scale_invariance(network, inputs(64, 6), scalable_weights(network))
+
+
 def test_effect_of_eps_is_as_documented():
     variance, factor = 0.05, 0.5
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2, eps=1e-3), nn.Linear(2, 2)).double()
