@@ -32,7 +32,7 @@ def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None
 
     Does not wait for a device. A weight that is zero or not finite cannot be projected: all its entries become NaN, and
     the caller should stop. The norm is computed in the precision of the weight. In float32 on a CPU it is off by about
-    2e-7 for entries of random sizes and by up to 3e-5 where all are equal, at any number of entries; by the same at
+    2e-7 for entries of random sizes and by up to 1e-4 where all are equal, at any number of entries; by the same at
     each call with the same number of threads.
 
     Args:

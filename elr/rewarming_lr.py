@@ -59,7 +59,6 @@ class RewarmingLR(LRScheduler):
         self._schedule = schedule
         self._trigger: Trigger = Never() if trigger is None else trigger
         self._moments: Moments = moments
-        self._signal = MeanSignal()
         self._updates = 0  # since the last step
         self._hook = optimizer.register_step_post_hook(self._count)
         self._rewarming: Rewarming
@@ -140,6 +139,7 @@ class RewarmingLR(LRScheduler):
         """Start with the ratios that torch has recorded: other schedulers may have changed the rates since."""
         set_rates_(self.optimizer, self.base_lrs)
         self._trigger.reset()
+        self._signal = MeanSignal()
         self._rewarming = Rewarming(self.optimizer, self._schedule, self._trigger, self._moments)
 
     def state_dict(self) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def test_step_zero_starts_schedule_and_trigger_again():
         scheduler.step()
     assert scheduler.rate == pytest.approx(0.2) and trigger.cusum.state_dict()["blocks_seen"] == 8
     made.step()
+    scheduler.signal(100.0)  # of another scheduler's turn
     scheduler.step(0)
     assert rates(made) == scheduler.get_last_lr() == [1.0, 0.5] and scheduler.last_epoch == 0
     assert trigger.cusum.state_dict()["blocks_seen"] == 0
@@ -175,6 +176,7 @@ def test_step_zero_starts_schedule_and_trigger_again():
     scheduler.signal(1.0)
     scheduler.step()
     assert rates(made) == pytest.approx([0.9, 0.45]) and trigger.cusum.state_dict()["blocks_seen"] == 1
+    assert trigger.cusum.mean == 1.0
 
 
 def test_ratios_are_those_recorded_also_where_another_scheduler_has_filled_the_tensors():
