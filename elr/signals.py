@@ -17,7 +17,7 @@ class MeanSignal:
     """The mean of the numbers given since the last update.
 
     There are several under gradient accumulation, one per backward pass. A single number is passed on as it is. Tensors
-    are summed on their own device, without waiting for it. Where several processes train one network, it is the mean
+    on a GPU are summed there, without waiting for it. Where several processes train one network, it is the mean
     over them as well: by losses of their own they would restart apart.
     """
 
@@ -38,10 +38,15 @@ class MeanSignal:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"signal() needs one number, got shape {tuple(value.shape)}: pass e.g. loss.mean()")
+            if _is_on_host(value):  # nothing to wait for, and numbers cost less to add than tensors
+                return self._take_in(value.item())
             # A half precision would lose the sum of several.
             value = value.detach().reshape(()).to(value.dtype if value.dtype == torch.float64 else torch.float32)
         else:
             value = _number(value)
+        self._take_in(value)
+
+    def _take_in(self, value: float | Tensor) -> None:
         self._sum = value if self._count == 0 else self._sum + value
         self._count += 1
 
@@ -69,6 +74,10 @@ class MeanSignal:
         dtype = state["dtype"]
         self._sum = state["sum"] if dtype is None else torch.tensor(state["sum"], dtype=getattr(torch, dtype))
         self._count = state["count"]
+
+
+def _is_on_host(value: Tensor) -> bool:
+    return value.device.type == "cpu"
 
 
 def _number(value: Any) -> float:

@@ -817,7 +817,8 @@ def test_signals_that_nothing_watches_are_refused():
     assert handle._signal.take() == 0.25
 
 
-def test_sum_of_signals_in_half_precision_does_not_overflow():
+def test_sum_of_signals_in_half_precision_does_not_overflow(monkeypatch):
+    monkeypatch.setattr("elr.signals._is_on_host", lambda value: False)  # as on a GPU
     signal = MeanSignal()
     for _ in range(4):
         signal.add(torch.tensor(51392.0, dtype=torch.float16), detector())  # twice this is infinite in float16
@@ -834,8 +835,9 @@ def test_several_numbers_that_wait_are_restored_with_their_count():
     assert second.take() == 3.0
 
 
-def test_signals_that_wait_are_restored_in_their_precision():
+def test_signals_that_wait_are_restored_in_their_precision(monkeypatch):
     """Several float32 losses, saved between two of them: the mean is the same to the last bit."""
+    monkeypatch.setattr("elr.signals._is_on_host", lambda value: False)  # as on a GPU
     losses = torch.rand(3, generator=torch.Generator().manual_seed(5)) / 3
     whole, first, second = MeanSignal(), MeanSignal(), MeanSignal()
     for signal in (whole, first):
