@@ -41,6 +41,7 @@ def check_pair(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def check_arguments(schedule: object, trigger: object, projection: object, meter: object, probe: object) -> None:
     """Refuse parts of a wrong kind, with what to write instead (ValueError)."""
+    given = {"schedule": schedule, "trigger": trigger, "projection": projection, "meter": meter, "probe": probe}
     instead: dict[str, str] = {}
     if schedule is not None and (isinstance(schedule, LRScheduler | type) or not callable(schedule)):
         number = isinstance(schedule, int | float)
@@ -55,10 +56,8 @@ def check_arguments(schedule: object, trigger: object, projection: object, meter
     if probe is not None and not isinstance(probe, Probe | NoProbe):
         instead["probe"] = "Probe(network, inputs, layers=[...], every=...)"
     for name, remedy in instead.items():
-        given = {"schedule": schedule, "trigger": trigger, "projection": projection, "meter": meter, "probe": probe}[
-            name
-        ]
-        kind = given.__name__ if isinstance(given, type) else type(given).__name__
+        part = given[name]
+        kind = part.__name__ if isinstance(part, type) else type(part).__name__
         raise ValueError(f"{name}={kind} is not of the right kind: give {remedy}")
 
 

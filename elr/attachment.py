@@ -94,8 +94,8 @@ def attach(
             already, it evaluates the loss several times per step (LBFGS), or an argument has no effect.
 
     Source: arXiv:2507.20057, Algorithm 1.
-    Deviation: the paper does not say on which step of Adam's moments a restart acts; see `Rewarming`. The rate that
-        pulls gains (policies "regularise" and "decay" of `Projection`) is that of the fastest parameter group.
+    Deviation: the paper does not say what happens to Adam's moments at a restart, see `moments`. The rate that pulls
+        gains (policies "regularise" and "decay" of `Projection`) is that of the fastest parameter group.
     """
     return Attachment(network, optimizer, schedule, trigger, projection, meter, probe, moments, outside_rates)
 
@@ -186,8 +186,9 @@ class Attachment:
             charts/learning_rate: the rate of the last update; not before the first, or if it was skipped. With a
             detector rewarm/statistic, which an alarm sets to 0. Then what has happened since they were last read:
             rewarm/event = 1 if the schedule was restarted, by the trigger after an update or by `restart` before one;
-            the last tags of `Meter.scalars` and `Probe.measure`. Nothing is lost if they are not read after each step.
-            Within a step, all calls return the same.
+            the last tags of `Meter.scalars` and `Probe.measure`. A restart and the newest measurement wait until they
+            are read, so nothing is missed by reading less often than measuring. Until the next step all calls return
+            the same.
         """
         self._read = True
         rate = {} if self._rate_used is None else {"charts/learning_rate": float(self._rate_used)}
@@ -206,6 +207,9 @@ class Attachment:
                 "the last optimizer.step() was interrupted, so its state cannot be resumed exactly: save between steps "
                 "(on Ctrl-C, set a flag in a signal handler and save after the step)"
             )
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
             "checked": not self.projection.unchecked,
@@ -224,11 +228,13 @@ class Attachment:
         the network's and the optimiser's own load_state_dict.
 
         Raises:
-            ValueError: the state is of other parts.
+            ValueError: the state is of other parts; nothing has changed then.
+            RuntimeError: detached.
         """
+        self._require_attached()
         parts = ["updates", "checked", "restarted", "signal", "projection", "rewarming", "meter", "probe"]
         check_keys("Attachment", state, parts)
-        own = self.state_dict()
+        own = self._state()
         if differ := [name for name in parts[4:] if bool(state[name]) != bool(own[name])]:
             raise ValueError(f"only one of the state and this attachment has {differ}: attach with the same arguments")
         try:
@@ -242,6 +248,7 @@ class Attachment:
         self._signal.load_state_dict(state["signal"])
         self.updates, self._restarted = state["updates"], state["restarted"]
         self._news, self._metered, self._rate_used = {}, False, None
+        self._open = self._inside = False  # also where a step that was interrupted is what one wants to go back from
         self._loaded = True
 
     def _load_parts(self, state: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -110,16 +110,17 @@ class NapArgs:
             )
 
     def build(
-        self, network: nn.Module, *, inputs: Tensor, heads: Sequence[str] | None = None
+        self, network: nn.Module, *, inputs: Tensor, heads: Sequence[str] | None = None, **named: Any
     ) -> Projection | NoProjection:
         """What holds the norms that the network has now, those of its heads (None: the last layer) left out. Scale
-        invariance is checked on `inputs`, a batch."""
+        invariance is checked on `inputs`, a batch. A network of another kind may need more arguments of `Projection`:
+        more_weights, more_gains, leave."""
         if not self.enabled:
             return NoProjection()
         with _named("--nap"):
             return Projection(
                 network, every=self.every, gains=self.gains, gain_strength=self.gain_strength, heads=heads,
-                check_inputs=inputs, allow_scale_dependent=self.allow_scale_dependent,
+                check_inputs=inputs, allow_scale_dependent=self.allow_scale_dependent, **named,
             )  # fmt: skip
 
 

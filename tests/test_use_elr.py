@@ -78,7 +78,9 @@ def test_metrics_only(tmp_path, monkeypatch):
         events.Reload()
         tags = events.Tags()["scalars"]
         assert {"elr/0", "plasticity/dead_fraction/2", "plasticity/delta_c/2", "norms/parameter/0"} <= set(tags)
-        assert len(events.Scalars("elr/0")) == 50 and len(events.Scalars("plasticity/delta_c/2")) == 10
+        assert [event.step for event in events.Scalars("elr/0")] == list(range(20, 1001, 20))
+        assert [event.step for event in events.Scalars("plasticity/dead_fraction/2")] == list(range(0, 1001, 100))
+        assert [event.step for event in events.Scalars("plasticity/delta_c/2")] == list(range(100, 1001, 100))
         assert [event.step for event in events.Scalars("rewarm/event")] == [500, 1000] if name == "with" else True
         assert ("rewarm/event" in tags) == (name == "with")
         norm = [event.value for event in events.Scalars("norms/parameter/0")]

@@ -25,6 +25,14 @@ def mlp(norm: type[nn.Module] = nn.LayerNorm, seed: int = 0) -> nn.Module:
     return fill(nn.Sequential(*hidden, nn.Linear(16, 3)), seed)
 
 
+def with_torchs_weights(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """6 -> 16 -> 16 -> 2, each hidden layer with LayerNorm and ReLU; torch's own initial weights of seed 0."""
+    torch.manual_seed(0)
+    hidden = [nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.ReLU()]
+    hidden += [nn.Linear(16, 16, bias=False), nn.LayerNorm(16), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(16, 2)).to(dtype)
+
+
 class Noisy(nn.Linear):
     """W = mu + sigma * eps with eps fixed: the output ignores only the joint scale of `weight` and `weight_sigma`."""
 

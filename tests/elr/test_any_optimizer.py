@@ -19,16 +19,9 @@ from elr.measure import Meter
 from elr.projection import NoProjection, Projection
 from elr.schedules import Constant, LinearDecay, WarmupCosine
 from elr.triggers import Every, OnCusum
+from tests.elr.networks import with_torchs_weights as network
 
 UPDATES, RESTART, CADENCE = 60, 25, 10
-
-
-def network(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.LayerNorm(16),
-        nn.ReLU(), nn.Linear(16, 2),
-    ).to(dtype)  # fmt: skip
 
 
 def batches(count=UPDATES, dtype=torch.float64):

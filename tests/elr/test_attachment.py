@@ -20,16 +20,9 @@ from elr.schedules import Constant, Cyclic, LinearDecay, WarmupCosine
 from elr.signals import MeanSignal
 from elr.triggers import AtKnownChange, Every, Never, OnCusum
 from elr.weights import scalable_weights
+from tests.elr.networks import with_torchs_weights as network
 
 SCHEDULE = WarmupCosine(peak=3e-3, warmup_steps=10, decay_steps=60, final=1e-4, initial=1e-4)
-
-
-def network(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.LayerNorm(16),
-        nn.ReLU(), nn.Linear(16, 2),
-    ).to(dtype)  # fmt: skip
 
 
 def batches(count, dtype=torch.float64):
@@ -923,3 +916,32 @@ def test_all_that_is_held_is_listed():
     held = [net[0].weight, net[3].weight, net[1].weight, net[4].weight, net[1].bias, net[4].bias]
     assert [id(p) for p in projection.held()] == [id(p) for p in held]
     assert len(Projection(net, check_inputs=next(batches(1))[0], gains="free").held()) == 2
+
+
+def test_state_can_be_loaded_after_an_interrupted_step_but_not_into_a_detached_handle():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    handle = attach(net, optimizer, schedule=SCHEDULE, meter=1)
+    data = list(batches(6))
+    train(net, optimizer, handle, data[:3])
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), handle.state_dict()))
+    expected = train(net, optimizer, handle, data[3:])
+    weights = parameters(net)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_post_hook(interrupt)
+    optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(net, optimizer, handle, data[:1])
+    hook.remove()
+    net.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    handle.load_state_dict(saved[2])
+    assert handle.state_dict() == saved[2]
+    assert train(net, optimizer, handle, data[3:]) == expected
+    assert torch.equal(parameters(net), weights)
+    handle.detach()
+    with pytest.raises(RuntimeError, match="detached: attach again"):
+        handle.load_state_dict(saved[2])

@@ -740,3 +740,23 @@ def test_warmup_frac_is_a_share(kind, share) -> None:
     schedule = ScheduleArgs(kind, low=1e-6, period_steps=100, warmup_frac=share)
     with pytest.raises(ValueError, match=r"--schedule.warmup-frac must lie in \[0, 1\]"):
         schedule.check(1e-3)
+
+
+def test_a_network_of_another_kind_is_projected_by_naming_what_is_not_known():
+    """As a copied script does whose author has written a normalisation layer."""
+
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.g * x / x.square().mean(-1, keepdim=True).sqrt()
+
+    network = nn.Sequential(nn.Linear(4, 4, bias=False), Norm(), nn.ReLU(), nn.Linear(4, 2))
+    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    nap = NapArgs(enabled=True)
+    with pytest.raises(ValueError, match=r"--nap: elr does not know whether \['1.g'\] are gains"):
+        nap.build(network, inputs=inputs)
+    projection = nap.build(network, inputs=inputs, more_gains=["1.g"])
+    assert [id(p) for p in projection.held()] == [id(network[0].weight), id(network[1].g)]

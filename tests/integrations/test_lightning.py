@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import elr
+from tests.elr.networks import with_torchs_weights as network
 
 pl = pytest.importorskip("pytorch_lightning", reason='Lightning is missing: pip install -e ".[integrations]"')
 from pytorch_lightning.loggers.logger import Logger  # noqa: E402
@@ -17,14 +18,6 @@ pytestmark = [
 ]
 
 SCHEDULE = elr.WarmupCosine(peak=3e-3, warmup_steps=10, decay_steps=60, final=1e-4, initial=1e-4)
-
-
-def network(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.LayerNorm(16),
-        nn.ReLU(), nn.Linear(16, 2),
-    ).to(dtype)  # fmt: skip
 
 
 def batches(count, changes_at=None, dtype=torch.float64):
