@@ -559,7 +559,9 @@ def test_an_archive_cannot_choose_where_its_files_are_written(server, cifar, tmp
 
 
 @pytest.mark.parametrize(
-    "data", [b"not an archive", archive([("cifar-10-batches-bin/test_batch.bin", bytes(99))])[:-30]]
+    "data",
+    [b"not an archive", archive([("cifar-10-batches-bin/test_batch.bin", bytes(99))])[:-30]],
+    ids=["not an archive", "cut off"],  # the archive holds the time, and every process must give its test one name
 )
 def test_an_archive_that_cannot_be_read_is_refused(server, cifar, tmp_path, monkeypatch, data):
     publish(server, monkeypatch, data)
