@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 from envs import catch
 from envs.atari import atari_env
 from envs.catch import CatchVectorEnv
+from envs.control import ControlVectorEnv
 from envs.frames import STACK, FrameVectorEnv, StackFrames
 from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
@@ -186,7 +187,7 @@ def evaluation_world(
     Args:
         world: what `World.make` or `ScreenWorld.make` returned, or the environment of one game.
         num_envs: number of new environments; reset them with a seed.
-        max_episode_steps: episodes are truncated after so many steps (MinAtar; None: never).
+        max_episode_steps: episodes are truncated after so many steps (None: MinAtar never, control as in `world`).
     Raises:
         ValueError: a time limit for games on a screen, which have their own.
         TypeError: an environment that is not from this package.
@@ -196,6 +197,8 @@ def evaluation_world(
     def make(env: Any) -> VectorEnv[Any, Any, Any]:
         if isinstance(env, MinAtarVectorEnv):
             return minatar_env(**{**env.rules, "num_envs": num_envs, "max_episode_steps": max_episode_steps})
+        if isinstance(env, ControlVectorEnv):
+            return env.with_num_envs(num_envs, max_episode_steps)
         if not isinstance(env, FrameVectorEnv):
             raise TypeError(f"{type(env).__name__} is not an environment that this module builds")
         if max_episode_steps is not None:
