@@ -24,7 +24,7 @@ from gymnasium.vector import VectorEnv
 
 from envs.catch import ENV_ID as CATCH
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange, Timetable
-from envs.worlds import PROTOCOLS, Kind, ScreenKind, ScreenWorld, World
+from envs.worlds import PROTOCOLS, ControlKind, ControlWorld, Kind, ScreenKind, ScreenWorld, World
 
 
 def reject_unused(group: str, args: Any, names: Sequence[str], why: str) -> None:
@@ -44,7 +44,7 @@ def reject_unused(group: str, args: Any, names: Sequence[str], why: str) -> None
 
 @dataclass(frozen=True)
 class ShiftArgs:
-    """Changes of the task; what MinAtar's and Atari's flags share."""
+    """Changes of the task: what they are called and when they come. All groups share this; each adds the rest."""
 
     kind: str = "none"
     """what changes"""
@@ -54,12 +54,6 @@ class ShiftArgs:
     """agent steps after which the task changes"""
     rate: float = 0.0
     """probability of a change after each agent step"""
-    games: tuple[str, ...] = ()
-    """the games after --env-id, visited in turn (kind games)"""
-    tasks: int = 2
-    """number of permutations, the identity first, visited in turn"""
-    values: tuple[float, ...] = ()
-    """values visited in turn; the first holds from the start"""
 
     WORLD: ClassVar[Any]
     """builds the environments, and knows which kinds use `tasks` (PERMUTED) and `values` (VALUED)"""
@@ -93,11 +87,19 @@ class ShiftArgs:
 
     def timetable(self) -> Timetable:
         """When the task changes."""
-        if not self.on:
+        if self.kind == "none":
             return NoChange()
         if self.rate:
             return AtRandom(self.rate)
         return AtSteps(self.at_steps) if self.at_steps else EverySteps(self.every_steps)
+
+    def _unused(self) -> list[str]:
+        """Fields that this kind does not use, of those that a subclass adds."""
+        raise NotImplementedError
+
+    def _check_kind(self, env_id: str) -> None:
+        """Refuse what does not fit this kind, of the fields that a subclass adds."""
+        raise NotImplementedError
 
     def check(self, env_id: str, total_steps: int) -> None:
         """Refuse flags that contradict each other or change nothing.
@@ -107,8 +109,8 @@ class ShiftArgs:
             total_steps: agent steps of the run, --total-timesteps.
         """
         kind, used = self.kind, f"with --shift.kind {self.kind}"
-        if not self.on:
-            reject_unused("shift", self, ["every_steps", "at_steps", "rate", "games", "tasks", "values"], used)
+        if kind == "none":
+            reject_unused("shift", self, [field.name for field in dataclasses.fields(self)][1:], used)
             return
         when = [name for name in ("every_steps", "at_steps", "rate") if getattr(self, name)]
         if len(when) != 1:
@@ -120,19 +122,53 @@ class ShiftArgs:
             self.timetable()
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from error
-        permuted, valued = kind in self.WORLD.PERMUTED, kind in self.WORLD.VALUED
-        unused = {"games": kind != "games", "tasks": not permuted, "values": not valued}
-        reject_unused("shift", self, [name for name in unused if unused[name]], used)
-        if kind == "games" and not self.games:
-            raise ValueError("--shift.kind games needs --shift.games, the games that follow --env-id")
-        if kind == "games" and set(self.games) == {env_id}:
-            raise ValueError(f"--shift.games {self.games} only repeats --env-id {env_id}, so nothing changes")
-        if valued and len(self.values) < 2:
-            raise ValueError(f"--shift.kind {kind} needs at least two --shift.values, got {self.values}")
-        if valued and len(set(self.values)) == 1:
-            raise ValueError(f"--shift.values {self.values} are all alike, so nothing changes")
-        if (last := self.every_steps or max(self.at_steps, default=0)) >= total_steps:
+        reject_unused("shift", self, self._unused(), used)
+        self._check_kind(env_id)
+        if self.on and (last := self.every_steps or max(self.at_steps, default=0)) >= total_steps:
             raise ValueError(f"{flag}: the change at step {last} never comes in --total-timesteps {total_steps}")
+
+    def _check_values(self, values: tuple[float, ...]) -> None:
+        if self.kind not in self.WORLD.VALUED:
+            return
+        if len(values) < 2:
+            raise ValueError(f"--shift.kind {self.kind} needs at least two --shift.values, got {values}")
+        if len(set(values)) == 1:
+            raise ValueError(f"--shift.values {values} are all alike, so nothing changes")
+
+    def _make(self, **fields: Any) -> VectorEnv[Any, Any, Any]:
+        """Build WORLD with these fields; a refusal names the flags."""
+        try:
+            env: VectorEnv[Any, Any, Any] = self.WORLD(**fields).make()
+        except ValueError as error:
+            raise ValueError(f"--env-id, --shift: {error}" if self.kind != "none" else str(error)) from error
+        return env
+
+
+@dataclass(frozen=True)
+class GameShiftArgs(ShiftArgs):
+    """Changes of the task; what MinAtar's and Atari's flags share."""
+
+    games: tuple[str, ...] = ()
+    """the games after --env-id, visited in turn (kind games)"""
+    tasks: int = 2
+    """number of permutations, the identity first, visited in turn"""
+    values: tuple[float, ...] = ()
+    """values visited in turn; the first holds from the start"""
+
+    def _unused(self) -> list[str]:
+        used = {
+            "games": self.kind == "games",
+            "tasks": self.kind in self.WORLD.PERMUTED,
+            "values": self.kind in self.WORLD.VALUED,
+        }
+        return [name for name in used if not used[name]]
+
+    def _check_kind(self, env_id: str) -> None:
+        if self.kind == "games" and not self.games:
+            raise ValueError("--shift.kind games needs --shift.games, the games that follow --env-id")
+        if self.kind == "games" and set(self.games) == {env_id}:
+            raise ValueError(f"--shift.games {self.games} only repeats --env-id {env_id}, so nothing changes")
+        self._check_values(self.values)
 
     def world(self, env_id: str, num_envs: int, *, changing: bool = True, **rules: Any) -> VectorEnv[Any, Any, Any]:
         """Build the environments that the flags describe, unseeded.
@@ -146,16 +182,20 @@ class ShiftArgs:
             ValueError: as WORLD; the message names the flags.
         """
         when = self.timetable() if changing else NoChange()
-        world = self.WORLD((env_id, *self.games), num_envs, self.kind, when, self.tasks, self.values, **rules)
-        try:
-            env: VectorEnv[Any, Any, Any] = world.make()
-        except ValueError as error:
-            raise ValueError(f"--env-id, --shift: {error}" if self.on else str(error)) from error
-        return env
+        games = (env_id, *self.games)
+        return self._make(
+            games=games,
+            num_envs=num_envs,
+            kind=self.kind,
+            timetable=when,
+            tasks=self.tasks,
+            values=self.values,
+            **rules,
+        )
 
 
 @dataclass(frozen=True)
-class MinAtarShiftArgs(ShiftArgs):
+class MinAtarShiftArgs(GameShiftArgs):
     """Changes of the task. A change truncates the running episodes; exactly one flag says when changes come."""
 
     kind: Kind = "none"
@@ -173,7 +213,7 @@ class MinAtarShiftArgs(ShiftArgs):
 
 
 @dataclass(frozen=True)
-class ScreenShiftArgs(ShiftArgs):
+class ScreenShiftArgs(GameShiftArgs):
     """Changes of the task. A change truncates the running episodes; exactly one flag says when changes come."""
 
     kind: ScreenKind = "none"
@@ -217,7 +257,7 @@ class ScreenShiftArgs(ShiftArgs):
     def world(  # type: ignore[override]
         self, env_id: str, num_envs: int, *, protocol: str, threads: int, changing: bool = True
     ) -> VectorEnv[Any, Any, Any]:
-        """As `ShiftArgs.world`.
+        """As `GameShiftArgs.world`.
 
         Args:
             protocol: one of `envs.worlds.PROTOCOLS`.
@@ -227,3 +267,88 @@ class ScreenShiftArgs(ShiftArgs):
         if env_id == CATCH:  # it starts at once
             rules["noop_max"] = 0
         return super().world(env_id, num_envs, changing=changing, threads=threads, **rules)
+
+
+@dataclass(frozen=True)
+class ControlShiftArgs(ShiftArgs):
+    """Changes of the task. A change truncates the running episodes; exactly one flag says when changes come."""
+
+    kind: ControlKind = "none"
+    """what changes: an offset, a rotation or the gains of the observations, the meaning of actions, the factor of
+    rewards, the probability of sticky actions, or a number of the physics"""
+    every_steps: int = 0
+    """agent steps between changes; with --shift.drift, from one value to the next"""
+    tasks: int = 2
+    """number of offsets, rotations, gains or permutations, the identity first, visited in turn (kinds offsets,
+    rotations, gains, actions)"""
+    values: tuple[float, ...] = ()
+    """factors, probabilities or values of the physics, visited in turn; the first holds from the start (kinds rewards,
+    sticky, physics)"""
+    scale: float = 2.0
+    """standard deviation of offsets, in the units of the observations, or of the base-2 logarithm of gains"""
+    what: str = ""
+    """the number that changes (kind physics): length or gravity, for instance, of CartPole-v1"""
+    drift: bool = False
+    """move slowly from each value to the next, and from the last to the first, without a change of task (kind physics)
+    """
+
+    WORLD = ControlWorld
+
+    @property
+    def on(self) -> bool:
+        """The task changes, at some step. What drifts does not."""
+        return super().on and not self.drift
+
+    @property
+    def unchanged(self) -> str:
+        """Why the task does not change, where `on` is False; completes "--switch.name has no effect ..."."""
+        if self.drift:
+            return "with --shift.drift: the physics moves slowly, and the task does not change"
+        return "with --shift.kind none: the task does not change"
+
+    def gaps(self) -> list[int]:
+        """As `ShiftArgs.gaps`; empty with `drift`."""
+        return [] if self.drift else super().gaps()
+
+    def _unused(self) -> list[str]:
+        used = {
+            "tasks": self.kind in self.WORLD.PERMUTED,
+            "values": self.kind in self.WORLD.VALUED,
+            "scale": self.kind in self.WORLD.SCALED,
+            "what": self.kind == "physics",
+            "drift": self.kind == "physics",
+        }
+        return [name for name in used if not used[name]]
+
+    def _check_kind(self, env_id: str) -> None:
+        if self.kind in self.WORLD.SCALED and not self.scale > 0:
+            raise ValueError(f"--shift.scale must be positive, got {self.scale}")
+        if self.kind == "physics" and not self.what:
+            raise ValueError("--shift.kind physics needs --shift.what, the number that changes (CartPole-v1: length)")
+        self._check_values(self.values)
+
+    def check(self, env_id: str, total_steps: int) -> None:
+        """As `ShiftArgs.check`. A drift begins at once, so its period may be longer than the run."""
+        if self.kind == "physics" and self.drift and (self.at_steps or self.rate):
+            given = f"--shift.at-steps {self.at_steps}" if self.at_steps else f"--shift.rate {self.rate}"
+            raise ValueError(f"--shift.drift has no changes, so it does not support {given}; use --shift.every-steps")
+        super().check(env_id, total_steps)
+
+    def world(
+        self, env_id: str, num_envs: int, *, max_episode_steps: int | None = None, changing: bool = True
+    ) -> VectorEnv[Any, Any, Any]:
+        """Build the environments that the flags describe, unseeded.
+
+        Args:
+            env_id: a Gymnasium id, see `envs.control`.
+            num_envs: N.
+            max_episode_steps: episodes are truncated after so many steps; None: the environment's own limit.
+            changing: False: they stay in the first task, or at the first value.
+        Raises:
+            ValueError: as `ControlWorld`; the message names the flags.
+        """
+        return self._make(
+            env_id=env_id, num_envs=num_envs, kind=self.kind, timetable=self.timetable() if changing else NoChange(),
+            tasks=self.tasks, values=self.values, scale=self.scale, what=self.what, drift=self.drift,
+            max_episode_steps=max_episode_steps,
+        )  # fmt: skip

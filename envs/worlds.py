@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from gymnasium.vector import VectorEnv
 
@@ -16,18 +16,24 @@ from envs.frames import STACK, FrameVectorEnv, StackFrames
 from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
 from envs.shifts import (
+    ChangePhysics,
     CorruptObservations,
+    DriftPhysics,
     EnvSequence,
+    OffsetObservations,
     PermuteActions,
     PermuteObservations,
     RepeatActions,
+    RotateObservations,
+    ScaleObservations,
     ScaleRewards,
     Shift,
 )
-from envs.timetables import NoChange, Timetable
+from envs.timetables import EverySteps, NoChange, Timetable
 
 Kind = Literal["none", "games", "actions", "channels", "pixels", "rewards", "sticky", "noise"]
 ScreenKind = Literal["none", "games", "modes", "difficulties", "actions", "pixels", "rewards", "sticky", "noise"]
+ControlKind = Literal["none", "offsets", "rotations", "gains", "actions", "rewards", "sticky", "physics"]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "machado": {"sticky_action_prob": 0.25, "noop_max": 0},
@@ -126,10 +132,81 @@ class ScreenWorld:
         return StackFrames(_shifted(envs, self.kind, self.timetable, self.tasks, self.values), STACK)
 
 
-def _reject_unused(world: World | ScreenWorld) -> None:
+@dataclass(frozen=True)
+class ControlWorld:
+    """Environments with observations that are vectors, and discrete actions: how many, what changes in them and when.
+
+    Raises (in `make`):
+        ValueError: as `World`; or the physics lacks `what`.
+    """
+
+    env_id: str
+    """a Gymnasium id, see `envs.control`"""
+    num_envs: int = 1
+    """number of environments"""
+    kind: ControlKind = "none"
+    """what changes: an offset, a rotation or the gains of the observations, the meaning of actions, the factor of
+    rewards, the probability of sticky actions, or the physics; there is no kind "noise", which needs bounded
+    observations, and no kind "games", since observations and actions differ"""
+    timetable: Timetable = field(default_factory=NoChange)
+    """when; with `drift` its period is the number of agent steps from one value to the next"""
+    tasks: int = 2
+    """number of offsets, rotations, vectors of gains or permutations, including the identity"""
+    values: Sequence[float] = ()
+    """factors, probabilities, or values of the physics; the first holds from the start"""
+    scale: float = 2.0
+    """standard deviation of offsets (in units of the observations), or of the binary logarithm of gains"""
+    what: str = ""
+    """the number of the physics that changes"""
+    drift: bool = False
+    """the physics moves slowly from value to value, without a change of task"""
+    max_episode_steps: int | None = None
+    """episodes are truncated after so many steps; None: the environment's own limit"""
+
+    PERMUTED: ClassVar[tuple[str, ...]] = ("offsets", "rotations", "gains", "actions")
+    """kinds that use `tasks`"""
+    VALUED: ClassVar[tuple[str, ...]] = ("rewards", "sticky", "physics")
+    """kinds that use `values`"""
+    SCALED: ClassVar[tuple[str, ...]] = ("offsets", "gains")
+    """kinds that use `scale`"""
+
+    def make(self) -> VectorEnv[Any, Any, Any]:
+        """Build the environments, unseeded. Kind "none" has no wrapper: it is what `control_env` returns."""
+        from envs.control import control_env
+
+        physics = self.kind == "physics"
+        _reject_unused(
+            self,
+            scale=(self.scale != 2.0, self.kind in self.SCALED),
+            what=(self.what != "", physics),
+            drift=(self.drift, physics),
+        )
+        if self.kind not in get_args(ControlKind):
+            raise ValueError(f"kind {self.kind!r} is unknown")
+        env, when = control_env(self.env_id, self.num_envs, max_episode_steps=self.max_episode_steps), self.timetable
+        match self.kind:
+            case "offsets":
+                return OffsetObservations(env, when, self.tasks, self.scale)
+            case "rotations":
+                return RotateObservations(env, when, self.tasks)
+            case "gains":
+                return ScaleObservations(env, when, self.tasks, self.scale)
+            case "physics" if self.drift and isinstance(when, EverySteps):
+                return DriftPhysics(env, when.period, self.what, self.values)
+            case "physics" if self.drift and when != NoChange():
+                raise ValueError(f"drift needs a period, EverySteps, got {when}")
+            case "physics":  # without changes, one that drifts stays at its first value, too
+                return ChangePhysics(env, when, self.what, self.values)
+        return _shifted([env], self.kind, when, self.tasks, self.values)
+
+
+def _reject_unused(world: World | ScreenWorld | ControlWorld, **more: tuple[bool, bool]) -> None:
+    """Raise ValueError for fields that this kind does not use; `more` has others: whether given, and whether used."""
     given = {"timetable": world.timetable != NoChange(), "tasks": world.tasks != 2, "values": bool(world.values)}
     used = {"timetable": world.kind != "none", "tasks": world.kind in world.PERMUTED}
     used["values"] = world.kind in world.VALUED
+    for name, (is_given, is_used) in more.items():
+        given[name], used[name] = is_given, is_used
     if unused := [name for name, is_given in given.items() if is_given and not used[name]]:
         raise ValueError(f"{unused} would change nothing with kind {world.kind!r}: leave them out")
 

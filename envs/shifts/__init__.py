@@ -12,7 +12,9 @@ They nest. `envs.shifts.base` says how a change happens, and what `infos` report
 * `RepeatActions` changes the probability of sticky actions.
 * `PermuteObservations` permutes the channels or the pixels of observations.
 * `CorruptObservations` changes the probability of noise in observations.
+* `OffsetObservations`, `RotateObservations` and `ScaleObservations` change observations that are vectors.
 * `ScaleRewards` changes the factor of rewards.
+* `ChangePhysics` changes a number of the simulated world, such as gravity; `DriftPhysics` moves it slowly.
 
 When they change is given by `envs.timetables`.
 """
@@ -21,14 +23,21 @@ from envs.shifts.actions import PermuteActions, RepeatActions
 from envs.shifts.base import Shift
 from envs.shifts.games import EnvSequence
 from envs.shifts.observations import CorruptObservations, PermuteObservations
+from envs.shifts.physics import ChangePhysics, DriftPhysics
 from envs.shifts.rewards import ScaleRewards
+from envs.shifts.vectors import OffsetObservations, RotateObservations, ScaleObservations
 
 __all__ = [
+    "ChangePhysics",
     "CorruptObservations",
+    "DriftPhysics",
     "EnvSequence",
+    "OffsetObservations",
     "PermuteActions",
     "PermuteObservations",
     "RepeatActions",
+    "RotateObservations",
+    "ScaleObservations",
     "ScaleRewards",
     "Shift",
 ]
