@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from envs import catch
 from envs.atari import atari_env
 from envs.catch import CatchVectorEnv
-from envs.control import ControlVectorEnv
+from envs.control import ControlVectorEnv, control_env
 from envs.frames import STACK, FrameVectorEnv, StackFrames
 from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
@@ -172,8 +172,6 @@ class ControlWorld:
 
     def make(self) -> VectorEnv[Any, Any, Any]:
         """Build the environments, unseeded. Kind "none" has no wrapper: it is what `control_env` returns."""
-        from envs.control import control_env
-
         physics = self.kind == "physics"
         _reject_unused(
             self,
@@ -293,7 +291,7 @@ def resumed_observation(world: VectorEnv[Any, Any, Any]) -> tuple[Any, bool]:
     If they cannot be continued (ale-py's threads cannot be saved), new episodes begin.
     """
     inner: Any = world
-    while not isinstance(inner, FrameVectorEnv | MinAtarVectorEnv):
+    while isinstance(inner, VectorWrapper):
         inner = inner.env
     if getattr(inner, "resumes_exactly", True):
         return world.observation(), True  # type: ignore[attr-defined]
