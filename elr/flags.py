@@ -185,6 +185,7 @@ class ScheduleArgs:
 
 
 NO_CHANGE = "with --shift.kind none: the task does not change"
+SAME_RESET = "--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them"
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,43 @@ class SwitchArgs(InterventionArgs):
         """Refuse flags without effect or meaning; see `InterventionArgs.check`."""
         if changes and self.fresh_agent:
             names = [field.name for field in dataclasses.fields(self)]
-            others = [name for name in names if name not in ("fresh_agent", "shrink", "perturb")]
+            others = [name for name in names if name not in ("fresh_agent", "shrink", "perturb", "when")]
             reject_unused("switch", self, others, "with --switch.fresh-agent, which does all of it")
         super().check(changes, unchanged)
+
+    @property
+    def at_trigger(self) -> bool:
+        """All this happens when --rewarm.trigger fires, and not at a change."""
+        return False
+
+
+@dataclass(frozen=True)
+class TriggeredSwitchArgs(SwitchArgs):
+    """What else happens when the task changes, or when --rewarm.trigger fires."""
+
+    when: Literal["change", "trigger"] = "change"
+    """when it happens: at a change of the task, of which the agent is told, or when --rewarm.trigger fires"""
+
+    @property
+    def at_trigger(self) -> bool:
+        """All this happens when --rewarm.trigger fires, and not at a change."""
+        return self.when == "trigger"
+
+    def check(self, changes: bool, unchanged: str = NO_CHANGE, *, trigger: str = "never") -> None:
+        """Refuse flags without effect or meaning; `trigger` is --rewarm.trigger. See `InterventionArgs.check`."""
+        if not self.at_trigger:
+            super().check(changes, unchanged)
+            return
+        if trigger in ("never", "switch"):
+            raise ValueError(
+                f"--switch.when trigger has no effect with --rewarm.trigger {trigger}: choose every or cusum"
+            )
+        if not (self.does("optimizer") or self.does("intervention")):
+            raise ValueError(
+                "--switch.when trigger needs something to do: --switch.fresh-agent, --switch.intervention or "
+                "--switch.optimizer"
+            )
+        super().check(True)
 
 
 @dataclass(frozen=True)
@@ -321,13 +356,15 @@ class RewarmArgs:
             "switch": ["every_steps", *self.CUSUM],
         }
         reject_unused("rewarm", self, unused[self.trigger], f"with --rewarm.trigger {self.trigger}")
-        if self.on and schedule.kind == "constant" and self.moments == "keep":
+        if self.on and schedule.kind == "constant" and self.moments == "keep" and not switch.at_trigger:
             raise ValueError(
                 f"--rewarm.trigger {self.trigger} restarts nothing with --schedule.kind constant and --rewarm.moments "
                 "keep; choose another schedule, or --rewarm.moments reset"
             )
         if self.trigger == "every":
             self._check_period(schedule, updates, total - starts, least)
+        if switch.at_trigger and switch.optimizer == "reset" and self.moments == "reset":
+            raise ValueError(SAME_RESET)
         if self.trigger == "switch":
             self._check_switch(switch, shift)
         if self.trigger == "cusum":
@@ -354,7 +391,7 @@ class RewarmArgs:
         if switch.fresh_agent:
             raise ValueError("--rewarm.trigger switch is part of --switch.fresh-agent: use --rewarm.trigger never")
         if switch.optimizer == "reset" and self.moments == "reset":
-            raise ValueError("--switch.optimizer reset and --rewarm.moments reset are the same here: drop one of them")
+            raise ValueError(SAME_RESET)
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:
         """CUSUM misses a change in its burn-in; after an alarm, a burn-in and the refractory period run together."""

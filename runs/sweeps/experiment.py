@@ -63,6 +63,9 @@ class Scale:
     """cores that one run uses, and its --threads"""
     gpus: float = 0.0
     """share of a GPU that one run uses; above 0 it gets --device cuda"""
+    folder: str = ""
+    """where in the folder of logs the runs are; default: EXPERIMENT/SCALE. Two experiments that name the same folder
+    share the runs that they have in common"""
 
 
 def guessed_gpu_hours(runs: int, updates: int, per_second: int, gpus: float = 0.25) -> str:
@@ -299,6 +302,6 @@ def plan(experiment: Experiment, scale: str, logs: Path) -> list[Job]:
                 }  # fmt: skip
                 run = f"{arm.name}{f'--{world}' if world else ''}-s{seed}"
                 words = (experiment.name, scale, arm.name, world, seed, arm.script, arm.preset, flags)
-                directory = logs / experiment.name / scale / run
+                directory = logs / (size.folder or f"{experiment.name}/{scale}") / run
                 jobs.append(Job(f"{experiment.name}/{scale}/{run}", *words, directory, size.threads, size.gpus))
     return jobs

@@ -1,0 +1,541 @@
+"""PPO on classic control with normalize-and-project and a re-warmed learning rate, in one file.
+
+    python agents/ppo_control.py                                 CartPole, plain PPO, constant rate
+    python agents/ppo_control.py nap --env-id Acrobot-v1         weights projected, LayerNorm
+    python agents/ppo_control.py levels-plain                    observations shift ten times: plain PPO never recovers
+    python agents/ppo_control.py levels-nap-switch               the same, projected, re-warmed at each change
+    python agents/ppo_control.py --resume runs/logs/RUN          continue a killed or interrupted run
+
+The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
+`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
+
+Any Gymnasium id with a flat Box of observations and Discrete actions works. An agent step is a step in one of the
+num_envs environments. An iteration is num_steps steps in each of them, then update_epochs * num_minibatches updates.
+
+The `levels-` presets are the continual control of Muppidi et al. 2024 (arXiv:2405.16642) as Tang et al. 2025
+(arXiv:2506.00592) aligned it: ten levels of 200 iterations of 800 steps in one environment, and at each level another
+constant is added to the observation. Network, loss and constants are theirs: policy and value apart, LeakyReLU, no
+orthogonal initialisation, no clipping of gradients or values, advantages normalised over the iteration, Monte-Carlo
+targets for values. Their score is the mean of charts/iteration_return. Deviations: log-probabilities come from
+log_softmax, where theirs are of probabilities held above 1e-7; a step's value is computed after the iteration's
+steps, in one pass, which changes rounding only.
+Deviation from the paper: CUSUM watches losses/squared_td_error, the mean squared TD error of an iteration's steps valued
+as they were taken, instead of the loss, which is measured after the first updates have adapted and misses changes to
+smaller returns.
+
+--shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
+iteration. By default it does not. The probe (feature metrics on fixed inputs) always uses observations of the first
+task. A LeakyReLU unit is never silent: "dead" means negative on every input of the probe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elr import flags, layout
+from elr.fast.flat_adam import FlatAdam
+from elr.flags import NapArgs, RewarmArgs
+from elr.flags import TriggeredSwitchArgs as SwitchArgs
+from elr.moments import reset_moments_
+from elr.weights import scalable_weights
+from envs.evaluation import play, uniform_observations
+from envs.flags import ControlShiftArgs as ShiftArgs
+from envs.worlds import evaluation_world
+from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
+from runs.training import Returns, Session, require, require_device, require_not_negative, require_positive
+from runs.training.freed_memory import keep_freed_memory
+
+# ------------------------------------------------------------------------------------------------- hyperparameters
+
+
+@dataclass(frozen=True)
+class ScheduleArgs(flags.ScheduleArgs):
+    """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
+
+    kind: flags.ScheduleKind = "constant"
+    """shape of the schedule"""
+    period_steps: int = 0
+    """agent steps of one cycle or decay, warm-up included; 0 is the whole run"""
+
+
+@dataclass(frozen=True)
+class ProbeArgs(flags.ProbeArgs):
+    """Measurements that never change training."""
+
+    every: int = 2500
+    """updates between feature-learning measurements on the probe (the interval T of Delta_C, Delta_A); 0 is off"""
+    meter_every: int = 250
+    """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """PPO on classic control: every flag, its default, its meaning."""
+
+    env_id: str = "CartPole-v1"
+    """any Gymnasium id with a flat Box of observations and Discrete actions: CartPole-v1, Acrobot-v1, MountainCar-v0,
+    LunarLander-v3 (pip install -e '.[box2d]'), module:YourEnv-v0"""
+    max_episode_steps: int = 0
+    """steps after which an episode is truncated; 0 is the environment's own limit"""
+    seed: int = 1
+    """seed of every random stream"""
+    total_timesteps: int = 160_000
+    """agent steps of the run, summed over the environments; rounded up to whole iterations"""
+    learning_rate: float = 1e-3
+    """Adam's rate at the peak of the schedule"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon"""
+    num_envs: int = 8
+    """environments stepped together"""
+    num_steps: int = 100
+    """steps in each environment per iteration"""
+    fresh_episodes: bool = False
+    """begin new episodes with each iteration: those still running are truncated"""
+    reward_scale: float = 20.0
+    """rewards are divided by this before the agent learns from them; recorded returns are not"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    value_lambda: float = 1.0
+    """lambda of the returns that values learn; 1: discounted sums of rewards up to the end of episode or iteration"""
+    num_minibatches: int = 25
+    """minibatches per epoch"""
+    update_epochs: int = 5
+    """passes over the steps of an iteration"""
+    norm_adv: Literal["iteration", "minibatch", "off"] = "iteration"
+    """where advantages are normalised"""
+    clip_coef: float = 0.2
+    """how far the probability ratio may leave 1 before its gradient is cut"""
+    ent_coef: float = 0.01
+    """weight of the policy's entropy"""
+    vf_coef: float = 0.5
+    """weight of the value loss, the mean squared error"""
+    max_grad_norm: float = 0.0
+    """norm to which gradients are clipped; 0 does not clip"""
+    network: Literal["normalised", "plain"] = "plain"
+    """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
+    width: int = 256
+    """units of each of the three hidden layers, in the policy's network and in the value's"""
+    nap: NapArgs = field(default_factory=NapArgs)
+    schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
+    rewarm: RewarmArgs = field(default_factory=RewarmArgs)
+    shift: ShiftArgs = field(default_factory=ShiftArgs)
+    switch: SwitchArgs = field(default_factory=SwitchArgs)
+    probe: ProbeArgs = field(default_factory=ProbeArgs)
+    eval_every: int = 50
+    """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
+    eval_episodes: int = 10
+    """greedy episodes per evaluation, each in a freshly seeded environment"""
+    checkpoint_every: int = 50
+    """iterations between checkpoints"""
+    device: str = "cpu"
+    """cpu or cuda"""
+    threads: int = 1
+    """CPU threads of torch and of NumPy's linear algebra"""
+    exp_name: str = "ppo"
+    """first part of the run's name"""
+    directory: Path | None = None
+    """run directory; default runs/logs/<exp_name>__<script>__<environment>__s<seed>__<time>"""
+    resume: Path | None = None
+    """run directory to resume; all other flags come from its config.json"""
+
+    @property
+    def iteration_steps(self) -> int:
+        """Agent steps of one iteration."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def run_steps(self) -> int:
+        """Agent steps of the run: --total-timesteps, rounded up to whole iterations."""
+        return math.ceil(self.total_timesteps / self.iteration_steps) * self.iteration_steps
+
+    def updates(self, steps: int) -> int:
+        """Agent steps -> optimiser updates; 0 steps are the whole run."""
+        iterations = (steps or self.run_steps) / self.iteration_steps
+        return max(1, round(iterations * self.update_epochs * self.num_minibatches))
+
+    def world(self, num_envs: int, *, changing: bool = True) -> Any:
+        """The environments that the flags describe."""
+        limit = self.max_episode_steps or None
+        return self.shift.world(self.env_id, num_envs, max_episode_steps=limit, changing=changing)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "total_timesteps learning_rate adam_eps num_envs num_steps reward_scale num_minibatches")
+        require_positive(self, "update_epochs clip_coef width eval_episodes checkpoint_every threads")
+        require_not_negative(self, "max_episode_steps ent_coef vf_coef max_grad_norm eval_every")
+        require_device(self)
+        require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
+        for name in ("gae_lambda", "value_lambda"):
+            require(0 <= getattr(self, name) <= 1, self, name, "must lie in [0, 1]")
+        batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"
+        require(batch % self.num_minibatches == 0, self, sizes, "minibatches must be of equal size")
+        normalised = {"iteration": batch, "minibatch": batch // self.num_minibatches, "off": 2}[self.norm_adv]
+        require(normalised > 1, self, f"{sizes} norm_adv", "advantages are normalised over at least 2 steps")
+        if self.eval_every == 0:
+            reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
+        self.nap.check()
+        self.schedule.check(self.learning_rate)
+        self.shift.check(self.env_id, self.total_timesteps)
+        self.switch.check(self.shift.on, trigger=self.rewarm.trigger)
+        self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
+        self.probe.check(size_is_read=self.nap.enabled)
+        apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
+        require(
+            apart >= batch, self, "num_envs num_steps",
+            f"changes of --shift come {apart} steps apart, but the agent reacts only once per iteration, {batch} steps",
+        )  # fmt: skip
+
+
+NAP: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
+LEVEL = 200 * 800
+LEVELS: dict[str, Any] = {
+    "num_envs": 1, "num_steps": 800, "fresh_episodes": True, "max_episode_steps": 400, "total_timesteps": 10 * LEVEL,
+    "shift": ShiftArgs("offsets", scale=2.0, tasks=10, every_steps=LEVEL),
+}  # fmt: skip
+DECAY, DECAY_ONCE = ScheduleArgs("warmup-cosine", 1e-5, LEVEL), ScheduleArgs("warmup-cosine", 1e-5)
+TOLD, CUSUM = RewarmArgs("switch"), RewarmArgs("cusum", block=125)
+PRESETS = presets(
+    Args,
+    {
+        "baseline": ("plain PPO at a constant rate", {}),
+        "layernorm": ("LayerNorm, constant rate", {"network": "normalised"}),
+        "nap": ("normalize-and-project, constant rate", NAP),
+        "levels-plain": ("ten levels, plain PPO", LEVELS),
+        "levels-oracle": ("ten levels, a fresh agent for each", {**LEVELS, "switch": SwitchArgs(fresh_agent=True)}),
+        "levels-layernorm": ("ten levels, LayerNorm, constant rate", {**LEVELS, "network": "normalised"}),
+        "levels-nap-constant": ("ten levels, normalize-and-project, constant rate", {**LEVELS, **NAP}),
+        "levels-nap-decay": (
+            "ten levels, normalize-and-project, the rate decays once over the run",
+            {**LEVELS, **NAP, "schedule": DECAY_ONCE},
+        ),
+        "levels-nap-switch": (
+            "ten levels, normalize-and-project, the rate decays and is re-warmed at each change",
+            {**LEVELS, **NAP, "schedule": DECAY, "rewarm": TOLD},
+        ),
+        "levels-nap-cusum": (
+            "ten levels, normalize-and-project, the rate decays and is re-warmed when CUSUM detects a change",
+            {**LEVELS, **NAP, "schedule": DECAY, "rewarm": CUSUM},
+        ),
+        "levels-reset-cusum": (
+            "ten levels, plain network, a fresh agent when CUSUM detects a change",
+            {**LEVELS, "rewarm": CUSUM, "switch": SwitchArgs(fresh_agent=True, when="trigger")},
+        ),
+        "levels-plain-switch": (
+            "ten levels, plain network, the rate decays and is re-warmed at each change",
+            {**LEVELS, "schedule": DECAY, "rewarm": TOLD},
+        ),
+    },
+)  # fmt: skip
+
+# --------------------------------------------------------------------------------------------------------- network
+
+
+class ActorCritic(nn.Module):
+    """Policy logits and value of an observation vector: two separate networks with three hidden layers each.
+
+    normalised: LayerNorm before each nonlinearity and no bias in front of it, so that scaling a weight tensor leaves
+    the output as it is.
+    """
+
+    def __init__(self, inputs: int, actions: int, width: int = 256, normalised: bool = False):
+        super().__init__()
+
+        def mlp(outputs: int) -> nn.Sequential:
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            for i, fan_in in enumerate((inputs, width, width), start=1):
+                layers[f"hidden{i}"] = nn.Linear(fan_in, width, bias=not normalised)
+                if normalised:
+                    layers[f"norm{i}"] = nn.LayerNorm(width)
+                layers[f"relu{i}"] = nn.LeakyReLU(0.1)
+            layers["head"] = nn.Linear(width, outputs)
+            return nn.Sequential(layers)
+
+        self.actor, self.critic = mlp(actions), mlp(1)
+        self.heads = ["actor.head", "critic.head"]  # never projected
+        self.probed = [f"{net}.relu{i}" for net in ("actor", "critic") for i in (1, 2, 3)]  # after the nonlinearity
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:  # [B, D] -> [B, A], [B]
+        return self.actor(obs), self.critic(obs)[:, 0]
+
+
+def make_network(inputs: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
+    """A network with the initial weights that this seed gives it."""
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
+        torch.manual_seed(seed)
+        return ActorCritic(inputs, actions, args.width, args.network == "normalised").to(device)
+
+
+def on_device(network: ActorCritic, array: np.ndarray) -> Tensor:
+    """The array as a tensor where the network is."""
+    return torch.from_numpy(array).to(network.actor.head.weight.device)
+
+
+@torch.no_grad()
+def policy_logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
+    """Preferences for actions [N, A]; the largest is the greedy action."""
+    logits: np.ndarray = network.actor(on_device(network, obs)).cpu().numpy()
+    return logits
+
+
+@torch.no_grad()
+def value(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
+    """V [N]."""
+    values: np.ndarray = network.critic(on_device(network, obs))[:, 0].cpu().numpy()
+    return values
+
+
+# --------------------------------------------------------------------------------------------------------- rollout
+
+
+class Rollout:
+    """What T steps in N environments gave: T = --num-steps, N = --num-envs."""
+
+    def __init__(self, steps: int, num_envs: int, inputs: int):
+        self.obs = np.zeros((steps, num_envs, inputs), dtype=np.float32)
+        self.actions = np.zeros((steps, num_envs), dtype=np.int64)
+        self.returned = np.zeros((steps, num_envs), dtype=np.float64)  # rewards as the environment gave them
+        self.bootstrap = np.zeros((steps, num_envs), dtype=np.float32)  # gamma V of the last observation, if truncated
+        self.dones = np.zeros((steps, num_envs), dtype=bool)  # the episode ended with this step
+
+    def episode_returns(self) -> list[float]:
+        """Undiscounted returns of the episodes in these steps, from the first step on; the last one may be cut."""
+        ends = [[*np.flatnonzero(done), len(done) - 1] for done in self.dones.T]
+        totals = np.vstack([np.zeros(self.dones.shape[1]), self.returned.cumsum(0)])  # [T + 1, N]
+        starts = [[0, *(end + 1 for end in each[:-1])] for each in ends]
+        return [
+            float(totals[last + 1, n] - totals[first, n])
+            for n, (begin, end) in enumerate(zip(starts, ends, strict=True))
+            for first, last in zip(begin, end, strict=True)
+            if last >= first
+        ]
+
+
+def gae(
+    rewards: np.ndarray, values: np.ndarray, dones: np.ndarray, last_values: np.ndarray, gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generalised advantage estimates [T, N] (arXiv:1506.02438), and the TD errors delta [T, N] that they sum up.
+
+    delta_t = r_t + gamma V(s_{t+1}) (1 - done_t) - V(s_t),  A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}
+
+    A step that truncates an episode is done too; its reward must hold gamma V(final observation) already.
+
+    Args:
+        rewards, values, dones: [T, N], of the steps.
+        last_values: [N], V of the observations after the last step.
+    """
+    advantages, deltas = np.zeros_like(rewards), np.zeros_like(rewards)
+    following, next_values = np.zeros_like(last_values), last_values
+    for t in reversed(range(len(rewards))):
+        continues = 1.0 - dones[t]
+        deltas[t] = rewards[t] + gamma * next_values * continues - values[t]
+        advantages[t] = following = deltas[t] + gamma * lam * continues * following
+        next_values = values[t]
+    return advantages, deltas
+
+
+@torch.no_grad()
+def samples_of(
+    network: ActorCritic, rollout: Rollout, last_obs: np.ndarray, args: Args
+) -> tuple[dict[str, Tensor], np.ndarray, dict[str, float]]:
+    """The T x N samples of the update, [T * N, ...] each; the TD errors [T, N]; what is worth recording."""
+    steps, num_envs, inputs = rollout.obs.shape
+    obs = on_device(network, rollout.obs.reshape(-1, inputs))
+    actions = on_device(network, rollout.actions.reshape(-1))
+    logits, flat_values = network(obs)
+    values = flat_values.cpu().numpy().reshape(steps, num_envs)
+    rewards = (rollout.returned / args.reward_scale).astype(np.float32) + rollout.bootstrap
+    experience = rewards, values, rollout.dones, value(network, last_obs), args.gamma
+    advantages, deltas = gae(*experience, args.gae_lambda)
+    returns = values + gae(*experience, args.value_lambda)[0]
+    measured = {"losses/squared_td_error": float(np.square(deltas).mean())}
+    if spread := float(np.var(returns)):  # returns all alike leave nothing to explain
+        measured["losses/explained_variance"] = 1 - float(np.var(returns - values)) / spread
+    if args.norm_adv == "iteration":
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-5)
+    samples = {
+        "obs": obs, "actions": actions, "logprobs": F.log_softmax(logits, 1).gather(1, actions[:, None])[:, 0],
+        "advantages": on_device(network, advantages.reshape(-1)), "returns": on_device(network, returns.reshape(-1)),
+    }  # fmt: skip
+    return samples, deltas, measured
+
+
+# ------------------------------------------------------------------------------------------------------------ loss
+
+
+def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a minibatch [] and its parts.
+
+    L = -E min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef E (V - R)^2 - ent_coef E H,
+    r = pi(a | s) / pi_old(a | s)   (arXiv:1707.06347)
+    """
+    logits, values = network(batch["obs"])
+    logprobs = F.log_softmax(logits, 1)  # [B, A]
+    log_ratio = logprobs.gather(1, batch["actions"][:, None])[:, 0] - batch["logprobs"]
+    ratio, advantages = log_ratio.exp(), batch["advantages"]
+    if args.norm_adv == "minibatch":
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = -torch.min(ratio * advantages, clipped * advantages).mean()
+    value_loss = (values - batch["returns"]).square().mean()
+    entropy = -(logprobs.exp() * logprobs).sum(1).mean()
+    parts = {
+        "losses/policy_loss": policy_loss, "losses/value_loss": value_loss, "losses/entropy": entropy, "ratio": ratio,
+    }  # fmt: skip
+    return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
+
+
+def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
+    """What is recorded of a minibatch's loss."""
+    ratio = parts.pop("ratio").detach()
+    parts["losses/approx_kl"] = (ratio - 1 - ratio.log()).mean()
+    parts["losses/clipfrac"] = ((ratio - 1).abs() > clip_coef).double().mean()
+    return {name: float(part.detach()) for name, part in parts.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def main(args: Args) -> None:
+    """Train one agent; everything it leaves behind is in its run directory."""
+    keep_freed_memory()
+    about = args.env_id.replace(":", "/").split("/")[-1]
+    run = Session(
+        args, f"{Path(__file__).stem}__{about}", total=args.run_steps,
+        streams="init env probe minibatch action switch",
+    )  # fmt: skip
+    minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
+
+    with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
+        env = args.world(args.num_envs)
+        inputs, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
+        network = make_network(inputs, actions, args, run.seed("init"), run.device)
+        optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+        rollout = Rollout(args.num_steps, args.num_envs, inputs)
+
+        # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
+        layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
+        first_task = args.world(1, changing=False)
+        probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
+        projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
+        schedule = args.schedule.build(args.learning_rate, args.updates)
+        rewarming = args.rewarm.build(optimizer, schedule, args.updates)
+        meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
+
+    returns = Returns(window=100)
+    run.keep(
+        network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
+        probe=probe, returns=returns,
+    )  # fmt: skip
+    run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
+    obs, _ = env.reset(seed=run.seed("env"))  # [N, D] float32
+
+    def intervene(at: int) -> None:
+        """The task changed, or the trigger fired, in the iteration that ends at this step: do what --switch asks for.
+
+        An intervention of your own belongs here, or behind an update. Change weights in place; then call
+        projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
+        """
+        switch = args.switch
+        fresh = make_network(inputs, actions, args, run.seed("switch", at), run.device)
+        switch.intervene_(network, fresh, projection, heads=network.heads)
+        if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
+            reset_moments_(optimizer)
+        if switch.fresh_agent:
+            rewarming.reset()  # schedule and trigger as at the start of the run
+        elif args.rewarm.trigger == "switch":
+            rewarming.restart()  # re-warm
+            run.scalar("rewarm/event", 1)
+        if switch.does("intervention"):
+            probe.forget()  # the next change of the features is measured from here, without the intervention
+
+    with run.open():
+        if run.resumed:
+            run.restore()
+            obs = env.observation()
+        else:
+            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
+            run.scalars(probe.measure())
+            run.checkpoint()
+        evaluation_env = evaluation_world(env, args.eval_episodes)
+
+        while run.running():
+            # Act: T steps in each of the N environments.
+            changed, fired = False, False
+            if args.fresh_episodes and run.step:
+                obs, _ = env.reset()
+            for t in range(args.num_steps):
+                logits = policy_logits(network, obs)
+                drawn = (logits + action_rng.gumbel(size=logits.shape)).argmax(1)  # a draw from the softmax
+                rollout.obs[t], rollout.actions[t], rollout.bootstrap[t] = obs, drawn, 0.0
+                obs, rollout.returned[t], terminated, truncated, infos = env.step(drawn)
+                if truncated.any():  # the episode was cut, not finished: add the value of its last observation
+                    rollout.bootstrap[t] = args.gamma * value(network, infos["final_obs"]) * truncated
+                rollout.dones[t] = terminated | truncated
+                run.step += args.num_envs
+                if "shift" in infos and run.step < run.total:
+                    changed = True
+                    run.shifted(infos)
+                returns.record(infos, truncated, run)  # of episodes that ended
+            samples, deltas, measured = samples_of(network, rollout, obs, args)
+            signal = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches; it takes the logarithm
+
+            # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
+            for _ in range(args.update_epochs):
+                order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
+                shuffled = [x[order].chunk(args.num_minibatches) for x in samples.values()]
+                for batch in zip(*shuffled, strict=True):
+                    loss, parts = ppo_loss(network, dict(zip(samples, batch, strict=True)), args)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    if args.max_grad_norm:
+                        optimizer.clip_(args.max_grad_norm)
+                    run.require_finite(loss=loss.item())
+                    meter.before_step()
+                    optimizer.step()
+                    meter.after_step()  # measures the step really taken, before the projection
+                    rate = rewarming.rate  # of this update
+                    projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
+                    rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
+                    run.updates += 1
+
+                    run.scalars(meter.fresh_scalars())
+                    if rewarmed:
+                        fired = True
+                        run.scalar("rewarm/event", 1)
+                    if probe.due(run.updates):
+                        run.require_finite()
+                        run.scalars(probe.measure())
+
+            # Report, evaluate, change.
+            run.scalars({**measured, **recorded(parts, args.clip_coef), "charts/learning_rate": rate})
+            if args.fresh_episodes:
+                run.scalar("charts/iteration_return", float(np.mean(rollout.episode_returns())))
+            run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+            run.scalars(rewarming.scalars())
+            if run.due(args.eval_every * args.iteration_steps, last=True):
+                run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
+            if (fired if args.switch.at_trigger else changed) and run.step < run.total:
+                intervene(run.step)
+            if changed:
+                returns.clear()
+                evaluation_env = evaluation_world(env, args.eval_episodes)
+            if run.due(args.checkpoint_every * args.iteration_steps, last=False):
+                run.checkpoint()
+        run.end()
+    run.farewell(returns.summary)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(lambda: main(parse(Args, PRESETS, prog_description=__doc__.split("\n\n")[0])))
