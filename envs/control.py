@@ -2,56 +2,34 @@
 
 `control_env("CartPole-v1", 8)` builds N environments of any Gymnasium id whose observations are a flat Box of floats
 and whose actions are Discrete: CartPole, Acrobot, MountainCar, LunarLander, or one of another package
-("module:Name-v0"). They are Gymnasium's own, stepped in a loop.
+("module:Name-v0"). They are Gymnasium's own, stepped in a loop (`envs.control_loop`). With enough environments the
+first three are computed in arrays instead, which is faster and gives the same numbers (`envs.classic_control`).
 
 It adds what a training script needs: batches, a time limit of your own, episode statistics, seeds, exact saving, and
 `set_physics`, which changes gravity, masses and other numbers while training runs.
-
-Saving. An environment of Gymnasium has no state that can be read in general. What is kept instead is the state of its
-random stream at the beginning of the episode and the actions since then. `load_state_dict` plays them again and
-compares the last observation, the return and the stream with the saved ones bit for bit.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.classic_control.acrobot import AcrobotEnv
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.classic_control import FASTER_FROM, Arrays
+from envs.control_loop import Loop
 from envs.minatar import game_seed
 
 Step = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
-
-PHYSICS: dict[type, tuple[str, ...]] = {
-    CartPoleEnv: (
-        *("gravity", "masscart", "masspole", "length", "force_mag", "tau"),
-        *("x_threshold", "theta_threshold_radians"),
-    ),
-    AcrobotEnv: (
-        *("LINK_LENGTH_1", "LINK_MASS_1", "LINK_MASS_2", "LINK_COM_POS_1", "LINK_COM_POS_2", "LINK_MOI"),
-        *("MAX_VEL_1", "MAX_VEL_2", "dt", "torque_noise_max"),
-    ),
-    MountainCarEnv: (
-        *("force", "gravity", "max_speed", "min_position", "max_position", "goal_position", "goal_velocity"),
-    ),
-}
-"""What can be changed in each of Gymnasium's environments: the numbers that `step` reads. Acrobot's LINK_LENGTH_2 is
-only drawn. Of any other environment it is every numeric attribute."""
 
 
 class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
@@ -89,7 +67,8 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         limit = spec.max_episode_steps if max_episode_steps is None else int(max_episode_steps)
         self._config: dict[str, Any] = {"env_id": env_id, "num_envs": num_envs, "max_episode_steps": limit}
         self._limit = math.inf if limit is None else limit
-        self._engine = Loop(env_id, spec, num_envs)
+        self._engine = _engine(env_id, spec, num_envs)
+        self._built = {**self._config, "arrays": isinstance(self._engine, Arrays)}  # the two save different things
         observations, actions = self._engine.spaces
         self.num_envs = num_envs
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -199,7 +178,7 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         chosen = array.tolist()
         if min(chosen) < 0 or max(chosen) >= self._actions:
             raise ValueError(f"actions must lie in 0 .. {self._actions - 1}, got {chosen}")
-        obs, rewards, terminated, truncated, over = self._engine.play(chosen)
+        obs, rewards, terminated, truncated, over = self._engine.play(array)
         self._returns += rewards
         self._clock += 1
         infos = self._end_episodes(obs, terminated, truncated) if over or self._clock >= self._due else {}
@@ -236,7 +215,7 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that decides what happens next, physics included."""
         return {
-            "config": dict(self._config),
+            "config": dict(self._built),
             "returns": self._returns.copy(),
             "lengths": self._clock - self._began,
             "obs": None if self._obs is None else self._obs.copy(),
@@ -250,8 +229,8 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
             ValueError: the state is of an environment built with other arguments; or playing the running episodes
                 again leads elsewhere, so that they cannot be resumed exactly. Nothing has been changed then.
         """
-        if state.get("config") != self._config:
-            raise ValueError(f"this state is of an environment built with {state.get('config')}, not {self._config}")
+        if state.get("config") != self._built:
+            raise ValueError(f"this state is of an environment built with {state.get('config')}, not {self._built}")
         self._engine.load_state_dict(state["engine"], state["obs"], state["returns"])
         self._returns, self._began = state["returns"].copy(), -state["lengths"]
         self._clock, self._due = 0, int(self._began.min()) + self._limit
@@ -260,137 +239,6 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments."""
         self._engine.close()
-
-
-@dataclass
-class _Episode:
-    """What a running episode can be played again from."""
-
-    start: Any
-    """the seed that `reset` got, or the state of the random stream before it"""
-    physics: dict[str, float]
-    """what was changed when it began"""
-    actions: list[int] = field(default_factory=list)
-    """taken since"""
-    changes: list[tuple[int, str, float]] = field(default_factory=list)
-    """of physics since it began: after how many actions, which, to what"""
-
-
-class Loop:
-    """N environments of `gymnasium.make`, one after another."""
-
-    def __init__(self, env_id: str, spec: EnvSpec, num_envs: int) -> None:
-        self._env_id, self._spec, self._num_envs = env_id, spec, num_envs
-        self._envs = [_make(env_id, spec)]
-        self.spaces = _spaces(env_id, self._envs[0])
-        self._size, self._offset = self.spaces[0].shape[0], int(self.spaces[1].start)
-        self._envs += [_make(env_id, spec) for _ in range(num_envs - 1)]
-        self._steps = [env.step for env in self._envs]
-        self.names = _numbers(self._envs[0].unwrapped)
-        self.changed: dict[str, float] = {}
-        self._episodes = [_Episode(_stream(env), {}) for env in self._envs]
-
-    def begin(self, seeds: list[int] | None) -> NDArray[np.float32]:
-        """Start all episodes, with random streams of these seeds or the present ones."""
-        obs = np.empty((self._num_envs, self._size), dtype=np.float32)
-        for i in range(self._num_envs):
-            obs[i] = self.restart(i, None if seeds is None else seeds[i])
-        return obs
-
-    def restart(self, i: int, seed: int | None = None) -> Any:
-        """Start an episode in environment i and return its observation [D]."""
-        env = self._envs[i]
-        self._episodes[i] = _Episode(_stream(env) if seed is None else seed, self.changed)
-        return env.reset(seed=seed)[0]
-
-    def play(
-        self, actions: list[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], bool]:
-        """One step: observations, rewards, terminated, truncated, and whether any episode ended."""
-        n, offset, over = self._num_envs, self._offset, False
-        obs, rewards = np.empty((n, self._size), dtype=np.float32), np.empty(n)
-        terminated, truncated = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
-        for i, action in enumerate(actions):
-            self._episodes[i].actions.append(action)
-            obs[i], rewards[i], ends, stops, _ = self._steps[i](action + offset)
-            if ends or stops:
-                terminated[i], truncated[i], over = ends, stops, True
-        return obs, rewards, terminated, truncated, over
-
-    def physics(self, name: str) -> float:
-        """The present value of a number in `names`."""
-        return float(getattr(self._envs[0].unwrapped, name))
-
-    def set_physics(self, name: str, value: float) -> None:
-        """Change a number in `names`."""
-        for env, episode in zip(self._envs, self._episodes, strict=True):
-            _assign(env, name, value)
-            episode.changes.append((len(episode.actions), name, value))
-        self.changed = {**self.changed, name: value}  # a new dictionary: episodes keep the one that they began with
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where each running episode began, and what was done since."""
-        return {
-            "physics": dict(self.changed),
-            "episodes": [
-                {
-                    "start": episode.start,
-                    "physics": dict(episode.physics),
-                    "actions": np.array(episode.actions, dtype=np.int64),
-                    "changes": list(episode.changes),
-                    "stream": _stream(env),
-                }
-                for env, episode in zip(self._envs, self._episodes, strict=True)
-            ],
-        }
-
-    def load_state_dict(
-        self, state: dict[str, Any], obs: NDArray[np.float32] | None, returns: NDArray[np.float64]
-    ) -> None:
-        """Play the saved episodes in new environments, which then replace the present ones.
-
-        Raises:
-            ValueError: they end elsewhere. Nothing has been changed then.
-        """
-        envs, episodes = [], []
-        for i, saved in enumerate(state["episodes"]):
-            envs.append(env := _make(self._env_id, self._spec))
-            episode = _Episode(saved["start"], saved["physics"], saved["actions"].tolist(), list(saved["changes"]))
-            if obs is None:
-                _set_stream(env, saved["stream"])
-            elif not self._played(env, episode, saved["stream"], obs[i], returns[i]):
-                raise ValueError(
-                    f"{self._env_id} is not determined by its random stream and its actions, so it cannot be resumed "
-                    f"exactly: environment {i} came elsewhere after {len(episode.actions)} steps"
-                )
-            episodes.append(episode)
-        self.close()
-        self._envs, self._episodes, self.changed = envs, episodes, dict(state["physics"])
-        self._steps = [env.step for env in envs]
-
-    def _played(self, env: Any, episode: _Episode, stream: Any, obs: NDArray[np.float32], total: float) -> bool:
-        """Play the episode in a new environment; whether it came to the saved stream, observation and return."""
-        for name, value in episode.physics.items():
-            _assign(env, name, value)
-        if isinstance(episode.start, int):
-            last = env.reset(seed=episode.start)[0]
-        else:
-            _set_stream(env, episode.start)
-            last = env.reset()[0]
-        changes, returned = list(reversed(episode.changes)), 0.0
-        for step in range(len(episode.actions) + 1):
-            while changes and changes[-1][0] == step:
-                _assign(env, *changes.pop()[1:])
-            if step < len(episode.actions):
-                last, reward, *_ = env.step(episode.actions[step] + self._offset)
-                returned += float(reward)
-        same = np.asarray(last).astype(np.float32).tobytes() == obs.tobytes()
-        return same and np.float64(returned).tobytes() == np.float64(total).tobytes() and _stream(env) == stream
-
-    def close(self) -> None:
-        """Close all environments."""
-        for env in self._envs:
-            env.close()
 
 
 def _spec(env_id: str) -> EnvSpec:
@@ -410,77 +258,19 @@ def _spec(env_id: str) -> EnvSpec:
             raise ValueError(f"{env_id}: the module {module!r} cannot be imported ({error})") from error
     if name not in gymnasium.registry:
         by_lower = {known.lower(): known for known in gymnasium.registry}
-        close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+        close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=2)]
         hint = f"Did you mean {' or '.join(close)}?" if close else "Give one of gymnasium.registry, with its version"
         raise ValueError(f"unknown environment {env_id!r}. {hint}; for another package's write module:Name-v0")
     return gymnasium.spec(name)
 
 
-def _make(env_id: str, spec: EnvSpec) -> gymnasium.Env[Any, Any]:
-    """One environment without time limit, order enforcement and checker, which cost time and are done here."""
-    spec = copy.copy(spec)
-    spec.max_episode_steps, spec.order_enforce = None, False
-    try:
-        return gymnasium.make(spec, disable_env_checker=True)
-    except ImportError as error:  # gymnasium.error.DependencyNotInstalled is none
-        raise ValueError(f"{env_id} cannot be built: {error}") from error
-    except gymnasium.error.DependencyNotInstalled as error:
-        if "Box2D" in str(error):
-            raise ValueError(f"{env_id} needs Box2D, which is not installed: pip install -e '.[box2d]'") from error
-        raise ValueError(f"{env_id} cannot be built: {error}") from error
-
-
-def _spaces(env_id: str, env: gymnasium.Env[Any, Any]) -> tuple[Box, Discrete]:
-    """The spaces of observations and actions.
-
-    Raises:
-        ValueError: observations are not a flat Box of floats, or actions are not Discrete.
-    """
-    observations, actions = env.observation_space, env.action_space
-    if not isinstance(observations, Box) or len(observations.shape) != 1 or observations.dtype.kind != "f":
-        raise ValueError(f"{env_id} has observations {observations}, but a flat Box of floats [D] is needed")
-    if not isinstance(actions, Discrete):
-        why = "continuous actions" if isinstance(actions, Box) else "actions"
-        raise ValueError(f"{env_id} has {why} {actions}, but Discrete ones are needed: this policy is categorical")
-    return observations, actions
-
-
-def _numbers(env: Any) -> tuple[str, ...]:
-    """Names of the numbers of an environment that can be changed."""
-    for kind, names in PHYSICS.items():
-        if isinstance(env, kind):
-            return names
-    classes = [vars(kind) for kind in type(env).__mro__ if kind not in (gymnasium.Env, object)]
-    names = tuple(dict.fromkeys(name for holder in (vars(env), *classes) for name in holder))
-    return tuple(name for name in names if not name.startswith("_") and _is_number(vars(env), classes, name))
-
-
-def _is_number(own: dict[str, Any], classes: Sequence[Any], name: str) -> bool:
-    """Whether the attribute, looked up without calling properties, holds an integer or a float."""
-    value = next(holder[name] for holder in (own, *classes) if name in holder)
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _assign(env: gymnasium.Env[Any, Any], name: str, value: float) -> None:
-    """Change a number of one environment, and what it derives from it; a whole number stays of type int."""
-    inner: Any = env.unwrapped
-    whole = isinstance(getattr(inner, name), (int, np.integer)) and value == int(value)
-    setattr(inner, name, int(value) if whole else value)
-    if isinstance(inner, CartPoleEnv):  # computed once in its constructor, read in every step
-        inner.total_mass = inner.masspole + inner.masscart
-        inner.polemass_length = inner.masspole * inner.length
-
-
-def _stream(env: gymnasium.Env[Any, Any]) -> Any:
-    """State of the environment's random stream; None if it has none of NumPy's generators."""
-    generator = getattr(getattr(env.unwrapped, "np_random", None), "bit_generator", None)
-    return None if generator is None else generator.state
-
-
-def _set_stream(env: gymnasium.Env[Any, Any], state: Any) -> None:
-    """Continue the environment's random stream in this state."""
-    if state is not None:
-        env.unwrapped.np_random.bit_generator.state = state
+def _engine(env_id: str, spec: EnvSpec, num_envs: int) -> Loop | Arrays:
+    """What plays the environments faster. Arrays are for the ids that are registered as Gymnasium registers its own."""
+    if isinstance(spec.entry_point, str) and not spec.kwargs and not spec.additional_wrappers:
+        arrays, faster_from = FASTER_FROM.get(spec.entry_point, (Loop, 0))
+        if num_envs >= faster_from:
+            return arrays(env_id, spec, num_envs)
+    return Loop(env_id, spec, num_envs)
 
 
 def control_env(env_id: str, num_envs: int = 1, *, max_episode_steps: int | None = None) -> ControlVectorEnv:
