@@ -31,13 +31,14 @@ class _Physics(Shift):
         tasks: int,
         what: str,
         values: Sequence[float],
-        arguments: dict[str, Any],
+        **arguments: Any,
     ) -> None:
-        super().__init__(env, timetable, tasks, arguments)
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError(f"values of {what!r} must be finite, got {tuple(values)}")
         self.what, self.values = what, tuple(float(value) for value in values)
-        for inner in _innermost(env):
+        super().__init__(env, timetable, tasks, {**arguments, "what": what, "values": self.values})
+        if not all(math.isfinite(value) for value in self.values):
+            raise ValueError(f"values of {what!r} must be finite, got {self.values}")
+        self._simulated = _innermost(env)
+        for inner in self._simulated:
             if not hasattr(inner, "set_physics"):
                 raise ValueError(
                     f"{type(self).__name__} needs an environment whose physics can be set, such as those of "
@@ -48,7 +49,7 @@ class _Physics(Shift):
                 inner.set_physics(what, value)
 
     def _set(self, value: float) -> None:
-        for inner in _innermost(self):
+        for inner in self._simulated:
             if inner.physics(self.what) != value:
                 inner.set_physics(self.what, value)
 
@@ -67,7 +68,7 @@ class ChangePhysics(_Physics):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], timetable: Timetable, what: str, values: Sequence[float]) -> None:
-        super().__init__(env, timetable, len(values), what, values, {"what": what, "values": values})
+        super().__init__(env, timetable, len(values), what, values)
 
     def _set_task(self, task: int) -> None:
         self._set(self.values[task])
@@ -80,9 +81,10 @@ class DriftPhysics(_Physics):
 
         value = v_(k mod K) + (v_((k + 1) mod K) - v_(k mod K)) (n mod period) / period.
 
-    So it moves in a straight line from each value to the next, and from the last back to the first. The value holds for
-    the step that follows, in all environments alike. `infos["physics"]` has it, by the attribute's name, after `reset`
-    and after every step. `infos["shift"]` never reports a change.
+    So it moves in a straight line from each value to the next, and from the last back to the first. The value is that
+    of the next step, the same in all environments. `infos["physics"]` has it, by the attribute's name, after `reset`
+    and after every step. `infos["shift"]` never reports a change of it. What an environment reads only at the start of
+    an episode (gravity in LunarLander) follows with the next episode.
 
     Args:
         env: environment whose physics can be set, see the module's text.
@@ -95,10 +97,9 @@ class DriftPhysics(_Physics):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], period: int, what: str, values: Sequence[float]) -> None:
-        arguments = {"period": period, "what": what, "values": values}
-        super().__init__(env, NoChange(), 1, what, values, arguments)
-        if len(values) < 2:
-            raise ValueError(f"DriftPhysics needs at least two values of {what!r}, got {tuple(values)}")
+        super().__init__(env, NoChange(), 1, what, values, period=period)
+        if len(self.values) < 2:
+            raise ValueError(f"DriftPhysics needs at least two values of {what!r}, got {self.values}")
         if period < self.num_envs:
             raise ValueError(
                 f"the period must be at least the {self.num_envs} agent steps of one step() of {self.num_envs} "

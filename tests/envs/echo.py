@@ -1,4 +1,4 @@
-"""A vector environment that shows back what it was given."""
+"""Vector environments that show back what they were given: as images, and as vectors with physics."""
 
 from __future__ import annotations
 
@@ -71,3 +71,38 @@ class EchoEnv(VectorEnv):
 
     def close(self, **kwargs):
         self.closed_by_us = True
+
+
+class VectorEchoEnv(EchoEnv):
+    """Observation [N, 6] floats: the mark, the step of the episode, the executed action, the number of the environment,
+    gravity and length. The last two are its physics, positive numbers. Otherwise as `EchoEnv`."""
+
+    def __init__(self, num_envs=2, dtype=np.float32, low=-np.inf, high=np.inf, gravity=10.0, **echo):
+        super().__init__(num_envs, **echo)
+        self.single_observation_space = Box(low, high, (6,), dtype)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.numbers = {"gravity": gravity, "length": 0.5}
+        self.set = []
+
+    def seen(self):
+        columns = (self.mark, self.time, self.actions, np.arange(self.num_envs), *self.numbers.values())
+        rows = [np.broadcast_to(column, self.num_envs) for column in columns]
+        return np.stack(rows, axis=1).astype(self.single_observation_space.dtype)
+
+    def physics(self, name):
+        if name not in self.numbers:
+            raise ValueError(f"echo has no number {name!r}; it has: gravity, length")
+        return self.numbers[name]
+
+    def set_physics(self, name, value):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+        self.set.append((name, value))
+        self.numbers[name] = value
+
+    def state_dict(self):
+        return {**super().state_dict(), "numbers": dict(self.numbers)}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.numbers = dict(state["numbers"])
