@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from envs.flags import MinAtarShiftArgs, ScreenShiftArgs, reject_unused
+from envs.control import ControlVectorEnv
+from envs.flags import ControlShiftArgs, MinAtarShiftArgs, ScreenShiftArgs, reject_unused
 from envs.frames import StackFrames
 from envs.minatar import MinAtarVectorEnv
-from envs.shifts import EnvSequence, PermuteActions, PermuteObservations, RepeatActions, ScaleRewards
+from envs.shifts import (
+    ChangePhysics,
+    DriftPhysics,
+    EnvSequence,
+    OffsetObservations,
+    PermuteActions,
+    PermuteObservations,
+    RepeatActions,
+    RotateObservations,
+    ScaleObservations,
+    ScaleRewards,
+)
 from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange
-from envs.worlds import PROTOCOLS
+from envs.worlds import PROTOCOLS, ControlKind
 
-BREAKOUT, CATCH, PONG = "MinAtar/Breakout-v0", "rewarm/Catch-v0", "ALE/Pong-v5"
+BREAKOUT, CATCH, PONG, CARTPOLE = "MinAtar/Breakout-v0", "rewarm/Catch-v0", "ALE/Pong-v5", "CartPole-v1"
 BOTH = pytest.mark.parametrize("group", [MinAtarShiftArgs, ScreenShiftArgs])
+ALL = pytest.mark.parametrize("group", [MinAtarShiftArgs, ScreenShiftArgs, ControlShiftArgs])
 
 
 def check(shift, env_id=None, total_steps=1_000_000, **screen):
@@ -25,7 +39,8 @@ def check(shift, env_id=None, total_steps=1_000_000, **screen):
     if isinstance(shift, ScreenShiftArgs):
         shift.check(env_id or PONG, total_steps, **{"clip_rewards": True, "threads": 0, **screen})
     else:
-        shift.check(env_id or BREAKOUT, total_steps)
+        first = CARTPOLE if isinstance(shift, ControlShiftArgs) else BREAKOUT
+        shift.check(env_id or first, total_steps)
 
 
 def refused(shift, *named, **how):
@@ -49,14 +64,14 @@ def test_no_flag_has_an_effect_without_a_kind(group, flag, value):
     refused(group(**{flag: value}), name, "has no effect", "--shift.kind none", "drop it")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("when", [{}, {"every_steps": 9, "rate": 0.1}, {"at_steps": (9,), "every_steps": 9}])
 def test_exactly_one_flag_says_when(group, when):
     flags = ("--shift.every-steps", "--shift.at-steps", "--shift.rate")
     refused(group("actions", **when), "--shift.kind actions needs exactly one", *flags)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("when", "named"),
     [
@@ -93,18 +108,21 @@ def test_games_are_needed_and_must_differ_from_the_first(group):
     check(group("games", rate=0.1, games=(BREAKOUT, PONG)), env_id=BREAKOUT)
 
 
-VALUED = [(group, kind) for group in (MinAtarShiftArgs, ScreenShiftArgs) for kind in group.WORLD.VALUED]
+VALUED = [
+    (group, kind) for group in (MinAtarShiftArgs, ScreenShiftArgs, ControlShiftArgs) for kind in group.WORLD.VALUED
+]
 
 
 @pytest.mark.parametrize(("group", "kind"), VALUED)
 def test_values_must_be_two_at_least_and_differ(group, kind):
-    refused(group(kind, rate=0.1), f"--shift.kind {kind}", "two --shift.values")
-    refused(group(kind, rate=0.1, values=(1.0,)), f"--shift.kind {kind}", "two --shift.values")
-    refused(group(kind, rate=0.1, values=(1.0, 1.0)), "--shift.values (1.0, 1.0)", "alike")
-    check(group(kind, rate=0.1, values=(1.0, 0.0)))
+    given = {"rate": 0.1, "what": "length"} if kind == "physics" else {"rate": 0.1}
+    refused(group(kind, **given), f"--shift.kind {kind}", "two --shift.values")
+    refused(group(kind, values=(1.0,), **given), f"--shift.kind {kind}", "two --shift.values")
+    refused(group(kind, values=(1.0, 1.0), **given), "--shift.values (1.0, 1.0)", "alike")
+    check(group(kind, values=(1.0, 0.0), **given))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("when", [{"every_steps": 1000}, {"at_steps": (9, 1000)}])
 def test_a_change_that_never_comes_is_refused(group, when):
     flag = f"--shift.{next(iter(when)).replace('_', '-')}"
@@ -160,6 +178,118 @@ def test_noise_of_values_that_clipping_would_make_alike_is_accepted():
     check(ScreenShiftArgs("modes", every_steps=50, values=(4.0, 8.0)))
 
 
+# control
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("every_steps", 9), ("at_steps", (9,)), ("rate", 0.1), ("tasks", 3), ("values", (1.0, 2.0))),
+        *(("scale", 1.5), ("what", "length"), ("drift", True)),
+    ],
+)
+def test_no_flag_of_control_has_an_effect_without_a_kind(flag, value):
+    name = f"--shift.{flag.replace('_', '-')} {value}"
+    refused(ControlShiftArgs(**{flag: value}), name, "has no effect", "--shift.kind none", "drop it")
+
+
+USED = {
+    "offsets": {"tasks", "scale"},
+    "rotations": {"tasks"},
+    "gains": {"tasks", "scale"},
+    "actions": {"tasks"},
+    "rewards": {"values"},
+    "sticky": {"values"},
+    "physics": {"values", "what", "drift"},
+}
+GIVEN = {"tasks": 3, "values": (0.5, 0.25), "scale": 1.5, "what": "length", "drift": True}
+NEEDED = {"values", "what"}
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_every_flag_of_control_is_used_by_its_kinds_and_refused_by_the_others(kind):
+    needed = {name: GIVEN[name] for name in USED[kind] & NEEDED}
+    check(ControlShiftArgs(kind, every_steps=9, **needed))
+    check(ControlShiftArgs(kind, every_steps=9, **{name: GIVEN[name] for name in USED[kind]}))
+    for name in GIVEN.keys() - USED[kind]:
+        shift = ControlShiftArgs(kind, every_steps=9, **needed, **{name: GIVEN[name]})
+        refused(shift, f"--shift.{name} {GIVEN[name]}", "has no effect", f"--shift.kind {kind}", "drop it")
+
+
+def test_control_has_no_other_games_and_no_noise():
+    assert "games" not in {field.name for field in dataclasses.fields(ControlShiftArgs)}
+    assert not {"games", "noise"} & set(typing.get_args(ControlKind))
+    assert set(typing.get_args(ControlKind)) == {"none", *USED}
+
+
+@pytest.mark.parametrize("kind", ["offsets", "gains"])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scales_must_be_positive(kind, scale):
+    refused(ControlShiftArgs(kind, every_steps=9, scale=scale), "--shift.scale must be positive", f"got {scale}")
+
+
+def test_physics_needs_a_name():
+    refused(ControlShiftArgs("physics", every_steps=9, values=(1.0, 2.0)), "--shift.kind physics needs --shift.what")
+
+
+DRIFT = {"kind": "physics", "what": "length", "values": (0.5, 2.0), "drift": True}
+
+
+def test_a_drift_needs_a_period_and_no_times():
+    flags = ("--shift.drift", "no changes", "use --shift.every-steps")
+    refused(ControlShiftArgs(**DRIFT, at_steps=(9, 20)), "--shift.at-steps (9, 20)", *flags)
+    refused(ControlShiftArgs(**DRIFT, rate=0.1), "--shift.rate 0.1", *flags)
+    refused(ControlShiftArgs(**DRIFT, rate=0.1, every_steps=9), "--shift.rate 0.1", *flags)
+    refused(ControlShiftArgs(**DRIFT), "--shift.kind physics needs exactly one of --shift.every-steps")
+    refused(ControlShiftArgs(**DRIFT, every_steps=-3), "--shift.every-steps", "at least 1 agent step, got -3")
+
+
+def test_a_drift_is_no_change_of_the_task_and_may_take_longer_than_the_run():
+    shift = ControlShiftArgs(**DRIFT, every_steps=5000)
+    check(shift, total_steps=1000)
+    assert not shift.on and shift.gaps() == [] and (shift.first_change, shift.shortest_gap) == (None, None)
+    assert shift.unchanged == "with --shift.drift: the physics moves slowly, and the task does not change"
+    jumps = ControlShiftArgs(**{**DRIFT, "drift": False}, every_steps=500)
+    assert jumps.on and jumps.gaps() == [500]
+    refused(jumps, "--shift.every-steps", "step 500", "--total-timesteps 500", total_steps=500)
+    assert ControlShiftArgs().unchanged == "with --shift.kind none: the task does not change"
+
+
+def test_every_flag_of_control_reaches_the_environments():
+    env = ControlShiftArgs().world(CARTPOLE, 3, max_episode_steps=70)
+    assert type(env) is ControlVectorEnv
+    assert env.rules == {"env_id": CARTPOLE, "num_envs": 3, "max_episode_steps": 70}
+    assert ControlShiftArgs().world(CARTPOLE, 1).rules["max_episode_steps"] == 500
+    for kind, wrapper in (("offsets", OffsetObservations), ("gains", ScaleObservations)):
+        env = ControlShiftArgs(kind, every_steps=70, tasks=5, scale=0.25).world(CARTPOLE, 2, max_episode_steps=30)
+        assert type(env) is wrapper and (env.tasks, env.scale, env.num_envs) == (5, 0.25, 2)
+        assert env.timetable == EverySteps(70) and env.env.rules["max_episode_steps"] == 30
+        assert ControlShiftArgs(kind, rate=0.1).world(CARTPOLE, 2).scale == 2.0
+    env = ControlShiftArgs("rotations", at_steps=(50, 90), tasks=4).world(CARTPOLE, 2)
+    assert type(env) is RotateObservations and env.tasks == 4 and env.timetable == AtSteps((50, 90))
+    env = ControlShiftArgs("actions", rate=0.1).world(CARTPOLE, 2)
+    assert type(env) is PermuteActions and env.tasks == 2 and env.timetable == AtRandom(0.1)
+    env = ControlShiftArgs("rewards", every_steps=70, values=(1.0, -2.0)).world(CARTPOLE, 2)
+    assert type(env) is ScaleRewards and env.values == (1.0, -2.0)
+    env = ControlShiftArgs("sticky", every_steps=70, values=(0.1, 0.2)).world(CARTPOLE, 2)
+    assert type(env) is RepeatActions and env.values == (0.1, 0.2)
+    env = ControlShiftArgs("physics", every_steps=70, values=(0.5, 2.0), what="length").world(CARTPOLE, 2)
+    assert type(env) is ChangePhysics and (env.what, env.values) == ("length", (0.5, 2.0))
+    env = ControlShiftArgs(**DRIFT, every_steps=70).world(CARTPOLE, 2)
+    assert type(env) is DriftPhysics and (env.what, env.values, env.period) == ("length", (0.5, 2.0), 70)
+
+
+@pytest.mark.parametrize("drift", [False, True])
+def test_physics_that_does_not_change_stays_at_the_first_value(drift):
+    shift = ControlShiftArgs(**{**DRIFT, "values": (0.7, 2.0), "drift": drift}, every_steps=4)
+    env = shift.world(CARTPOLE, 2, changing=False)
+    env.reset(seed=1)
+    for _ in range(30):
+        assert "shift" not in env.step(np.zeros(2, dtype=int))[-1] and env.env.physics("length") == 0.7
+    env = ControlShiftArgs("offsets", every_steps=4).world(CARTPOLE, 2, changing=False)
+    assert type(env) is OffsetObservations and env.timetable == NoChange()
+
+
 # when changes come
 
 
@@ -175,7 +305,7 @@ def test_noise_of_values_that_clipping_would_make_alike_is_accepted():
         ({"kind": "actions", "rate": 0.7}, AtRandom(0.7), [], 1, 1),
     ],
 )
-@BOTH
+@ALL
 def test_timetable_and_gaps(group, flags, timetable, gaps, first, shortest):
     shift = group(**flags)
     assert shift.timetable() == timetable and shift.gaps() == gaps
@@ -248,6 +378,12 @@ def test_catch_has_no_no_op_starts():
         (MinAtarShiftArgs("noise", values=(0.0, 3.0), every_steps=300), BREAKOUT, "probabilities"),
         (MinAtarShiftArgs("actions", tasks=1000, every_steps=300), BREAKOUT, "720 permutations"),
         (ScreenShiftArgs("modes", values=(0.0, 77.0), every_steps=300), PONG, "no mode 77"),
+        (ControlShiftArgs(**{**DRIFT, "what": "mass"}, every_steps=300), CARTPOLE, "no number 'mass'.*masscart"),
+        (ControlShiftArgs("physics", what="mass", values=(1, 2), rate=0.1), CARTPOLE, "no number 'mass'.*masscart"),
+        (ControlShiftArgs("actions", tasks=3, every_steps=300), CARTPOLE, "2 permutations"),
+        (ControlShiftArgs("gains", scale=20.0, every_steps=300), CARTPOLE, "at most 12.8"),
+        (ControlShiftArgs("offsets", tasks=1, every_steps=300), CARTPOLE, "one task"),
+        (ControlShiftArgs("offsets", every_steps=300), "CartPool-v1", "CartPole"),
     ],
 )
 def test_what_an_environment_refuses_names_the_flags(shift, env_id, named):
@@ -259,6 +395,9 @@ def test_what_an_environment_refuses_names_the_flags(shift, env_id, named):
 def test_an_unknown_game_without_shifts_does_not_mention_them():
     with pytest.raises(ValueError, match="Brakeout") as caught:
         MinAtarShiftArgs().world("MinAtar/Brakeout-v1", 1)
+    assert "--shift" not in str(caught.value)
+    with pytest.raises(ValueError, match="CartPool") as caught:
+        ControlShiftArgs().world("CartPool-v1", 1)
     assert "--shift" not in str(caught.value)
 
 
@@ -290,6 +429,15 @@ def test_the_kind_comes_first_so_presets_can_leave_its_name_out(group):
     assert [field.name for field in dataclasses.fields(group)] == [
         "kind", "every_steps", "at_steps", "rate", "games", "tasks", "values"
     ]  # fmt: skip
+
+
+def test_control_has_these_flags():
+    shift = ControlShiftArgs("offsets")
+    assert dataclasses.asdict(shift) == {
+        "kind": "offsets", "every_steps": 0, "at_steps": (), "rate": 0.0, "tasks": 2, "values": (), "scale": 2.0,
+        "what": "", "drift": False,
+    }  # fmt: skip
+    assert [field.name for field in dataclasses.fields(shift)][:4] == ["kind", "every_steps", "at_steps", "rate"]
 
 
 def test_environments_of_flags_can_be_played():

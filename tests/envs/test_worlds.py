@@ -5,11 +5,12 @@ import pytest
 
 from envs.atari import AtariVectorEnv, ThreadedAtariVectorEnv
 from envs.catch import CatchVectorEnv
+from envs.control import ControlVectorEnv, control_env
 from envs.frames import StackFrames
 from envs.minatar import MinAtarVectorEnv
-from envs.shifts import EnvSequence, PermuteActions, RepeatActions, Shift
-from envs.timetables import AtSteps, EverySteps, NoChange
-from envs.worlds import ScreenWorld, World, evaluation_world, resumed_observation, screen_env
+from envs.shifts import ChangePhysics, DriftPhysics, EnvSequence, PermuteActions, RepeatActions, Shift
+from envs.timetables import AtRandom, AtSteps, EverySteps, NoChange
+from envs.worlds import ControlWorld, ScreenWorld, World, evaluation_world, resumed_observation, screen_env
 from tests.envs.rollouts import equal, play
 
 GAMES = ("MinAtar/Breakout-v0", "MinAtar/Seaquest-v0", "MinAtar/Freeway-v0")
@@ -304,3 +305,91 @@ def test_kind_sticky_turns_the_screen_games_own_sticky_actions_off():
 def test_invalid_descriptions_of_screens_raise(world, message):
     with pytest.raises(ValueError, match=message):
         world.make()
+
+
+# control
+
+CARTPOLE = "CartPole-v1"
+CONTROL = {
+    **{kind: {"tasks": 3} for kind in ("offsets", "rotations", "gains")},
+    "actions": {"tasks": 2},
+    "rewards": {"values": (1.0, -1.0)},
+    "sticky": {"values": (0.0, 0.5)},
+    "physics": {"values": (0.5, 2.0), "what": "length"},
+}
+DRIFT = {"values": (0.5, 2.0), "what": "length", "drift": True}
+
+
+def test_control_without_shifts_is_the_bare_environment():
+    env = ControlWorld(CARTPOLE, 3).make()
+    assert type(env) is ControlVectorEnv and env.rules["max_episode_steps"] == 500
+    ours, theirs = play(env, 200), play(control_env(CARTPOLE, 3), 200)
+    assert equal(ours, theirs) and sum("episode" in out[-1] for out in ours[1:]) > 10
+    assert ControlWorld(CARTPOLE, max_episode_steps=30).make().rules["max_episode_steps"] == 30
+
+
+@pytest.mark.parametrize("kind", CONTROL)
+def test_every_kind_of_control_changes_is_saved_and_can_be_evaluated_in(kind):
+    make = lambda: ControlWorld(CARTPOLE, 2, kind, AtSteps([20, 60]), **CONTROL[kind]).make()  # noqa: E731
+    env, other, bare = make(), make(), control_env(CARTPOLE, 2)
+    start = play(env, 17)
+    assert isinstance(env, Shift) and env.name == kind and env.task == 1
+    assert equal([out[0] for out in start[:10]], [out[0] for out in play(bare, 9)])
+    assert not np.array_equal(start[11][0], play(bare, 11)[-1][0])
+    state = env.state_dict()
+    ahead = play(env, 40, seed=8, start=False)
+    assert [step for step, out in enumerate(ahead, 1) if "shift" in out[-1]] == [13] and ahead[12][3].all()
+    other.load_state_dict(state)
+    seen, continues = resumed_observation(other)
+    assert continues and np.array_equal(seen, state["obs"])
+    assert equal(ahead, play(other, 40, seed=8, start=False))
+
+    env.load_state_dict(state)
+    test = evaluation_world(env, 5, max_episode_steps=20)
+    assert type(test) is type(env) and test.num_envs == 5
+    assert test.single_observation_space == env.single_observation_space
+    outs = play(test, 40, seed=2)[1:]
+    assert not any("shift" in out[-1] for out in outs) and test.task == 1
+    assert max(out[-1]["episode"]["l"].max() for out in outs if "episode" in out[-1]) <= 20
+
+
+def test_evaluation_while_the_physics_drifts_has_the_present_value():
+    env = ControlWorld(CARTPOLE, 2, "physics", EverySteps(50), **DRIFT).make()
+    assert type(env) is DriftPhysics and env.period == 50
+    out = play(env, 20)
+    assert not any("shift" in one[-1] for one in out[1:]) and out[-1][-1]["physics"]["length"] == pytest.approx(1.7)
+    test = evaluation_world(env, 4)
+    assert all(one[-1]["physics"] == out[-1][-1]["physics"] for one in play(test, 30))
+    assert test.env.physics("length") == env.env.physics("length") == out[-1][-1]["physics"]["length"]
+    obs, continues = resumed_observation(env)
+    assert continues and np.array_equal(obs, out[-1][0])
+
+
+def test_a_drift_without_changes_stays_at_the_first_value():
+    env = ControlWorld(CARTPOLE, 2, "physics", NoChange(), **DRIFT).make()
+    assert type(env) is ChangePhysics and env.timetable == NoChange() and env.values == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (ControlWorld(CARTPOLE, 1, "flavour"), "kind 'flavour' is unknown"),
+        (ControlWorld(CARTPOLE, 1, "noise", EverySteps(9)), "kind 'noise' is unknown"),
+        (ControlWorld(CARTPOLE, 1, "games", EverySteps(9)), "kind 'games' is unknown"),
+        (ControlWorld(CARTPOLE, timetable=EverySteps(9)), r"\['timetable'\] would change nothing with kind 'none'"),
+        (ControlWorld(CARTPOLE, scale=1.0), r"\['scale'\] would change nothing with kind 'none'"),
+        (ControlWorld(CARTPOLE, 1, "rotations", EverySteps(9), scale=1.0), r"\['scale'\] would change nothing"),
+        (ControlWorld(CARTPOLE, 1, "actions", EverySteps(9), what="length"), r"\['what'\] would change nothing"),
+        (ControlWorld(CARTPOLE, 1, "offsets", EverySteps(9), drift=True), r"\['drift'\] would change nothing"),
+        (ControlWorld(CARTPOLE, 1, "offsets", EverySteps(9), values=(1.0, 2.0)), r"\['values'\] would change nothing"),
+        (ControlWorld(CARTPOLE, 1, "physics", EverySteps(9), tasks=3, **DRIFT), r"\['tasks'\] would change nothing"),
+        (ControlWorld(CARTPOLE, 1, "physics", AtSteps([9]), **DRIFT), r"drift needs a period, EverySteps, got AtSteps"),
+        (ControlWorld(CARTPOLE, 1, "physics", AtRandom(0.1), **DRIFT), r"drift needs a period, EverySteps, got AtRand"),
+        (ControlWorld(CARTPOLE, 1, "physics", EverySteps(9), values=(1.0, 2.0)), "CartPole-v1 has no number ''"),
+        (ControlWorld("CartPool-v1"), "CartPole"),
+    ],
+)
+def test_invalid_descriptions_of_control_raise(world, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        world.make()
+    assert "\n" not in str(caught.value)
