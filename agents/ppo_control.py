@@ -20,9 +20,9 @@ orthogonal initialisation, no clipping of gradients or values, advantages normal
 targets for values. Their score is the mean of charts/iteration_return. Deviations: log-probabilities come from
 log_softmax, where theirs are of probabilities held above 1e-7; a step's value is computed after the iteration's
 steps, in one pass, which changes rounding only.
-Deviation from the paper: CUSUM watches losses/squared_td_error, the mean squared TD error of an iteration's steps valued
-as they were taken, instead of the loss, which is measured after the first updates have adapted and misses changes to
-smaller returns.
+Deviation from the paper: CUSUM watches losses/squared_td_error, the mean squared TD error of an iteration's steps,
+valued as they were taken, instead of the loss, which is measured after the first updates have adapted and misses
+changes to smaller returns.
 
 --shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
 iteration. By default it does not. The probe (feature metrics on fixed inputs) always uses observations of the first
@@ -359,7 +359,10 @@ def samples_of(
     experience = rewards, values, rollout.dones, value(network, last_obs), args.gamma
     advantages, deltas = gae(*experience, args.gae_lambda)
     returns = values + gae(*experience, args.value_lambda)[0]
-    measured = {"losses/squared_td_error": float(np.square(deltas).mean())}
+    measured = {
+        "losses/squared_td_error": float(np.square(deltas).mean()),
+        "plasticity/logit_scale": float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt()),
+    }
     if spread := float(np.var(returns)):  # returns all alike leave nothing to explain
         measured["losses/explained_variance"] = 1 - float(np.var(returns - values)) / spread
     if args.norm_adv == "iteration":
@@ -458,6 +461,7 @@ def main(args: Args) -> None:
             rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
+            run.scalar("reset/event", 1)
             probe.forget()  # the next change of the features is measured from here, without the intervention
 
     with run.open():
