@@ -188,7 +188,7 @@ class Args:
         self.nap.check()
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
-        self.switch.check(self.shift.on, trigger=self.rewarm.trigger)
+        self.switch.check(self.shift.on, self.shift.unchanged, trigger=self.rewarm.trigger)
         self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
@@ -524,6 +524,7 @@ def main(args: Args) -> None:
 
             # Report, evaluate, change.
             run.scalars({**measured, **recorded(parts, args.clip_coef), "charts/learning_rate": rate})
+            run.scalars({f"physics/{what}": number for what, number in infos.get("physics", {}).items()})  # of a drift
             if args.fresh_episodes:
                 run.scalar("charts/iteration_return", float(np.mean(rollout.episode_returns())))
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
