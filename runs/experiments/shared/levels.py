@@ -17,8 +17,9 @@ ITERATION = 800
 WORLDS: dict[str, Flags] = {
     "CartPole": {"env_id": "CartPole-v1"},
     "Acrobot": {"env_id": "Acrobot-v1"},
-    "MountainCar": {"env_id": "MountainCar-v0"},
+    "LunarLander": {"env_id": "LunarLander-v3"},
 }
+"""LunarLander needs Box2D: pip install -e '.[box2d]'"""
 
 
 def arms(*names: str) -> list[Arm]:
@@ -41,4 +42,13 @@ def decays(iterations: int) -> dict[str, Flags]:
 def score(result: Result) -> float:
     """The mean over all iterations of all levels of the mean return of an iteration's episodes; nan without one."""
     returns = [value for _, value in result.scalars.get("charts/iteration_return", ())]
+    return float(np.mean(returns)) if returns else math.nan
+
+
+def late(result: Result) -> float:
+    """The mean return of the iterations in the last fifth of each level but the first; nan without one."""
+    level = result.config["shift.every_steps"]
+    curve = result.scalars.get("charts/iteration_return", ())
+    # An iteration is recorded at its end: that at the end of a level belongs to it.
+    returns = [value for step, value in curve if step > level and (step - 1) % level >= 0.8 * level]
     return float(np.mean(returns)) if returns else math.nan
