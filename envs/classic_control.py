@@ -24,6 +24,9 @@ Outcome = tuple[NDArray[np.float32], Floats, NDArray[np.bool_]]
 """observations [N, D], rewards [N], terminated [N]"""
 
 
+_FOUR_THIRDS = np.array(4.0 / 3.0)
+
+
 class Arrays:
     """N environments whose state is one array [4, N] or [2, N] of float64.
 
@@ -33,6 +36,8 @@ class Arrays:
 
     SIZE: ClassVar[int]
     """numbers of a state"""
+    REWARD: ClassVar[float]
+    """of a step"""
 
     def __init__(self, env_id: str, spec: Any, num_envs: int) -> None:
         env = make(env_id, spec)  # never stepped: it has the spaces, and holds the numbers of physics
@@ -42,11 +47,14 @@ class Arrays:
         self.changed: dict[str, float] = {}
         self._defaults = {name: getattr(env.unwrapped, name) for name in self.names}
         self._streams = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._state = np.zeros((self.SIZE, num_envs))
+        self._state, self._rewards = np.zeros((self.SIZE, num_envs)), np.full(num_envs, self.REWARD)
         self._prepare(env.unwrapped)
 
     def _prepare(self, env: Any) -> None:
-        """Read the numbers of physics, which are attributes of the environment."""
+        """Read the numbers of physics, which are attributes of the environment.
+
+        They are kept as arrays without axes: NumPy converts a Python number in every operation.
+        """
         raise NotImplementedError
 
     def _start(self, i: int) -> Any:
@@ -111,11 +119,12 @@ class Arrays:
 class CartPole(Arrays):
     """State: position x and velocity of the cart, angle θ and angular velocity of the pole."""
 
-    SIZE = 4
+    SIZE, REWARD = 4, 1.0
 
     def _prepare(self, env: Any) -> None:
-        self._total, self._moment = env.total_mass, env.polemass_length
-        self._gravity, self._pole_mass, self._half_length, self._tau = env.gravity, env.masspole, env.length, env.tau
+        self._total, self._moment = np.array(env.total_mass), np.array(env.polemass_length)
+        self._pole_mass, self._half_length = np.array(env.masspole), np.array(env.length)
+        self._gravity, self._tau = np.array(env.gravity), np.array(env.tau)
         self._forces = np.array([-env.force_mag, env.force_mag])
         self._limits = np.array([[env.x_threshold], [env.theta_threshold_radians]])
 
@@ -130,24 +139,25 @@ class CartPole(Arrays):
         angle, spin = state[2], state[3]
         cosine, sine = np.cos(angle), np.sin(angle)
         push = (self._forces[actions] + self._moment * (spin * spin) * sine) / self._total
-        inertia = self._half_length * (4.0 / 3.0 - self._pole_mass * (cosine * cosine) / self._total)
+        inertia = self._half_length * (_FOUR_THIRDS - self._pole_mass * (cosine * cosine) / self._total)
         rates = np.empty_like(state)
         rates[0], rates[2] = state[1], spin
         rates[3] = angular = (self._gravity * sine - cosine * push) / inertia
         rates[1] = push - self._moment * angular * cosine / self._total
         self._state = state = state + self._tau * rates
         beyond = np.abs(state[::2]) > self._limits
-        return state.T.astype(np.float32, order="C"), np.ones(self._num_envs), beyond[0] | beyond[1]
+        return state.T.astype(np.float32, order="C"), self._rewards.copy(), beyond[0] | beyond[1]
 
 
 class MountainCar(Arrays):
     """State: position and velocity."""
 
-    SIZE = 2
+    SIZE, REWARD = 2, -1.0
 
     def _prepare(self, env: Any) -> None:
-        self._pushes, self._pull = np.array([-1, 0, 1]) * env.force, -env.gravity
-        self._fastest, self._left, self._right = env.max_speed, env.min_position, env.max_position
+        self._pushes, self._pull = np.array([-1, 0, 1]) * env.force, np.array(-env.gravity)
+        self._fastest, self._slowest = np.array(env.max_speed), np.array(-env.max_speed)
+        self._left, self._right = np.array(env.min_position), np.array(env.max_position)
         self._goal = np.array([[env.goal_position], [env.goal_velocity]])
 
     def _start(self, i: int) -> Any:
@@ -160,35 +170,33 @@ class MountainCar(Arrays):
         # Gymnasium takes the cosine of Python's math, which need not agree with NumPy's in the last bit.
         slope = np.array([math.cos(angle) for angle in (3 * position).tolist()])
         velocity = velocity + (self._pushes[actions] + slope * self._pull)
-        velocity = np.minimum(np.maximum(velocity, -self._fastest), self._fastest)
+        velocity = np.minimum(np.maximum(velocity, self._slowest), self._fastest)
         position = np.minimum(np.maximum(position + velocity, self._left), self._right)
         self._state = state = np.empty((2, self._num_envs))
         state[0] = position
         state[1] = np.where((position == self._left) & (velocity < 0), 0.0, velocity)
         reached = state >= self._goal
-        return state.T.astype(np.float32, order="C"), np.full(self._num_envs, -1.0), reached[0] & reached[1]
+        return state.T.astype(np.float32, order="C"), self._rewards.copy(), reached[0] & reached[1]
 
 
 class Acrobot(Arrays):
     """State: angles of the first link (from hanging down) and of the second (from the first), and their velocities."""
 
-    SIZE = 4
+    SIZE, REWARD = 4, -1.0
 
     def _prepare(self, env: Any) -> None:
-        m1, m2, l1, c1, c2 = (
-            *(env.LINK_MASS_1, env.LINK_MASS_2, env.LINK_LENGTH_1),
-            *(env.LINK_COM_POS_1, env.LINK_COM_POS_2),
-        )
-        g, inertia = 9.8, env.LINK_MOI
-        # What the equations need of masses m, lengths l, centres of mass c and moments of inertia.
-        self._inertia, self._m2 = inertia, m2
-        self._own_1, self._own_2, self._sum_2 = m1 * c1**2, c2**2, l1**2 + c2**2
-        self._cross, self._cross_2 = l1 * c2, 2 * l1 * c2
-        self._swing_1, self._swing_2, self._swing_12 = m2 * l1 * c2, -m2 * l1 * c2, 2 * m2 * l1 * c2
-        self._weight_1, self._weight_2 = (m1 * c1 + m2 * l1) * g, m2 * c2 * g
-        self._rest_2 = m2 * c2**2 + inertia
-        self._dt, self._noise = env.dt, env.torque_noise_max
-        self._torques = np.array(env.AVAIL_TORQUE, dtype=np.float64)
+        m1, m2, inertia = env.LINK_MASS_1, env.LINK_MASS_2, env.LINK_MOI
+        l1, c1, c2, g = env.LINK_LENGTH_1, env.LINK_COM_POS_1, env.LINK_COM_POS_2, 9.8
+        # What the equations need of masses m, lengths l, centres of mass c and moments of inertia I.
+        self._m2, self._inertia = np.array(m2), np.array(inertia)
+        self._own_1, self._own_2, self._rest_2 = np.array(m1 * c1**2), np.array(c2**2), np.array(m2 * c2**2 + inertia)
+        self._sum_2, self._cross, self._cross_2 = np.array(l1**2 + c2**2), np.array(l1 * c2), np.array(2 * l1 * c2)
+        self._swing_1, self._swing_2 = np.array(m2 * l1 * c2), np.array(-m2 * l1 * c2)
+        self._swing_12 = np.array(2 * m2 * l1 * c2)
+        self._weight_1, self._weight_2 = np.array((m1 * c1 + m2 * l1) * g), np.array(m2 * c2 * g)
+        self._upright = np.array(np.pi / 2)
+        self._dt, self._half_dt, self._sixth_dt = np.array(env.dt), np.array(env.dt / 2.0), np.array(env.dt / 6.0)
+        self._noise, self._torques = env.torque_noise_max, np.array(env.AVAIL_TORQUE, dtype=np.float64)
         self._fastest = np.array([[env.MAX_VEL_1], [env.MAX_VEL_2]])
 
     def _start(self, i: int) -> Any:
@@ -202,12 +210,12 @@ class Acrobot(Arrays):
         torque = self._torques[actions]
         if self._noise > 0:
             torque = torque + np.array([stream.uniform(-self._noise, self._noise) for stream in self._streams])
-        state, dt = self._state, self._dt  # the method of Runge and Kutta
+        state = self._state  # the method of Runge and Kutta
         k1 = self._rates(state, torque)
-        k2 = self._rates(state + dt / 2.0 * k1, torque)
-        k3 = self._rates(state + dt / 2.0 * k2, torque)
-        k4 = self._rates(state + dt * k3, torque)
-        self._state = state = state + dt / 6.0 * (k1 + 2 * k2 + 2 * k3 + k4)
+        k2 = self._rates(state + self._half_dt * k1, torque)
+        k3 = self._rates(state + self._half_dt * k2, torque)
+        k4 = self._rates(state + self._dt * k3, torque)
+        self._state = state = state + self._sixth_dt * (k1 + (k2 + k2) + (k3 + k3) + k4)
         angles, velocities = state[:2], state[2:]
         while np.count_nonzero(beyond := angles > np.pi):
             angles[beyond] -= 2 * np.pi
@@ -229,19 +237,20 @@ class Acrobot(Arrays):
         φ₁ = -m₂ l₁ c₂ θ₂' (θ₂' + 2 θ₁') sin θ₂ + (m₁ c₁ + m₂ l₁) g cos(θ₁ - π/2) + φ₂.
         """
         angle_1, angle_2, spin_1, spin_2 = state
+        square_1, square_2 = _squares(state[2:])
         cosine, sine = np.cos(angle_2), np.sin(angle_2)
         d1 = self._own_1 + self._m2 * (self._sum_2 + self._cross_2 * cosine) + self._inertia + self._inertia
         d2 = self._m2 * (self._own_2 + self._cross * cosine) + self._inertia
-        phi2 = self._weight_2 * np.cos(angle_1 + angle_2 - np.pi / 2)
+        phi2 = self._weight_2 * np.cos(angle_1 + angle_2 - self._upright)
         phi1 = (
-            self._swing_2 * _squares(spin_2) * sine
+            self._swing_2 * square_2 * sine
             - self._swing_12 * spin_2 * spin_1 * sine
-            + self._weight_1 * np.cos(angle_1 - np.pi / 2)
+            + self._weight_1 * np.cos(angle_1 - self._upright)
             + phi2
         )
         rates = np.empty_like(state)
         rates[:2] = state[2:]
-        rates[3] = second = (torque + d2 / d1 * phi1 - self._swing_1 * _squares(spin_1) * sine - phi2) / (
+        rates[3] = second = (torque + d2 / d1 * phi1 - self._swing_1 * square_1 * sine - phi2) / (
             self._rest_2 - _squares(d2) / d1
         )
         rates[2] = -(d2 * second + phi1) / d1
@@ -253,7 +262,7 @@ def _squares(values: Floats) -> Floats:
 
     The two differ in the last bit in one of a thousand cases.
     """
-    return np.array([value**2 for value in values])
+    return np.array([value**2 for value in values.ravel().tolist()]).reshape(values.shape)
 
 
 FASTER_FROM: dict[str, tuple[type[Arrays], int]] = {

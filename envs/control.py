@@ -119,11 +119,14 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         What an environment reads only when an episode begins (LunarLander: gravity) changes with its next episode.
 
         Raises:
-            ValueError: there is no such number (the message lists those that exist), or the value is not finite.
+            ValueError: there is no such number (the message lists those that exist), or the value is not
+                finite, or not positive where it must be.
         """
         self._require_physics(name)
-        if not math.isfinite(value):
-            raise ValueError(f"{name} of {self._config['env_id']} must be a finite number, got {value}")
+        lowest = self._engine.names[name]
+        if not (math.isfinite(value) and value > lowest):
+            kind = "a positive" if lowest == 0 else "a finite"
+            raise ValueError(f"{name} of {self._config['env_id']} must be {kind} number, got {value}")
         self._engine.set_physics(name, float(value))
 
     def _require_physics(self, name: str) -> None:

@@ -4,14 +4,14 @@
 
 Saving. In general the state of a Gymnasium environment cannot be read. Kept instead are the state of its random stream
 at the beginning of the episode, the actions since then, and the changes of physics. `Loop.load_state_dict` plays the
-episode again and compares the last observation, the return and the stream with the saved ones bit for bit.
+episode again, in as many steps, and compares the last observation, the return and the stream with the saved ones.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,21 +24,25 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-PHYSICS: dict[type, tuple[str, ...]] = {
-    CartPoleEnv: (
-        *("gravity", "masscart", "masspole", "length", "force_mag", "tau"),
-        *("x_threshold", "theta_threshold_radians"),
-    ),
-    AcrobotEnv: (
-        *("LINK_LENGTH_1", "LINK_MASS_1", "LINK_MASS_2", "LINK_COM_POS_1", "LINK_COM_POS_2", "LINK_MOI"),
-        *("MAX_VEL_1", "MAX_VEL_2", "dt", "torque_noise_max"),
-    ),
-    MountainCarEnv: (
-        *("force", "gravity", "max_speed", "min_position", "max_position", "goal_position", "goal_velocity"),
-    ),
+_ANY, _POSITIVE = -math.inf, 0.0
+PHYSICS: dict[type, dict[str, float]] = {
+    CartPoleEnv: {
+        **dict.fromkeys(("gravity", "force_mag", "x_threshold", "theta_threshold_radians"), _ANY),
+        **dict.fromkeys(("masscart", "masspole", "length", "tau"), _POSITIVE),
+    },
+    AcrobotEnv: {
+        **dict.fromkeys(("LINK_COM_POS_1", "LINK_COM_POS_2", "torque_noise_max"), _ANY),
+        **dict.fromkeys(("LINK_LENGTH_1", "LINK_MASS_1", "LINK_MASS_2", "LINK_MOI"), _POSITIVE),
+        **dict.fromkeys(("MAX_VEL_1", "MAX_VEL_2", "dt"), _POSITIVE),
+    },
+    MountainCarEnv: {
+        **dict.fromkeys(("force", "gravity", "min_position", "max_position"), _ANY),
+        **dict.fromkeys(("goal_position", "goal_velocity"), _ANY),
+        "max_speed": _POSITIVE,
+    },
 }
-"""What can be changed in each of Gymnasium's environments: the numbers that `step` reads. Acrobot's LINK_LENGTH_2 is
-only drawn. Of any other environment it is every numeric attribute."""
+"""What can be changed in Gymnasium's environments, and the number above which it must be: whatever `step` reads.
+Acrobot's LINK_LENGTH_2 is only drawn. Of any other environment it is every numeric attribute."""
 
 
 @dataclass
@@ -62,10 +66,11 @@ class Loop:
         self._env_id, self._spec, self._num_envs = env_id, spec, num_envs
         self._envs = [make(env_id, spec)]
         self.spaces = spaces(env_id, self._envs[0])
-        self._size, self._offset = self.spaces[0].shape[0], int(self.spaces[1].start)
+        self._size, actions = self.spaces[0].shape[0], self.spaces[1]
+        self._choices = [np.int64(actions.start + i) for i in range(int(actions.n))]  # of the type that `sample` gives
         self._envs += [make(env_id, spec) for _ in range(num_envs - 1)]
         self._steps = [env.step for env in self._envs]
-        self.names = numbers(self._envs[0].unwrapped)
+        self.names = numbers(self._envs[0])
         self.changed: dict[str, float] = {}
         self._episodes = [_Episode(_stream(env), {}) for env in self._envs]
 
@@ -86,12 +91,12 @@ class Loop:
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], bool]:
         """One step: observations, rewards, terminated, truncated, and whether any episode ended."""
-        n, offset, over = self._num_envs, self._offset, False
+        n, choices, over = self._num_envs, self._choices, False
         obs, rewards = np.empty((n, self._size), dtype=np.float32), np.empty(n)
         terminated, truncated = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
         for i, action in enumerate(actions.tolist()):
             self._episodes[i].actions.append(action)
-            obs[i], rewards[i], ends, stops, _ = self._steps[i](action + offset)
+            obs[i], rewards[i], ends, stops, _ = self._steps[i](choices[action])
             if ends or stops:
                 terminated[i], truncated[i], over = ends, stops, True
         return obs, rewards, terminated, truncated, over
@@ -168,10 +173,14 @@ class Loop:
             while changes and changes[-1][0] == step:
                 assign(env, *changes.pop()[1:])
             if action is not None:
-                last, reward, *_ = env.step(action + self._offset)
+                last, reward, *_ = env.step(self._choices[action])
                 returned += float(reward)
         same = np.asarray(last).astype(np.float32).tobytes() == obs.tobytes()
-        return same and np.float64(returned).tobytes() == np.float64(total).tobytes() and _stream(env) == stream
+        return (
+            same
+            and np.float64(returned).tobytes() == np.float64(total).tobytes()
+            and repr(_stream(env)) == repr(stream)
+        )
 
     def close(self) -> None:
         """Close all environments."""
@@ -201,27 +210,26 @@ def spaces(env_id: str, env: gymnasium.Env[Any, Any]) -> tuple[Box, Discrete]:
     """
     observations, actions = env.observation_space, env.action_space
     if not isinstance(observations, Box) or len(observations.shape) != 1 or observations.dtype.kind != "f":
-        raise ValueError(f"{env_id} has observations {observations}, but a flat Box of floats [D] is needed")
+        hint = "; agents/ppo_minatar.py and ppo_atari.py are for images" if len(observations.shape or ()) == 3 else ""
+        raise ValueError(f"{env_id} has observations {observations}, but a flat Box of floats is needed{hint}")
     if not isinstance(actions, Discrete):
         why = "continuous actions" if isinstance(actions, Box) else "actions"
         raise ValueError(f"{env_id} has {why} {actions}, but Discrete ones are needed: this policy is categorical")
     return observations, actions
 
 
-def numbers(env: Any) -> tuple[str, ...]:
-    """Names of the numbers of an environment that can be changed."""
+def numbers(env: gymnasium.Env[Any, Any]) -> dict[str, float]:
+    """Names of the numbers of an environment that can be changed, and what each must be greater than."""
+    inner = env.unwrapped
     for kind, names in PHYSICS.items():
-        if isinstance(env, kind):
+        if isinstance(inner, kind):
             return names
-    classes = [vars(kind) for kind in type(env).__mro__ if kind not in (gymnasium.Env, object)]
-    names = tuple(dict.fromkeys(name for holder in (vars(env), *classes) for name in holder))
-    return tuple(name for name in names if not name.startswith("_") and _is_number(vars(env), classes, name))
-
-
-def _is_number(own: dict[str, Any], classes: Sequence[Any], name: str) -> bool:
-    """Whether the attribute, looked up without calling properties, holds an integer or a float."""
-    value = next(holder[name] for holder in (own, *classes) if name in holder)
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    found: dict[str, Any] = {}
+    for holder in (*(kind for kind in type(inner).__mro__[::-1] if kind not in (object, gymnasium.Env)), inner):
+        found.update(vars(holder))  # not getattr: a property is no number that can be set
+    kinds = (int, float, np.integer, np.floating)
+    numeric = {name for name, value in found.items() if isinstance(value, kinds) and not isinstance(value, bool)}
+    return {name: _ANY for name in found if name in numeric and not name.startswith("_")}
 
 
 def assign(env: gymnasium.Env[Any, Any], name: str, value: float) -> None:
