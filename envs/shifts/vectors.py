@@ -54,7 +54,7 @@ class VectorShift(Shift):
         raise NotImplementedError
 
     def _apply(self, obs: NDArray[Any], setting: NDArray[np.float64]) -> NDArray[Any]:
-        """Observations [N, D], in float64 -> those of the task."""
+        """Observations [N, D] -> those of the task, in float64."""
         raise NotImplementedError
 
     def _bounds(
@@ -69,8 +69,8 @@ class VectorShift(Shift):
     def _observations(self, obs: NDArray[Any]) -> NDArray[Any]:
         if self._setting is None:
             return obs
-        # In float64, so that the type's own rounding happens once.
-        return self._apply(obs.astype(np.float64), self._setting).astype(obs.dtype)
+        # The setting is float64, so the type's own rounding happens once.
+        return self._apply(obs, self._setting).astype(obs.dtype)
 
     def _require_scale(self, scale: float, largest: float) -> None:
         """Raise ValueError unless scale lies in (0, largest], beyond which settings might overflow."""

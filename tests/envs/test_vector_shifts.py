@@ -259,6 +259,7 @@ def test_all_observations_lie_in_the_space(name):
     [
         (lambda: OffsetObservations(EchoEnv(), NoChange()), r"OffsetObservations needs .* vectors of floats, got Box"),
         (lambda: RotateObservations(EchoEnv(), NoChange()), r"RotateObservations needs .* vectors of floats, got Box"),
+        (lambda: OffsetObservations(float_images(), NoChange()), "vectors of floats"),
         (lambda: ScaleObservations(VectorEchoEnv(dtype=np.int64, low=0, high=9), NoChange()), "vectors of floats"),
         (lambda: OffsetObservations(VectorEchoEnv(), EverySteps(9), scale=0.0), "scale above 0 .* got 0.0"),
         (lambda: OffsetObservations(VectorEchoEnv(), EverySteps(9), scale=-1.0), "scale above 0 .* got -1.0"),
@@ -277,6 +278,12 @@ def test_invalid_arguments_raise(make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def float_images():
+    inner = EchoEnv()
+    inner.single_observation_space = Box(0, 1, (2, 2, 2), np.float32)
+    return inner
 
 
 def one_coordinate():
