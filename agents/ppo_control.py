@@ -15,14 +15,11 @@ num_envs environments. An iteration is num_steps steps in each of them, then upd
 
 The `levels-` presets are the continual control of Muppidi et al. 2024 (arXiv:2405.16642) as Tang et al. 2025
 (arXiv:2506.00592) aligned it: ten levels of 200 iterations of 800 steps in one environment, and at each level another
-constant is added to the observation. Network, loss and constants are theirs: policy and value apart, LeakyReLU, no
-orthogonal initialisation, no clipping of gradients or values, advantages normalised over the iteration, Monte-Carlo
-targets for values. Their score is the mean of charts/iteration_return. Deviations: log-probabilities come from
-log_softmax, where theirs are of probabilities held above 1e-7; a step's value is computed after the iteration's
-steps, in one pass, which changes rounding only.
-Deviation from the paper: CUSUM watches losses/squared_td_error, the mean squared TD error of an iteration's steps,
-valued as they were taken, instead of the loss, which is measured after the first updates have adapted and misses
-changes to smaller returns.
+constant is added to the observation. Network, loss and constants are theirs: no orthogonal initialisation, no clipping
+of gradients or values, advantages normalised over the iteration, Monte-Carlo targets for values. Their score is the
+mean of charts/iteration_return. Deviation: log-probabilities come from log_softmax, where theirs are of probabilities
+held above 1e-7. Deviation from the paper: CUSUM watches the mean squared TD error of an iteration's steps, valued as
+they were taken, instead of the loss, which is measured after the first updates and misses changes to smaller returns.
 
 --shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
 iteration. By default it does not. The probe (feature metrics on fixed inputs) always uses observations of the first
@@ -45,7 +42,7 @@ from torch import Tensor, nn
 
 from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
-from elr.flags import NapArgs, RewarmArgs
+from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.flags import TriggeredSwitchArgs as SwitchArgs
 from elr.moments import reset_moments_
 from elr.weights import scalable_weights
@@ -53,7 +50,8 @@ from envs.evaluation import play, uniform_observations
 from envs.flags import ControlShiftArgs as ShiftArgs
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Returns, Session, require, require_device, require_not_negative, require_positive
+from runs.training import Returns, Session
+from runs.training.checks import require, require_device, require_not_negative, require_positive, require_share
 from runs.training.freed_memory import keep_freed_memory
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
@@ -63,20 +61,8 @@ from runs.training.freed_memory import keep_freed_memory
 class ScheduleArgs(flags.ScheduleArgs):
     """Learning rate as a function of the updates since the last trigger; its peak is --learning-rate."""
 
-    kind: flags.ScheduleKind = "constant"
-    """shape of the schedule"""
     period_steps: int = 0
     """agent steps of one cycle or decay, warm-up included; 0 is the whole run"""
-
-
-@dataclass(frozen=True)
-class ProbeArgs(flags.ProbeArgs):
-    """Measurements that never change training."""
-
-    every: int = 2500
-    """updates between feature-learning measurements on the probe (the interval T of Delta_C, Delta_A); 0 is off"""
-    meter_every: int = 250
-    """updates between measurements of the realised effective learning rate and the norms; 0 is off"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +70,7 @@ class Args:
     """PPO on classic control: every flag, its default, its meaning."""
 
     env_id: str = "CartPole-v1"
-    """any Gymnasium id with a flat Box of observations and Discrete actions: CartPole-v1, Acrobot-v1, MountainCar-v0,
-    LunarLander-v3 (pip install -e '.[box2d]'), module:YourEnv-v0"""
+    """any Gymnasium id with a flat Box of observations and Discrete actions: Acrobot-v1, module:YourEnv-v0"""
     max_episode_steps: int = 0
     """steps after which an episode is truncated; 0 is the environment's own limit"""
     seed: int = 1
@@ -133,7 +118,7 @@ class Args:
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     shift: ShiftArgs = field(default_factory=ShiftArgs)
     switch: SwitchArgs = field(default_factory=SwitchArgs)
-    probe: ProbeArgs = field(default_factory=ProbeArgs)
+    probe: ProbeArgs = field(default_factory=partial(ProbeArgs, every=2500, meter_every=250))
     eval_every: int = 50
     """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
@@ -166,26 +151,20 @@ class Args:
         iterations = (steps or self.run_steps) / self.iteration_steps
         return max(1, round(iterations * self.update_epochs * self.num_minibatches))
 
-    def world(self, num_envs: int, *, changing: bool = True) -> Any:
-        """The environments that the flags describe."""
-        limit = self.max_episode_steps or None
-        return self.shift.world(self.env_id, num_envs, max_episode_steps=limit, changing=changing)
-
     def __post_init__(self) -> None:
         require_positive(self, "total_timesteps learning_rate adam_eps num_envs num_steps reward_scale num_minibatches")
         require_positive(self, "update_epochs clip_coef width eval_episodes checkpoint_every threads")
         require_not_negative(self, "max_episode_steps ent_coef vf_coef max_grad_norm eval_every")
         require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
-        for name in ("gae_lambda", "value_lambda"):
-            require(0 <= getattr(self, name) <= 1, self, name, "must lie in [0, 1]")
+        require_share(self, "gae_lambda value_lambda")
         batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"
         require(batch % self.num_minibatches == 0, self, sizes, "minibatches must be of equal size")
         normalised = {"iteration": batch, "minibatch": batch // self.num_minibatches, "off": 2}[self.norm_adv]
         require(normalised > 1, self, f"{sizes} norm_adv", "advantages are normalised over at least 2 steps")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
-        self.nap.check()
+        self.nap.check(self.network == "normalised")
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
         self.switch.check(self.shift.on, self.shift.unchanged, trigger=self.rewarm.trigger)
@@ -204,8 +183,11 @@ LEVELS: dict[str, Any] = {
     "num_envs": 1, "num_steps": 800, "fresh_episodes": True, "max_episode_steps": 400, "total_timesteps": 10 * LEVEL,
     "shift": ShiftArgs("offsets", scale=2.0, tasks=10, every_steps=LEVEL),
 }  # fmt: skip
-DECAY, DECAY_ONCE = ScheduleArgs("warmup-cosine", 1e-5, LEVEL), ScheduleArgs("warmup-cosine", 1e-5)
-TOLD, CUSUM = RewarmArgs("switch"), RewarmArgs("cusum", block=125)
+NAP_LEVELS: dict[str, Any] = {**LEVELS, **NAP}
+DECAY, ONE_DECAY = ScheduleArgs("warmup-cosine", 1e-5, LEVEL), ScheduleArgs("warmup-cosine", 1e-5)
+TOLD: dict[str, Any] = {"schedule": DECAY, "rewarm": RewarmArgs("switch")}
+CUSUM: dict[str, Any] = {"schedule": DECAY, "rewarm": RewarmArgs("cusum", block=125)}
+FRESH: dict[str, Any] = {"rewarm": CUSUM["rewarm"], "switch": SwitchArgs(fresh_agent=True, when="trigger")}
 PRESETS = presets(
     Args,
     {
@@ -215,29 +197,14 @@ PRESETS = presets(
         "levels-plain": ("ten levels, plain PPO", LEVELS),
         "levels-oracle": ("ten levels, a fresh agent for each", {**LEVELS, "switch": SwitchArgs(fresh_agent=True)}),
         "levels-layernorm": ("ten levels, LayerNorm, constant rate", {**LEVELS, "network": "normalised"}),
-        "levels-nap-constant": ("ten levels, normalize-and-project, constant rate", {**LEVELS, **NAP}),
-        "levels-nap-decay": (
-            "ten levels, normalize-and-project, the rate decays once over the run",
-            {**LEVELS, **NAP, "schedule": DECAY_ONCE},
-        ),
-        "levels-nap-switch": (
-            "ten levels, normalize-and-project, the rate decays and is re-warmed at each change",
-            {**LEVELS, **NAP, "schedule": DECAY, "rewarm": TOLD},
-        ),
-        "levels-nap-cusum": (
-            "ten levels, normalize-and-project, the rate decays and is re-warmed when CUSUM detects a change",
-            {**LEVELS, **NAP, "schedule": DECAY, "rewarm": CUSUM},
-        ),
-        "levels-reset-cusum": (
-            "ten levels, plain network, a fresh agent when CUSUM detects a change",
-            {**LEVELS, "rewarm": CUSUM, "switch": SwitchArgs(fresh_agent=True, when="trigger")},
-        ),
-        "levels-plain-switch": (
-            "ten levels, plain network, the rate decays and is re-warmed at each change",
-            {**LEVELS, "schedule": DECAY, "rewarm": TOLD},
-        ),
+        "levels-nap-constant": ("ten levels, normalize-and-project, constant rate", NAP_LEVELS),
+        "levels-nap-decay": ("ten levels, normalize-and-project, one decay", {**NAP_LEVELS, "schedule": ONE_DECAY}),
+        "levels-nap-switch": ("ten levels, normalize-and-project, re-warmed at each change", {**NAP_LEVELS, **TOLD}),
+        "levels-nap-cusum": ("ten levels, normalize-and-project, re-warmed by CUSUM", {**NAP_LEVELS, **CUSUM}),
+        "levels-reset-cusum": ("ten levels, a fresh agent when CUSUM detects a change", {**LEVELS, **FRESH}),
+        "levels-plain-switch": ("ten levels, plain network, re-warmed at each change", {**LEVELS, **TOLD}),
     },
-)  # fmt: skip
+)
 
 # --------------------------------------------------------------------------------------------------------- network
 
@@ -285,18 +252,16 @@ def on_device(network: ActorCritic, array: np.ndarray) -> Tensor:
 @torch.no_grad()
 def policy_logits(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
     """Preferences for actions [N, A]; the largest is the greedy action."""
-    logits: np.ndarray = network.actor(on_device(network, obs)).cpu().numpy()
-    return logits
+    return network.actor(on_device(network, obs)).cpu().numpy()
 
 
 @torch.no_grad()
 def value(network: ActorCritic, obs: np.ndarray) -> np.ndarray:
     """V [N]."""
-    values: np.ndarray = network.critic(on_device(network, obs))[:, 0].cpu().numpy()
-    return values
+    return network.critic(on_device(network, obs))[:, 0].cpu().numpy()
 
 
-# --------------------------------------------------------------------------------------------------------- rollout
+# ------------------------------------------------------------------------------------------------ samples and loss
 
 
 class Rollout:
@@ -311,17 +276,15 @@ class Rollout:
 
     def episode_returns(self) -> list[float]:
         """Undiscounted returns of the episodes in these steps, from the first step on; the last one may be cut."""
-        ends = [[*np.flatnonzero(done), len(done) - 1] for done in self.dones.T]
-        totals = np.vstack([np.zeros(self.dones.shape[1]), self.returned.cumsum(0)])  # [T + 1, N]
-        starts = [[0, *(end + 1 for end in each[:-1])] for each in ends]
-        return [
-            float(totals[last + 1, n] - totals[first, n])
-            for n, (begin, end) in enumerate(zip(starts, ends, strict=True))
-            for first, last in zip(begin, end, strict=True)
-            if last >= first
-        ]
+        totals = np.vstack([np.zeros(self.dones.shape[1]), self.returned.cumsum(0)])  # [T + 1, N], before each step
+        found: list[float] = []
+        for n, dones in enumerate(self.dones.T):
+            bounds = sorted({0, *(np.flatnonzero(dones) + 1), len(dones)})
+            found += np.diff(totals[bounds, n]).tolist()
+        return found
 
 
+# same as agents/ppo_minatar.py::gae
 def gae(
     rewards: np.ndarray, values: np.ndarray, dones: np.ndarray, last_values: np.ndarray, gamma: float, lam: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -348,19 +311,17 @@ def gae(
 @torch.no_grad()
 def samples_of(
     network: ActorCritic, rollout: Rollout, last_obs: np.ndarray, args: Args
-) -> tuple[dict[str, Tensor], np.ndarray, dict[str, float]]:
-    """The T x N samples of the update, [T * N, ...] each; the TD errors [T, N]; what is worth recording."""
-    steps, num_envs, inputs = rollout.obs.shape
-    obs = on_device(network, rollout.obs.reshape(-1, inputs))
-    actions = on_device(network, rollout.actions.reshape(-1))
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The T x N samples of the update, [T * N, ...] each, and what is recorded of them."""
+    obs, actions = on_device(network, rollout.obs).flatten(0, 1), on_device(network, rollout.actions).flatten()
     logits, flat_values = network(obs)
-    values = flat_values.cpu().numpy().reshape(steps, num_envs)
+    values = flat_values.cpu().numpy().reshape(rollout.dones.shape)
     rewards = (rollout.returned / args.reward_scale).astype(np.float32) + rollout.bootstrap
     experience = rewards, values, rollout.dones, value(network, last_obs), args.gamma
     advantages, deltas = gae(*experience, args.gae_lambda)
     returns = values + gae(*experience, args.value_lambda)[0]
     measured = {
-        "losses/squared_td_error": float(np.square(deltas).mean()),
+        "losses/squared_td_error": float(np.square(deltas).mean()),  # CUSUM watches it
         "plasticity/logit_scale": float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt()),
     }
     if spread := float(np.var(returns)):  # returns all alike leave nothing to explain
@@ -371,10 +332,7 @@ def samples_of(
         "obs": obs, "actions": actions, "logprobs": F.log_softmax(logits, 1).gather(1, actions[:, None])[:, 0],
         "advantages": on_device(network, advantages.reshape(-1)), "returns": on_device(network, returns.reshape(-1)),
     }  # fmt: skip
-    return samples, deltas, measured
-
-
-# ------------------------------------------------------------------------------------------------------------ loss
+    return samples, measured
 
 
 def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -393,18 +351,16 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     policy_loss = -torch.min(ratio * advantages, clipped * advantages).mean()
     value_loss = (values - batch["returns"]).square().mean()
     entropy = -(logprobs.exp() * logprobs).sum(1).mean()
-    parts = {
-        "losses/policy_loss": policy_loss, "losses/value_loss": value_loss, "losses/entropy": entropy, "ratio": ratio,
-    }  # fmt: skip
+    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "ratio": ratio}
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
 def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
     """What is recorded of a minibatch's loss."""
     ratio = parts.pop("ratio").detach()
-    parts["losses/approx_kl"] = (ratio - 1 - ratio.log()).mean()
-    parts["losses/clipfrac"] = ((ratio - 1).abs() > clip_coef).double().mean()
-    return {name: float(part.detach()) for name, part in parts.items()}
+    parts["approx_kl"] = (ratio - 1 - ratio.log()).mean()
+    parts["clipfrac"] = ((ratio - 1).abs() > clip_coef).double().mean()
+    return {f"losses/{name}": float(part.detach()) for name, part in parts.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ main
@@ -413,15 +369,13 @@ def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
 def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     keep_freed_memory()
-    about = args.env_id.replace(":", "/").split("/")[-1]
-    run = Session(
-        args, f"{Path(__file__).stem}__{about}", total=args.run_steps,
-        streams="init env probe minibatch action switch",
-    )  # fmt: skip
+    about = f"{Path(__file__).stem}__{args.env_id.replace(':', '/').split('/')[-1]}"
+    run = Session(args, about, total=args.run_steps, streams="init env probe minibatch action switch")
     minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
-        env = args.world(args.num_envs)
+        make_env = partial(args.shift.world, args.env_id, max_episode_steps=args.max_episode_steps or None)
+        env = make_env(args.num_envs)
         inputs, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
         network = make_network(inputs, actions, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
@@ -429,7 +383,7 @@ def main(args: Args) -> None:
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
-        first_task = args.world(1, changing=False)
+        first_task = make_env(1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)
@@ -437,10 +391,8 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
 
     returns = Returns(window=100)
-    run.keep(
-        network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
-        probe=probe, returns=returns,
-    )  # fmt: skip
+    run.keep(network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection)
+    run.keep(meter=meter, probe=probe, returns=returns)
     run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [N, D] float32
 
@@ -492,8 +444,8 @@ def main(args: Args) -> None:
                     changed = True
                     run.shifted(infos)
                 returns.record(infos, truncated, run)  # of episodes that ended
-            samples, deltas, measured = samples_of(network, rollout, obs, args)
-            signal = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches; it takes the logarithm
+            samples, measured = samples_of(network, rollout, obs, args)
+            signal = max(measured["losses/squared_td_error"], 1e-12)  # what CUSUM watches; it takes the logarithm
 
             # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
             for _ in range(args.update_epochs):
@@ -530,6 +482,8 @@ def main(args: Args) -> None:
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
             run.scalars(rewarming.scalars())
             if run.due(args.eval_every * args.iteration_steps, last=True):
+                if args.shift.drift:  # of the present physics, which changes without a change of task
+                    evaluation_env = evaluation_world(env, args.eval_episodes)
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if (fired if args.switch.at_trigger else changed) and run.step < run.total:
                 intervene(run.step)

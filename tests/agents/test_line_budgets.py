@@ -9,6 +9,7 @@ AGENTS = Path(__file__).resolve().parents[2] / "agents"
 MAX_LINES = {
     "dqn_minatar": 450,
     "ppo_minatar": 490,
+    "ppo_control": 500,
     "dqn_atari": 540,
     "ppo_atari": 550,
     "rainbow_atari": 720,
@@ -16,7 +17,7 @@ MAX_LINES = {
     "warm_start": 680,
 }
 MAX_MAIN = 170
-MAX_SUM = 4_200
+MAX_SUM = 4_600
 
 
 def length(name):
