@@ -329,9 +329,14 @@ class ControlShiftArgs(ShiftArgs):
 
     def check(self, env_id: str, total_steps: int) -> None:
         """As `ShiftArgs.check`. A drift begins at once, so its period may be longer than the run."""
-        if self.kind == "physics" and self.drift and (self.at_steps or self.rate):
-            given = f"--shift.at-steps {self.at_steps}" if self.at_steps else f"--shift.rate {self.rate}"
-            raise ValueError(f"--shift.drift has no changes, so it does not support {given}; use --shift.every-steps")
+        if self.kind == "physics" and self.drift:
+            if self.at_steps or self.rate:
+                given = f"--shift.at-steps {self.at_steps}" if self.at_steps else f"--shift.rate {self.rate}"
+                raise ValueError(
+                    f"--shift.drift has no changes, so it does not support {given}; use --shift.every-steps"
+                )
+            if not self.every_steps:
+                raise ValueError("--shift.drift needs --shift.every-steps, the agent steps from one value to the next")
         super().check(env_id, total_steps)
 
     def world(

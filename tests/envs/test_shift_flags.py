@@ -240,7 +240,7 @@ def test_a_drift_needs_a_period_and_no_times():
     refused(ControlShiftArgs(**DRIFT, at_steps=(9, 20)), "--shift.at-steps (9, 20)", *flags)
     refused(ControlShiftArgs(**DRIFT, rate=0.1), "--shift.rate 0.1", *flags)
     refused(ControlShiftArgs(**DRIFT, rate=0.1, every_steps=9), "--shift.rate 0.1", *flags)
-    refused(ControlShiftArgs(**DRIFT), "--shift.kind physics needs exactly one of --shift.every-steps")
+    refused(ControlShiftArgs(**DRIFT), "--shift.drift needs --shift.every-steps, the agent steps from one value")
     refused(ControlShiftArgs(**DRIFT, every_steps=-3), "--shift.every-steps", "at least 1 agent step, got -3")
 
 
