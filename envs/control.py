@@ -119,8 +119,8 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         What an environment reads only when an episode begins (LunarLander: gravity) changes with its next episode.
 
         Raises:
-            ValueError: there is no such number (the message lists those that exist), or the value is not
-                finite, or not positive where it must be.
+            ValueError: there is no such number (the message lists those that exist), or the value is not finite, or
+                not positive where it must be.
         """
         self._require_physics(name)
         lowest = self._engine.names[name]
