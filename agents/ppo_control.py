@@ -170,7 +170,7 @@ class Args:
         self.switch.check(self.shift.on, self.shift.unchanged, trigger=self.rewarm.trigger)
         self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
         self.probe.check(size_is_read=self.nap.enabled)
-        apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
+        apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
         require(
             apart >= batch, self, "num_envs num_steps",
             f"changes of --shift come {apart} steps apart, but the agent reacts only once per iteration, {batch} steps",
@@ -320,10 +320,8 @@ def samples_of(
     experience = rewards, values, rollout.dones, value(network, last_obs), args.gamma
     advantages, deltas = gae(*experience, args.gae_lambda)
     returns = values + gae(*experience, args.value_lambda)[0]
-    measured = {
-        "losses/squared_td_error": float(np.square(deltas).mean()),  # CUSUM watches it
-        "plasticity/logit_scale": float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt()),
-    }
+    measured = {"losses/squared_td_error": float(np.square(deltas).mean())}
+    measured["plasticity/logit_scale"] = float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt())
     if spread := float(np.var(returns)):  # returns all alike leave nothing to explain
         measured["losses/explained_variance"] = 1 - float(np.var(returns - values)) / spread
     if args.norm_adv == "iteration":
@@ -383,8 +381,9 @@ def main(args: Args) -> None:
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
-        first_task = make_env(1, changing=False)
-        probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
+        probe_env = make_env(1, changing=False)
+        probe_obs = uniform_observations(probe_env, args.probe.size, run.seed("probe")).to(run.device)
+        run.require_finite(observation_of_a_random_policy=probe_obs.abs().max())
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
@@ -402,17 +401,16 @@ def main(args: Args) -> None:
         An intervention of your own belongs here, or behind an update. Change weights in place; then call
         projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
         """
-        switch = args.switch
         fresh = make_network(inputs, actions, args, run.seed("switch", at), run.device)
-        switch.intervene_(network, fresh, projection, heads=network.heads)
-        if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
+        args.switch.intervene_(network, fresh, projection, heads=network.heads)
+        if args.switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
-        if switch.fresh_agent:
+        if args.switch.fresh_agent:
             rewarming.reset()  # schedule and trigger as at the start of the run
         elif args.rewarm.trigger == "switch":
             rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
-        if switch.does("intervention"):
+        if args.switch.does("intervention"):
             run.scalar("reset/event", 1)
             probe.forget()  # the next change of the features is measured from here, without the intervention
 
@@ -444,8 +442,10 @@ def main(args: Args) -> None:
                     changed = True
                     run.shifted(infos)
                 returns.record(infos, truncated, run)  # of episodes that ended
+            run.require_finite(reward=np.abs(rollout.returned).max(), observation=np.abs(rollout.obs).max())
             samples, measured = samples_of(network, rollout, obs, args)
             signal = max(measured["losses/squared_td_error"], 1e-12)  # what CUSUM watches; it takes the logarithm
+            run.require_finite(squared_TD_error=signal)
 
             # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
             for _ in range(args.update_epochs):
