@@ -50,9 +50,8 @@ from envs.evaluation import play, uniform_observations
 from envs.flags import ControlShiftArgs as ShiftArgs
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Returns, Session
+from runs.training import Returns, Session, keep_freed_memory
 from runs.training.checks import require, require_device, require_not_negative, require_positive, require_share
-from runs.training.freed_memory import keep_freed_memory
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -221,9 +220,7 @@ class ActorCritic(nn.Module):
         super().__init__()
 
         def mlp(outputs: int) -> nn.Sequential:
-            layers: OrderedDict[str, nn.Module] = OrderedDict()
-            if normalised:
-                layers["one"] = nn.ConstantPad1d((0, 1), 1.0)
+            layers = OrderedDict[str, nn.Module]({"one": nn.ConstantPad1d((0, 1), 1.0)} if normalised else {})
             for i, fan_in in enumerate((inputs + normalised, width, width), start=1):
                 layers[f"hidden{i}"] = nn.Linear(fan_in, width, bias=not normalised)
                 if normalised:
