@@ -349,15 +349,15 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     policy_loss = -torch.min(ratio * advantages, clipped * advantages).mean()
     value_loss = (values - batch["returns"]).square().mean()
     entropy = -(logprobs.exp() * logprobs).sum(1).mean()
-    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "ratio": ratio}
+    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "log_ratio": log_ratio}
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
 def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
     """What is recorded of a minibatch's loss."""
-    ratio = parts.pop("ratio").detach()
-    parts["approx_kl"] = (ratio - 1 - ratio.log()).mean()
-    parts["clipfrac"] = ((ratio - 1).abs() > clip_coef).double().mean()
+    log_ratio = parts.pop("log_ratio").detach()
+    parts["approx_kl"] = (log_ratio.exp() - 1 - log_ratio).mean()
+    parts["clipfrac"] = ((log_ratio.exp() - 1).abs() > clip_coef).double().mean()
     return {f"losses/{name}": float(part.detach()) for name, part in parts.items()}
 
 
