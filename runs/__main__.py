@@ -1,5 +1,6 @@
 """Run and compare experiments: python -m runs COMMAND ... (installed as: rewarm COMMAND ...)
 
+    demo                      two agents whose task changes, one of them re-warmed: start here
     list                      every experiment, its scales and their cost
     show EXPERIMENT           claim, rule and arms of an experiment
     run EXPERIMENT ...        make its runs, here or on a Ray cluster; again to resume
@@ -9,6 +10,7 @@
     compare RUN ...           means, intervals and curves of any runs, also CleanRL's
     plot RUN ...              curves of single runs in one picture
     changes RUN ...           what each change of the task cost, and the recovery
+    around RUN ...            what entropy, dead units and other numbers do around the changes
     alarms RUN ...            changes that CUSUM found or missed, false alarms
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
@@ -41,6 +43,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: Mapping[str, Command] = {
+    "demo": Command("runs.demo.command"),
     "list": Command("runs.sweeps.commands", "ListArgs", "list_experiments"),
     "show": Command("runs.sweeps.commands", "ShowArgs", "show"),
     "run": Command("runs.sweeps.commands", "RunArgs", "run"),
@@ -50,6 +53,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command("runs.analysis.comparison"),
     "plot": Command("runs.figures.plot"),
     "changes": Command("runs.analysis.changes"),
+    "around": Command("runs.analysis.around"),
     "alarms": Command("runs.analysis.alarms"),
     "gaps": Command("runs.analysis.gaps"),
     "fig2-left": Command("runs.analysis.fig2_left"),

@@ -84,12 +84,19 @@ def _device(index: int) -> str:
 
 
 class Local:
-    """The engine of this machine: one thread per slot, which takes the next job when it is free."""
+    """The engine of this machine: one thread per slot, which takes the next job when it is free.
 
-    def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int):
+    Args:
+        jobs: what to run.
+        slots: where.
+        retries: as for `run_job`.
+        die_with_parent: as for `run_job`.
+    """
+
+    def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int, die_with_parent: bool = False):
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._level, self._retries = 0, retries
+        self._level, self._retries, self._die_with_parent = 0, retries, die_with_parent
         for job in jobs:
             self._jobs.put(job)
         for slot in slots:
@@ -129,6 +136,7 @@ class Local:
                 retries=self._retries,
                 tell=self._news.put,
                 halt=lambda: self._level,
+                die_with_parent=self._die_with_parent,
                 environment=slot.environment,
             )
         except RunError as error:
@@ -137,27 +145,33 @@ class Local:
             return News(job.id, "failed", f"bug in the launcher: {type(error).__name__}: {error}")
 
 
-def follow(engine: Engine, progress: Progress) -> int:
+def follow(engine: Engine, progress: Progress, *, stop_at_failure: bool = False) -> int:
     """Show an engine's progress until all jobs have ended. The first Ctrl-C or SIGTERM stops it, the second kills.
 
+    Args:
+        engine: runs the jobs.
+        progress: shows them.
+        stop_at_failure: when a job fails, let the others write a checkpoint and stop, too.
     Returns:
         The exit code: 0 if all jobs finished, 1 if one failed, 130 if interrupted.
     """
     with StopOnSignal() as stop:
         try:
-            _until_the_end(engine, progress, stop)
+            _until_the_end(engine, progress, stop, stop_at_failure)
         except KeyboardInterrupt:
             engine.kill()
             progress.say("killing the runs; they can be resumed from their latest checkpoints")
             _until_the_end(engine, progress, None)
     progress.close()
-    if progress.ended("interrupted"):
+    if progress.ended("interrupted") and not (stop_at_failure and progress.ended("failed")):
         print(f"{sys.argv[0]}: interrupted; run the same command again to resume from the checkpoints", file=sys.stderr)
         return 130
     return 1 if progress.ended("failed") else 0
 
 
-def _until_the_end(engine: Engine, progress: Progress, stop: StopOnSignal | None) -> None:
+def _until_the_end(
+    engine: Engine, progress: Progress, stop: StopOnSignal | None, stop_at_failure: bool = False
+) -> None:
     stopping = False
     while progress.open:
         for news in engine.news():
@@ -167,6 +181,9 @@ def _until_the_end(engine: Engine, progress: Progress, stop: StopOnSignal | None
             stopping = True
             engine.stop()
             progress.say("stopping: the runs write a checkpoint first (press Ctrl-C again to kill them)")
+        if stop_at_failure and not stopping and progress.ended("failed"):
+            stopping = True
+            engine.stop()
 
 
 def launch(jobs: Sequence[Job], at_once: int | None = None, retries: int = 2, pin: bool = True) -> int:

@@ -261,7 +261,8 @@ def _run(
     job: Job, command: list[str], log: BinaryIO, halt: Halt, die_with_parent: bool, environment: Mapping[str, str]
 ) -> int:
     """Start the process and wait for its exit code, which is negative if a signal ended it."""
-    log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()}: {shlex.join(command)}\n".encode())
+    with failures_named("write the log", job.log):
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()}: {shlex.join(command)}\n".encode())
     if die_with_parent:
         command = [sys.executable, str(Path(__file__).with_name("die_with_parent.py")), str(os.getpid()), *command]
     threads = {f"{library}_NUM_THREADS": str(job.threads) for library in ("OMP", "MKL", "OPENBLAS")}

@@ -1,8 +1,12 @@
 """Many jobs on this machine: slots, exit codes, Ctrl-C, and a real script."""
 
+import errno
 import io
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from runs.recording import RunError, read_scalars, read_status
 from runs.sweeps import run_job as run_job_module
-from runs.sweeps.experiment import Job
+from runs.sweeps.experiment import REPOSITORY, Job
 from runs.sweeps.launcher import Local, Slot, available_cores, follow, launch, make_slots
 from runs.sweeps.progress import Progress
 from runs.sweeps.run_job import inspect
@@ -86,6 +90,24 @@ def test_failure_is_shown_with_its_log_and_other_jobs_continue(tmp_path, capsys)
     assert (starts(jobs[0]), starts(jobs[1]), recorded(jobs[2])) == (2, 1, scalars(jobs[2]))
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_other_jobs_stop_after_a_failure_if_asked(tmp_path, capsys, stops):
+    jobs = [job(tmp_path, "bad", crash_at=7, crashes=9), job(tmp_path, "good", seconds=0.02, total_updates=100)]
+    engine = Local(jobs, [Slot(), Slot()], 0)
+    assert follow(engine, Progress(jobs, io.StringIO()), stop_at_failure=stops) == 1
+    assert inspect(jobs[1]).status == ("interrupted" if stops else "finished")
+    assert capsys.readouterr().err == ""
+
+
+def test_log_that_cannot_be_written_is_named(tmp_path):
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"cannot write the log in \S+: No space left on device"):
+        run_job_module._run(job(tmp_path), ["x"], Full(), lambda: 0, False, {})
+
+
 def test_directory_of_another_run_fails_only_that_job(tmp_path, capsys):
     assert launch([job(tmp_path, "a")]) == 0
     assert launch([job(tmp_path, "a", total_updates=30), job(tmp_path, "b")]) == 1
@@ -140,6 +162,26 @@ def test_run_is_in_its_own_session(tmp_path):
     assert launch([a]) == 0
     thread.join()
     assert sessions[0] != os.getsid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells the run")
+@pytest.mark.parametrize("dies", [True, False])
+def test_run_of_a_killed_launcher_stops_if_asked(tmp_path, dies):
+    a = job(tmp_path, seconds=0.02, total_updates=200, every=1000)
+    code = f"""
+import io, pickle, sys
+from runs.sweeps.launcher import Local, Progress, Slot, follow
+a = pickle.load(sys.stdin.buffer)
+follow(Local([a], [Slot()], 0, die_with_parent={dies}), Progress([a], io.StringIO()))
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=REPOSITORY)
+    launcher.stdin.write(pickle.dumps(a))
+    launcher.stdin.close()
+    wait_until((a.directory / "status.json").exists)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: inspect(a).status != "running")
+    assert inspect(a).status == ("interrupted" if dies else "finished")
 
 
 def test_real_script_is_run_as_a_job(tmp_path, capsys):
