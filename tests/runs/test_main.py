@@ -113,7 +113,7 @@ def test_flags_that_cannot_be_read_are_refused_in_one_line(words, message, capsy
     ("words", "message"),
     [
         (["repot"], "python -m runs: there is no command repot; did you mean report?"),
-        (["xyz"], "python -m runs: there is no command xyz; there are list, show, run"),
+        (["xyz"], "python -m runs: there is no command xyz; there are demo, list, show"),
         (["bench", "dnq"], "python -m runs bench: there is no command dnq; did you mean dqn?"),
     ],
 )
