@@ -15,7 +15,16 @@ import torch
 import tyro
 from torch import nn
 
-from elr.flags import InterventionArgs, NapArgs, ProbeArgs, ResetArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from elr.flags import (
+    InterventionArgs,
+    NapArgs,
+    ProbeArgs,
+    ResetArgs,
+    RewarmArgs,
+    ScheduleArgs,
+    SwitchArgs,
+    TriggeredSwitchArgs,
+)
 from elr.measure import NoMeter
 from elr.probe import NoProbe
 from elr.projection import NoProjection
@@ -24,7 +33,7 @@ from elr.triggers import Every, Never, OnCusum
 from elr.weights import scalable_weights
 from envs.flags import MinAtarShiftArgs as ShiftArgs
 
-GROUPS = (NapArgs, ScheduleArgs, InterventionArgs, SwitchArgs, RewarmArgs, ResetArgs, ProbeArgs)
+GROUPS = (NapArgs, ScheduleArgs, InterventionArgs, SwitchArgs, TriggeredSwitchArgs, RewarmArgs, ResetArgs, ProbeArgs)
 PEAK = 1e-3
 NEVER = ShiftArgs()
 OFTEN = ShiftArgs("actions", every_steps=100_000)
@@ -149,6 +158,42 @@ REFUSED = [
         )
         for mix in [(1.5, 0.1), (-0.1, 0.1), (0.4, -0.1), (0.4, math.inf), (math.nan, 0.1), (1, 0), (0, 0)]
     ],
+    (
+        lambda: TriggeredSwitchArgs(fresh_agent=True).check(changes=False),
+        ["--switch.fresh-agent True", "--shift.kind none"],
+    ),
+    *[
+        (
+            lambda more=more: TriggeredSwitchArgs(when="trigger", fresh_agent=True).check(changes=True, **more),
+            ["--switch.when trigger", f"--rewarm.trigger {more.get('trigger', 'never')}: choose every or cusum"],
+        )
+        for more in ({}, {"trigger": "never"}, {"trigger": "switch"})
+    ],
+    *[
+        (
+            lambda changes=changes: TriggeredSwitchArgs(when="trigger").check(changes, trigger="cusum"),
+            ["--switch.when trigger", "--switch.fresh-agent, --switch.intervention or --switch.optimizer"],
+        )
+        for changes in (False, True)
+    ],
+    (
+        lambda: TriggeredSwitchArgs(when="trigger", fresh_agent=True, optimizer="reset").check(False, trigger="every"),
+        ["--switch.optimizer reset", "--switch.fresh-agent"],
+    ),
+    (
+        lambda: TriggeredSwitchArgs(when="trigger", optimizer="reset", shrink=0.5).check(False, trigger="every"),
+        ["--switch.shrink 0.5", "--switch.intervention none"],
+    ),
+    (
+        lambda: check(
+            RewarmArgs("every", moments="reset"), switch=TriggeredSwitchArgs(when="trigger", optimizer="reset")
+        ),
+        ["--switch.optimizer reset", "--rewarm.moments reset", "drop one of them"],
+    ),
+    (
+        lambda: check(RewarmArgs("every"), schedule=ScheduleArgs(), switch=TriggeredSwitchArgs(fresh_agent=True)),
+        ["--rewarm.trigger every", "--schedule.kind constant", "--rewarm.moments keep"],
+    ),
     (lambda: check(RewarmArgs(every_steps=9)), ["--rewarm.every-steps 9", "--rewarm.trigger never"]),
     (lambda: check(RewarmArgs(moments="reset")), ["--rewarm.moments reset", "--rewarm.trigger never"]),
     (lambda: check(RewarmArgs("cusum", every_steps=9)), ["--rewarm.every-steps 9", "--rewarm.trigger cusum"]),
@@ -246,6 +291,8 @@ def test_flags_that_nobody_set_are_not_refused():
     ProbeArgs(every=0).check()
     for changes in (False, True):
         SwitchArgs().check(changes)
+        for trigger in ("never", "every", "cusum", "switch"):
+            TriggeredSwitchArgs().check(changes, trigger=trigger)
     LowScheduleArgs().check(1e-9, least=1e5)
     check(RewarmArgs(), schedule=LowScheduleArgs(), updates=lambda steps: max(1, round(steps * 1e-5)), least=1e5)
 
@@ -258,6 +305,16 @@ def test_what_is_next_to_a_refusal_is_accepted():
     SwitchArgs(optimizer="reset", intervention="reset-head").check(changes=True)
     SwitchArgs(intervention="shrink-and-perturb", shrink=1, perturb=0.1).check(changes=True)
     SwitchArgs(fresh_agent=True).check(changes=True)
+    for trigger in ("every", "cusum"):
+        for changes in (False, True):  # a trigger fires also where the task does not change
+            TriggeredSwitchArgs(when="trigger", fresh_agent=True).check(changes, trigger=trigger)
+            TriggeredSwitchArgs(when="trigger", optimizer="reset").check(changes, trigger=trigger)
+            TriggeredSwitchArgs(when="trigger", intervention="reset-head").check(changes, trigger=trigger)
+    TriggeredSwitchArgs(fresh_agent=True).check(changes=True)
+    renewing = TriggeredSwitchArgs(when="trigger", fresh_agent=True)
+    check(RewarmArgs("every"), schedule=ScheduleArgs(), switch=renewing)  # the alarm renews the agent, not the rate
+    check(RewarmArgs("every", moments="reset"), switch=TriggeredSwitchArgs(when="trigger", intervention="reset"))
+    check(RewarmArgs("every", moments="reset"), switch=TriggeredSwitchArgs(optimizer="reset"), shift=OFTEN)
     check(RewarmArgs("every", 4), least=4)
     check(RewarmArgs("every", moments="reset"), schedule=ScheduleArgs())
     check(RewarmArgs("switch"), shift=OFTEN)
@@ -434,6 +491,13 @@ def test_what_a_change_renews_is_said_by_its_flag_or_by_fresh_agent():
     assert [ReplaySwitchArgs(fresh_agent=True).does(name) for name in names] == [True, True, True]
 
 
+def test_only_a_triggered_switch_may_come_when_the_trigger_fires():
+    assert [args.at_trigger for args in (SwitchArgs(), TriggeredSwitchArgs())] == [False, False]
+    triggered = TriggeredSwitchArgs(when="trigger")
+    assert triggered.at_trigger and not triggered.does("optimizer") and not triggered.does("intervention")
+    assert TriggeredSwitchArgs(when="trigger", fresh_agent=True).does("optimizer")
+
+
 def test_a_reset_is_due_at_the_first_step_from_its_number_on():
     args = ResetArgs(at_steps=(5, 12))
     assert [step for step in range(20) if args.due(step, 1)] == [5, 12]
@@ -467,7 +531,8 @@ def outcome_of_schedule(args):
 def outcome_of_switch(args):
     network = Network()
     args.intervene_(network, Network(seed=1), NoProjection(), heads=["head"])
-    return weights(network), args.does("optimizer"), args.does("intervention")
+    at_trigger = args.at_trigger if isinstance(args, SwitchArgs) else None
+    return weights(network), args.does("optimizer"), args.does("intervention"), at_trigger
 
 
 def outcome_of_rewarm(args):
@@ -511,6 +576,12 @@ COUNTS = [
     ),
     (outcome_of_switch, SwitchArgs(), {"fresh_agent": True, "optimizer": "reset", "intervention": "reset-head"}),
     (outcome_of_switch, SwitchArgs(intervention="shrink-and-perturb"), {"shrink": 0.5, "perturb": 0.2}),
+    (
+        outcome_of_switch,
+        TriggeredSwitchArgs(),
+        {"when": "trigger", "fresh_agent": True, "optimizer": "reset", "intervention": "reset-head"},
+    ),
+    (outcome_of_switch, TriggeredSwitchArgs(intervention="shrink-and-perturb"), {"shrink": 0.5, "perturb": 0.2}),
     (outcome_of_switch, InterventionArgs(), {"optimizer": "reset", "intervention": "reset"}),
     (outcome_of_switch, InterventionArgs(intervention="shrink-and-perturb"), {"shrink": 0.5, "perturb": 0.2}),
     (outcome_of_rewarm, RewarmArgs("every", 5), {"trigger": "never", "every_steps": 6, "moments": "reset"}),
@@ -715,6 +786,7 @@ class EveryGroup:
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: LowScheduleArgs = field(default_factory=LowScheduleArgs)
     switch: ReplaySwitchArgs = field(default_factory=ReplaySwitchArgs)
+    triggered: TriggeredSwitchArgs = field(default_factory=TriggeredSwitchArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     reset: ResetArgs = field(default_factory=ResetArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
@@ -730,8 +802,8 @@ def test_every_flag_has_help_also_one_that_a_subclass_gives_another_default(caps
         texts = documented(type(default))
         for flag in dataclasses.fields(default):
             option = f"--{name}.{flag.name.replace('_', '-')}"
-            (help_text,) = re.findall(rf"{option}[ ,](.*?)\(default: ", shown)
-            assert " ".join(texts[flag.name].split()) in help_text
+            found = re.findall(rf"{option}[ ,](.*?)\(default: ", shown)  # another flag's help may name it too
+            assert sum(" ".join(texts[flag.name].split()) in help_text for help_text in found) == 1, option
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, math.inf, math.nan])
