@@ -102,6 +102,9 @@ def compare(env_id, num_envs, steps, changes=(), limit=None, seed=3):
         expected, *others, final = theirs.step(actions)
         assert np.array_equal(obs, expected), step
         assert all(np.array_equal(a, b) for a, b in zip(mine, others, strict=True)), step
+        if isinstance(ours._engine, Arrays):  # in float64, where a difference in the last bit is seen at once
+            states = np.stack([env.unwrapped.state for env in theirs.envs], axis=1)
+            assert np.array_equal(ours._engine._state, states), step
         over = others[1] | others[2]
         assert bool(infos) == over.any() and (not infos or np.array_equal(infos["final_obs"][over], final[over]))
         ended += others[1].sum(), others[2].sum()
@@ -304,6 +307,7 @@ def test_returned_arrays_are_safe_to_keep_and_to_change(engine):
     expected = play(other, 120)[61:]
     for obs in (env.observation(), kept[0][0], kept[-1][0]):
         obs[:] = 0
+    assert np.array_equal(env.observation(), copied[-1][0])
     kept[0] = copied[0]
     kept[-1] = copied[-1]
     assert equal(kept, copied)
@@ -539,7 +543,7 @@ class Counts(Scripted):
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
-        if self.where == "stream" and self.total > 1:
+        if self.where == "stream" and self.total > 1 and self.time == 2:  # the last step, whose observation is drawn
             self.np_random.random()
         return obs + (self.where == "obs") * self.total, reward + (self.where == "reward") * self.total, *rest
 
