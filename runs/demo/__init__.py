@@ -1,1 +1,1 @@
-"""The first command: two agents learn while the task changes, and one of them stops learning."""
+"""The first command: two agents whose task changes, one plain and one projected and re-warmed."""

@@ -1,14 +1,14 @@
-"""See loss of plasticity, and its cure, in two minutes: two agents learn CartPole while the task changes.
+"""Watch one agent stop learning when its task changes, and another one keep learning, in about two minutes.
 
     python -m runs demo
 
-A constant vector is added to the observation, and every 60,000 steps it is another one. One agent is plain PPO. The
-other has LayerNorm, its weights are projected after each update, and its learning rate decays and is re-warmed at each
-change, of which it is told. They train side by side, one on each of two cores (with one core: one after the other).
-Then a table, one sentence and a picture (pip install -e '.[plots]') say what happened.
+Two agents learn CartPole. Every 60,000 steps, another constant vector is added to the observation. One agent is plain
+PPO. The other has LayerNorm, its weights are projected after each update, and its learning rate decays and is re-warmed
+at each change, of which it is told. They train side by side on two cores, or one after the other on one. At the end, a
+table, a sentence and a picture (pip install -e '.[plots]') show what happened.
 
-Ctrl-C stops both agents with a checkpoint. The same command continues them; after the end it starts new ones. The runs
-are in LOGS/sSEED/, then LOGS/sSEED-2/, and so on: `--resume`, TensorBoard and all commands work on them.
+Ctrl-C saves and stops both agents, and the same command continues them. After the end it starts new ones. The runs are
+in LOGS/sSEED/, then LOGS/sSEED-2/, and so on. They are ordinary run directories, for TensorBoard and all commands.
 
 Exit codes: 0 finished, 1 an agent failed, 2 refused, 130 interrupted.
 """

@@ -18,7 +18,7 @@ class Size:
 
     levels: int = 5
     """settings of the offset; the first one is 0"""
-    iterations: int = 100
+    iterations: int = 75
     """of a level, each of 8 environments with 100 steps"""
 
     @property

@@ -15,9 +15,9 @@ from runs.demo.design import LIMIT, RETURN, Size, agents
 from runs.figures import style
 
 ENTROPY, ELR, DEAD = "losses/entropy", "elr/actor.hidden3", "plasticity/dead_fraction/actor.relu3"
-LEARNED = LIMIT / 4
+LEARNED = LIMIT / 2
 """return from which a level counts as learned"""
-WINDOWS = 20
+WINDOWS = 15
 """of a level, over which returns are averaged; 4,000 steps, in which each environment ends an episode"""
 LOWEST_ELR = 1e-6
 """of the picture: a policy that does not change any more has 0"""
@@ -80,7 +80,7 @@ def sentence(plain: Scores, rewarmed: Scores) -> str:
     if not plain.learned[0]:
         verdict = "plain PPO did not learn the first task either, so this seed does not show what the changes do to it"
     elif lost == 0 and kept == changes:
-        verdict = "the changes ended plain PPO's learning, and not the other agent's"
+        verdict = "after the changes plain PPO did not learn again, and the other agent did each time"
     elif lost < kept:
         verdict = "after the changes the re-warmed agent learned more often"
     elif lost > kept:

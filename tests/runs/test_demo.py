@@ -25,7 +25,7 @@ from runs.sweeps.run_job import News
 from tests.runs.sweeps.fakes import job, starts, wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the fake script prints its cores")
-SIZE = Size(levels=2, iterations=100)  # a window has 4,000 steps, the last fifth of a level 16,000
+SIZE = Size(levels=2, iterations=75)  # a window has 4,000 steps, the last fifth of a level 12,000
 TINY = Size(levels=2, iterations=8)
 
 
@@ -46,15 +46,15 @@ def returns(*points):
 
 
 def test_size_by_hand():
-    assert (SIZE.level, SIZE.total, list(SIZE.changes)) == (80_000, 160_000, [80_000])
+    assert (SIZE.level, SIZE.total, list(SIZE.changes)) == (60_000, 120_000, [60_000])
     assert list(Size(4, 10).changes) == [8_000, 16_000, 24_000]
     assert SIZE.level / summary.WINDOWS / 8 >= design.LIMIT  # each environment ends an episode in each window
 
 
 def test_scores_weigh_windows_alike_however_many_episodes_end_in_them():
     run = returns(
-        (100, 10), (64_000, 50), (64_001, 100), (68_000, 200), (80_000, 330),  # 80,000 still belongs to level 1
-        (80_001, 20), (80_002, 40), (84_000, 60), (144_000, 10), (144_001, 70),
+        (100, 10), (48_000, 50), (48_001, 100), (52_000, 200), (60_000, 330),  # 60,000 still belongs to level 1
+        (60_001, 20), (60_002, 40), (64_000, 60), (108_000, 10), (108_001, 70),
     )  # fmt: skip
     found = scores(run, SIZE)
     assert found.ends == [(150 + 330) / 2, 70]
@@ -62,7 +62,7 @@ def test_scores_weigh_windows_alike_however_many_episodes_end_in_them():
 
 
 def test_level_without_an_episode_is_a_dash_and_not_learned():
-    found = scores(returns((80_000, 300)), SIZE)
+    found = scores(returns((60_000, 300)), SIZE)
     assert found.ends[0] == 300 and math.isnan(found.ends[1]) and math.isnan(found.later)
     assert found.learned == [True, False]
     assert table({"plain": found}, {"plain": "plain PPO"}).splitlines()[2].split() == ["plain", "PPO", "-", "300", "-"]
@@ -84,7 +84,7 @@ LOST, KEPT, HALF = Scores(9, [400, 9, 9]), Scores(300, [400, 390, 380]), Scores(
 @pytest.mark.parametrize(
     ("plain", "rewarmed", "said"),
     [
-        (LOST, KEPT, ["none of the 2", "all of the 2", "the changes ended plain PPO's learning"]),
+        (LOST, KEPT, ["none of the 2", "all of the 2", "plain PPO did not learn again"]),
         (LOST, HALF, ["none of the 2", "1 of the 2", "the re-warmed agent learned more often"]),
         (HALF, KEPT, ["1 of the 2", "all of the 2", "the re-warmed agent learned more often"]),
         (KEPT, HALF, ["all of the 2", "1 of the 2", "plain PPO did better"]),
@@ -99,7 +99,7 @@ def test_sentence_says_what_the_numbers_show(plain, rewarmed, said):
     one = sentence(plain, rewarmed)
     assert one.startswith("Plain PPO ") and one.count(".") == 1 and one.endswith(".")
     assert all(words in one for words in said)
-    verdicts = ["ended", "more often", "did better", "did not stop", "do not differ", "does not show"]
+    verdicts = ["learn again", "more often", "did better", "did not stop", "do not differ", "does not show"]
     assert sum(verdict in one for verdict in verdicts) == 1
 
 
@@ -119,14 +119,14 @@ def recorded(directory, *points):
 
 def test_latest_step_and_return_are_those_of_the_level(tmp_path):
     assert watch.latest(tmp_path / "none", SIZE) == (0, None)
-    before = [(79_000 + k, design.RETURN, 400.0) for k in range(30)]
+    before = [(59_000 + k, design.RETURN, 400.0) for k in range(30)]
     first = recorded(tmp_path / "a", *before)
-    assert watch.latest(first, SIZE) == (79_029, 400.0)
-    boundary = recorded(tmp_path / "b", *before, (80_001, "losses/entropy", 0.5))
-    assert watch.latest(boundary, SIZE) == (80_001, None)
-    after = [(80_002 + k, design.RETURN, float(k)) for k in range(40)]
-    second = recorded(tmp_path / "c", *before, *after, (90_000, "charts/SPS", 1.0))
-    assert watch.latest(second, SIZE) == (90_000, np.mean(range(20, 40)))
+    assert watch.latest(first, SIZE) == (59_029, 400.0)
+    boundary = recorded(tmp_path / "b", *before, (60_001, "losses/entropy", 0.5))
+    assert watch.latest(boundary, SIZE) == (60_001, None)
+    after = [(60_002 + k, design.RETURN, float(k)) for k in range(40)]
+    second = recorded(tmp_path / "c", *before, *after, (70_000, "charts/SPS", 1.0))
+    assert watch.latest(second, SIZE) == (70_000, np.mean(range(20, 40)))
 
 
 def test_a_line_that_is_not_complete_is_left_out(tmp_path):
@@ -134,7 +134,7 @@ def test_a_line_that_is_not_complete_is_left_out(tmp_path):
     assert watch.latest(tmp_path, SIZE) == (8, 20.0)
 
 
-@pytest.mark.parametrize(("step", "level"), [(0, 1), (1, 1), (80_000, 1), (80_001, 2), (160_000, 2)])
+@pytest.mark.parametrize(("step", "level"), [(0, 1), (1, 1), (60_000, 1), (60_001, 2), (120_000, 2)])
 def test_level_of_a_step(step, level):
     assert watch.level_of(step, SIZE) == level
 
@@ -146,15 +146,15 @@ def watched(tmp_path, live):
 
 def test_lines_say_step_level_and_return(tmp_path):
     shown, jobs, out = watched(tmp_path, live=False)
-    recorded(jobs[0].directory, (80_010, design.RETURN, 12.4))
+    recorded(jobs[0].directory, (60_010, design.RETURN, 12.4))
     shown.take(News(jobs[0].id, "running", "started"))
     shown.show()
     assert out.getvalue() == ""  # not yet ten seconds
     shown._drawn_at -= 10
     shown.show()
     assert out.getvalue() == (
-        "plain     step  80,010 of 160,000   level 2 of 2   mean return   12\n"
-        "rewarmed  step       0 of 160,000   level 1 of 2   mean return none   waiting\n"
+        "plain     step  60,010 of 120,000   level 2 of 2   mean return   12\n"
+        "rewarmed  step       0 of 120,000   level 1 of 2   mean return none   waiting\n"
     )
     shown.show()
     assert len(out.getvalue().splitlines()) == 2
