@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents import ppo_atari, ppo_minatar
+from agents import ppo_atari, ppo_control, ppo_minatar
 from elr.weights import scalable_weights
 from runs.recording import RunError, load_checkpoint, read_scalars
 from tests.agents import scripts
 
-MINATAR, ATARI = (Path(script.__file__) for script in (ppo_minatar, ppo_atari))
+MINATAR, ATARI, CONTROL = (Path(script.__file__) for script in (ppo_minatar, ppo_atari, ppo_control))
 RELU = "        self.hidden_relu = nn.ReLU()\n"
 HEADS = "        self.actor, self.critic = nn.Linear(width, actions), nn.Linear(width, 1)\n"
 NAMED_HEADS = 'self.heads = ["actor", "critic"]'
@@ -54,11 +54,11 @@ def initial(script, *shape, **flags):
     return script.make_network(*shape, script.Args(**flags), seed, torch.device("cpu"))
 
 
-def check(tmp_path, *edits):
+def check(tmp_path, *edits, original=MINATAR, shape=(4, 3), **flags):
     """Every parameter of the edited copy moves, as under torch's Adam, and every weight is measured: those weights."""
-    script = scripts.edited(MINATAR, tmp_path, *edits)
-    found, scalars = run(script, tmp_path / "r")
-    network = initial(script, 4, 3)
+    script = scripts.edited(original, tmp_path, *edits)
+    found, scalars = run(script, tmp_path / "r", **flags)
+    network = initial(script, *shape, **flags)
     for name, weight in network.state_dict().items():
         assert not torch.equal(found[name], weight), f"{name} was never trained"
     for layer in scalable_weights(network, heads=network.heads):
@@ -66,7 +66,7 @@ def check(tmp_path, *edits):
     for layer in network.probed:
         assert f"plasticity/delta_a/{layer}" in scalars
     script.FlatAdam = TorchAdam
-    expected, _ = run(script, tmp_path / "adam")
+    expected, _ = run(script, tmp_path / "adam", **flags)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-2, atol=1e-4)
     return found
@@ -203,4 +203,91 @@ def test_a_network_that_cannot_be_projected_or_probed_is_refused_in_one_line(edi
     script = scripts.edited(MINATAR, tmp_path, *edits)
     with pytest.raises(RunError, match=named) as error:
         run(script, tmp_path / "r", nap=script.NapArgs(enabled=True))
+    assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
+
+
+# ppo_control.py: policy and value are two networks, built by one function
+
+
+LEAKY = "nn.LeakyReLU(0.1)"
+SIZES = "(inputs + normalised, width, width)"
+CONTROL_PROBED = "for i in (1, 2, 3)]"
+NETS = "        self.actor, self.critic = mlp(actions), mlp(1)\n"
+CONTROL_HEADS = 'self.heads = ["actor.head", "critic.head"]'
+CONTROL_OUT = "        return self.actor(obs), self.critic(obs)[:, 0]\n"
+VALUE = '    value_loss = (values - batch["returns"]).square().mean()\n'
+FOURTH = ((SIZES, SIZES.replace("width)", "width, width)")), (CONTROL_PROBED, CONTROL_PROBED.replace("3", "3, 4")))
+CONTROL_EDITS = {
+    # of the network
+    "fourth layer": FOURTH,
+    "relu": [(LEAKY, "nn.ReLU()")],
+    "tanh": [(LEAKY, "nn.Tanh()")],
+    "rms norm": [("nn.LayerNorm(width)", "nn.RMSNorm(width)")],
+    "narrow value": [
+        ("def mlp(outputs: int)", "def mlp(outputs: int, width: int = width)"),
+        (NETS, NETS.replace("mlp(1)", "mlp(1, 8)")),
+    ],
+    "learned temperature": [
+        (NETS, NETS + "        self.temperature = nn.Parameter(torch.ones(()))\n"),
+        (CONTROL_OUT, CONTROL_OUT.replace("self.actor(obs)", "self.actor(obs) * self.temperature")),
+    ],
+    # of the loss
+    "huber loss": [(VALUE, '    value_loss = F.smooth_l1_loss(values, batch["returns"])\n')],
+    "weight decay in the loss": [
+        (LOSS, LOSS.replace(", parts", " + network.actor.hidden2.weight.square().sum(), parts"))
+    ],
+}
+SMALL = {"width": 16}
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory):
+    """The weights that ppo_control.py itself gives, by its network."""
+    folder = tmp_path_factory.mktemp("control")
+    return {kind: run(ppo_control, folder / kind, network=kind, **SMALL)[0] for kind in ("plain", "normalised")}
+
+
+@pytest.mark.parametrize("kind", ["plain", "normalised"])
+@pytest.mark.parametrize("name", CONTROL_EDITS)
+def test_another_control_network_or_loss_is_trained_and_measured_as_the_file_says(name, kind, tmp_path, control):
+    found = check(tmp_path, *CONTROL_EDITS[name], original=CONTROL, shape=(4, 2), network=kind, **SMALL)
+    if "loss" in name:  # the edit changes what is learned
+        assert not torch.equal(found["critic.hidden1.weight"], control[kind]["critic.hidden1.weight"]) or (
+            not torch.equal(found["actor.hidden2.weight"], control[kind]["actor.hidden2.weight"])
+        )
+
+
+def test_a_fourth_layer_and_another_width_are_held_by_projection(tmp_path):
+    script = scripts.edited(CONTROL, tmp_path, *FOURTH)
+    weights, scalars = run(script, tmp_path / "r", nap=script.NapArgs(enabled=True), network="normalised", width=24)
+    assert weights["actor.hidden4.weight"].shape == (24, 24)
+    for layer in ("actor.hidden1", "actor.hidden4", "critic.hidden4"):
+        norms = [value for _, value in scalars[f"norms/parameter/{layer}"]]
+        assert len(norms) == 5 and max(norms) / min(norms) - 1 < 3e-5
+    assert scalars["plasticity/delta_a/actor.relu4"][-1][1] > 0
+
+
+def test_a_frozen_control_layer_stays_as_it_is(tmp_path):
+    frozen = NETS + "        self.actor.hidden1.weight.requires_grad_(False)\n"
+    script = scripts.edited(CONTROL, tmp_path, (NETS, frozen))
+    weights, _ = run(script, tmp_path / "r", **SMALL)
+    network = initial(script, 4, 2, **SMALL)
+    assert torch.equal(weights["actor.hidden1.weight"], network.actor.hidden1.weight)
+    assert not torch.equal(weights["actor.hidden2.weight"], network.actor.hidden2.weight)
+
+
+@pytest.mark.parametrize(
+    ("edits", "named"),
+    [
+        ([(CONTROL_PROBED, CONTROL_PROBED.replace("3", "4"))], "actor.relu4"),
+        ([(CONTROL_HEADS, CONTROL_HEADS.replace("critic.head", "critic.out"))], "critic.out"),
+        ([(CONTROL_HEADS, CONTROL_HEADS.replace(', "critic.head"', ""))], "critic.head"),  # it is not scale-invariant
+        ([("bias=not normalised)", "bias=True)")], "actor.hidden1"),
+        ([(NETS, NETS + "        self.memory = nn.GRUCell(width, width)\n")], "memory"),
+    ],
+)
+def test_a_control_network_that_cannot_be_projected_or_probed_is_refused_in_one_line(edits, named, tmp_path):
+    script = scripts.edited(CONTROL, tmp_path, *edits)
+    with pytest.raises(RunError, match=named) as error:
+        run(script, tmp_path / "r", nap=script.NapArgs(enabled=True), network="normalised", **SMALL)
     assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
