@@ -178,7 +178,7 @@ PHYSICS = {
         **{"LINK_MOI": 0.7, "MAX_VEL_1": 0.9, "MAX_VEL_2": 0.9, "dt": 0.05, "torque_noise_max": 0.4},
     },
     "MountainCar-v0": {
-        **{"force": 0.003, "gravity": 0.001, "max_speed": 0.02, "min_position": -0.7, "max_position": -0.3},
+        **{"force": 0.003, "gravity": 0.001, "max_speed": 0.02, "min_position": -0.45, "max_position": -0.3},
         **{"goal_position": -0.35, "goal_velocity": 0.02},
     },
 }
