@@ -33,10 +33,16 @@ def levels(count: int, iterations: int) -> Flags:
     return {"total_timesteps": count * level, "shift.tasks": count, "shift.every_steps": level, "eval_every": 0}
 
 
-def decays(iterations: int) -> dict[str, Flags]:
-    """The rate of the re-warmed arms decays over one level."""
+def by_arm(iterations: int) -> dict[str, Flags]:
+    """The rate of the re-warmed arms decays over one level; CUSUM learns no longer than half a level."""
     period = {"schedule.period_steps": iterations * ITERATION}
-    return {name: period for name in ("nap-switch", "nap-cusum", "plain-switch")}
+    short = {"rewarm.burn_in": iterations // 3, "rewarm.refractory": iterations // 2} if iterations < 40 else {}
+    return {
+        "nap-switch": period,
+        "plain-switch": period,
+        "nap-cusum": {**period, **short},
+        "reset-cusum": short,
+    }
 
 
 def score(result: Result) -> float:
