@@ -184,9 +184,10 @@ LEVELS: dict[str, Any] = {
 }  # fmt: skip
 NAP_LEVELS: dict[str, Any] = {**LEVELS, **NAP}
 DECAY, ONE_DECAY = ScheduleArgs("warmup-cosine", 1e-5, LEVEL), ScheduleArgs("warmup-cosine", 1e-5)
+ALARM = RewarmArgs("cusum", block=125, burn_in=10, refractory=20, smoothing=0.2)
 TOLD: dict[str, Any] = {"schedule": DECAY, "rewarm": RewarmArgs("switch")}
-ALARM: dict[str, Any] = {"rewarm": RewarmArgs("cusum", block=125, burn_in=10, refractory=20, smoothing=0.2)}
-FRESH: dict[str, Any] = {**ALARM, "switch": SwitchArgs(fresh_agent=True, when="trigger")}
+CUSUM: dict[str, Any] = {"schedule": DECAY, "rewarm": ALARM}
+FRESH: dict[str, Any] = {"rewarm": ALARM, "switch": SwitchArgs(fresh_agent=True, when="trigger")}
 PRESETS = presets(
     Args,
     {
@@ -199,7 +200,7 @@ PRESETS = presets(
         "levels-nap-constant": ("ten levels, normalize-and-project, constant rate", NAP_LEVELS),
         "levels-nap-decay": ("ten levels, normalize-and-project, one decay", {**NAP_LEVELS, "schedule": ONE_DECAY}),
         "levels-nap-switch": ("ten levels, normalize-and-project, re-warmed at each change", {**NAP_LEVELS, **TOLD}),
-        "levels-nap-cusum": ("ten levels, projected, re-warmed by CUSUM", {**NAP_LEVELS, **ALARM, "schedule": DECAY}),
+        "levels-nap-cusum": ("ten levels, normalize-and-project, re-warmed by CUSUM", {**NAP_LEVELS, **CUSUM}),
         "levels-reset-cusum": ("ten levels, a fresh agent when CUSUM detects a change", {**LEVELS, **FRESH}),
         "levels-plain-switch": ("ten levels, plain network, re-warmed at each change", {**LEVELS, **TOLD}),
     },

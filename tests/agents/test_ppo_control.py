@@ -932,8 +932,9 @@ def test_a_preset_is_what_its_text_says(name):
     same = ("nap", "network", "rewarm", "schedule", "switch", "exp_name")
     base = levels if args.shift.on else Args()
     assert dataclasses.replace(base, **{field: getattr(args, field) for field in same}) == args
-    assert dataclasses.replace(args.rewarm, trigger="never", block=100) == RewarmArgs()
-    assert args.rewarm.block == (125 if "cusum" in name else 100)  # the updates of an iteration
+    # A block is the 125 updates of an iteration.
+    alarm = RewarmArgs("cusum", block=125, burn_in=10, refractory=20, smoothing=0.2)
+    assert args.rewarm == (alarm if "cusum" in name else RewarmArgs(args.rewarm.trigger))
 
 
 def test_plain_ppo_on_levels_has_the_published_constants():
@@ -988,7 +989,7 @@ def test_levels_add_another_constant_to_each_observation():
             ["--rewarm.every-steps", "800", "799"],
         ),
         (["levels-nap-cusum", "--rewarm.burn-in", "200"], ["--rewarm.burn-in", "200 blocks x 125", "25000 updates"]),
-        (["levels-nap-cusum", "--shift.every-steps", "32000"], ["--rewarm.refractory", "40 blocks", "5000 updates"]),
+        (["levels-nap-cusum", "--shift.every-steps", "16000"], ["--rewarm.refractory", "20 blocks", "2500 updates"]),
         (["levels-nap-switch", "--schedule.kind", "constant"], ["--schedule.low", "--schedule.kind constant"]),
         (["levels-plain", "--shift.every-steps", "799"], ["799 steps apart", "--num-envs 1 and --num-steps 800"]),
         # what happens when the trigger fires
