@@ -14,7 +14,7 @@
     alarms RUN ...            changes that CUSUM found or missed, false alarms
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
-    bench NAME                speed: dqn ppo atari grokking warm-start parts attach; ELR: sb3-elr
+    bench NAME                speed: dqn ppo control atari grokking warm-start parts attach sb3-elr
 
 Examples:
     python -m runs run fig3 --scale smoke
@@ -60,7 +60,7 @@ COMMANDS: Mapping[str, Command] = {
 }
 BENCHMARKS: Mapping[str, Command] = {
     name: Command(f"runs.benchmarks.{name.replace('-', '_')}")
-    for name in ("dqn", "ppo", "atari", "grokking", "warm-start", "parts", "attach", "sb3-elr")
+    for name in ("dqn", "ppo", "control", "atari", "grokking", "warm-start", "parts", "attach", "sb3-elr")
 }
 _ALL: Mapping[str, Command | None] = {**COMMANDS, "bench": None}
 _HELP = ("-h", "--help")
@@ -68,6 +68,7 @@ _BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
 
     dqn         agents/dqn_minatar.py against CleanRL's dqn.py
     ppo         agents/ppo_minatar.py against CleanRL's ppo.py
+    control     agents/ppo_control.py against CleanRL's ppo.py
     atari       environments, DQN and parts of Rainbow against CleanRL's
     grokking    agents/grokking.py against the same model in plain PyTorch
     warm-start  agents/warm_start.py against a plain loop over a DataLoader
