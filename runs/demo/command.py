@@ -92,12 +92,12 @@ def report(jobs: Sequence[Job], size: Size, seed: int, folder: Path) -> None:
     print(textwrap.fill(sentence(**measured), 100), end="\n\n")
     if importlib.util.find_spec("matplotlib"):
         draw(curves, size, seed, pictures(folder))
-        print("picture:      " + "  ".join(map(str, pictures(folder))))
+        print(f"picture: {'  '.join(map(str, pictures(folder)))}")
     else:
         print("no picture, it needs matplotlib: pip install -e '.[plots]', then the same command draws it at once")
     viewer = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-    print(f"all curves:   {viewer} --logdir {shlex.quote(str(folder))}")
-    print("nine agents, three environments, many seeds: python -m runs show continual-control-v1")
+    print(f"all curves, under Custom Scalars: {viewer} --logdir {shlex.quote(str(folder))}")
+    print("more agents, environments and seeds: python -m runs show continual-control-v1")
 
 
 def main(args: Args, size: Size | None = None) -> int:
@@ -120,7 +120,7 @@ def main(args: Args, size: Size | None = None) -> int:
         print(f"  {run:<9} {agent.name}: {agent.about}")
     print(f"Runs: {folder}", flush=True)
     watch = Watch(jobs, size)
-    code = follow(Local(jobs, slots, 0, die_with_parent=True), watch, stop_at_failure=True)
+    code = follow(Local(jobs, slots, 0, die_with_parent=sys.platform == "linux"), watch, stop_at_failure=True)
     for news in watch.ended("failed")[:1]:  # the other agent fails for the same reason, or was stopped
         job = watch.jobs[news.job]
         said = [line for line in end_of_log(job) if line.strip() and not line.startswith("--- ")]

@@ -129,6 +129,9 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], size: Size, seed: int, paths
         axes.set_title(title, fontsize=11, loc="left")
         axes.tick_params(labelsize=10, labelbottom=axes is drawn[-1])
         axes.set_xlabel("")
+    for level in range(size.levels):
+        drawn[0].text((level + 0.5) * size.level, 1.08 * LIMIT, f"level {level + 1}", ha="center", fontsize=10)
+    drawn[0].set_ylim(top=1.2 * LIMIT)
     for axes, bottom in zip(drawn, (0.0, 0.0, LOWEST_ELR, 0.0), strict=True):
         if bottom:
             axes.set_yscale("log")
