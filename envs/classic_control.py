@@ -266,8 +266,9 @@ def _squares(values: Floats) -> Floats:
 
 
 FASTER_FROM: dict[str, tuple[type[Arrays], int]] = {
-    "gymnasium.envs.classic_control.cartpole:CartPoleEnv": (CartPole, 4),
-    "gymnasium.envs.classic_control.acrobot:AcrobotEnv": (Acrobot, 4),
+    "gymnasium.envs.classic_control.cartpole:CartPoleEnv": (CartPole, 3),
+    "gymnasium.envs.classic_control.acrobot:AcrobotEnv": (Acrobot, 3),
     "gymnasium.envs.classic_control.mountain_car:MountainCarEnv": (MountainCar, 2),
 }
-"""Entry point of Gymnasium's environment -> the class that plays it in arrays, and from which N on that is faster."""
+"""Entry point of Gymnasium's environment -> the class that plays it in arrays, and the smallest N for which that is
+faster: a step of N = 8 takes 12, 78 and 11 microseconds instead of 36, 198 and 61 in the loop."""
