@@ -1,8 +1,10 @@
 """Environments: seeded vector environments whose task can change during training, and what is around them.
 
 * `envs.minatar`, `envs.invaders`, `envs.atari`, `envs.catch`: the games, as Gymnasium vector environments.
+* `envs.control`: Gymnasium's control tasks and any other environment with vectors as observations; `envs.control_loop`
+  steps Gymnasium's own, `envs.classic_control` computes three of them as arrays.
 * `envs.frames`: single frames of a screen, and the stack of the last four that an agent sees.
-* `envs.shifts`: what changes (game, actions, observations, rewards); `envs.timetables`: when.
+* `envs.shifts`: what changes (game, actions, observations, rewards, physics); `envs.timetables`: when.
 * `envs.worlds`: from one description to the environments that a script trains in; `envs.flags`: the same as flags.
 * `envs.evaluation`: returns of a policy, and observations for a probe.
 * `envs.replay`: replay memories.
