@@ -382,8 +382,7 @@ def main(args: Args) -> None:
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
-        probe_env = make_env(1, changing=False)
-        probe_obs = uniform_observations(probe_env, args.probe.size, run.seed("probe")).to(run.device)
+        probe_obs = uniform_observations(make_env(1, changing=False), args.probe.size, run.seed("probe")).to(run.device)
         run.require_finite(observation_of_a_random_policy=probe_obs.abs().max())
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)

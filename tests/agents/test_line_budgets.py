@@ -9,7 +9,7 @@ AGENTS = Path(__file__).resolve().parents[2] / "agents"
 MAX_LINES = {
     "dqn_minatar": 450,
     "ppo_minatar": 490,
-    "ppo_control": 505,
+    "ppo_control": 500,
     "dqn_atari": 540,
     "ppo_atari": 550,
     "rainbow_atari": 720,

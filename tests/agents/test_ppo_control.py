@@ -580,15 +580,18 @@ def test_a_fresh_agent_at_a_change_is_a_newly_built_agent(tmp_path, monkeypatch,
 
 
 def test_evaluation_at_a_change_is_of_the_task_that_ends(tmp_path, monkeypatch):
-    tasks = []
+    tasks, seeds = [], []
 
     def watched(env, policy, seed):
         tasks.append((env.task, env.num_envs))
+        seeds.append(seed)
         return np.zeros(env.num_envs)
 
     monkeypatch.setattr(script, "play", watched)
     run(tmp_path / "r", shift=OFFSETS, eval_every=1, eval_episodes=2, total_timesteps=384)
     assert tasks == [(task, 2) for task in (0, 0, 1, 1, 2, 2)]
+    first = int(np.random.SeedSequence(1).spawn(6)[1].generate_state(1)[0])  # of the stream "env"
+    assert seeds == [first + step for step in range(64, 385, 64)]  # other episodes each time
 
 
 def drift(steps):
