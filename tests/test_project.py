@@ -89,7 +89,9 @@ def test_every_test_import_is_declared():
 def test_dependencies_have_lower_bounds_and_no_upper_ones():
     project = pyproject()["project"]
     extras = (requirement for group in project["optional-dependencies"].values() for requirement in group)
-    odd = [r for r in (*project["dependencies"], *extras) if not re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", r)]
+    odd = [
+        r for r in (*project["dependencies"], *extras) if not re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9-]+\])?>=[0-9.]+", r)
+    ]
     assert odd == []
 
 

@@ -34,7 +34,7 @@ from runs.sweeps.experiment import LOGS, Experiment, Job, NoRuns, Result, chosen
 from runs.sweeps.results import results_of
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "return": ("charts/episodic_return", "eval/"),
+    "return": ("charts/episodic_return", "charts/iteration_return", "eval/"),
     "accuracy and loss": ("train/", "test/"),
     "rate and realised ELR": ("charts/learning_rate", "elr/", "elr_nominal/", "rewarm/statistic"),
     "feature learning": ("plasticity/delta_c/", "plasticity/delta_a/", "plasticity/flipped_fraction/"),
@@ -44,9 +44,17 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "custom": ("custom/",),
 }
 """The group of a tag's chart: the first one that lists a prefix of the tag."""
-LEFT_OUT = ("charts/SPS", "charts/epsilon", "charts/episodic_length", "rewarm/event", "reset/event", "shift/")
+LEFT_OUT = (
+    "charts/SPS",
+    "charts/epsilon",
+    "charts/episodic_length",
+    "rewarm/event",
+    "reset/event",
+    "shift/",
+    "physics/",
+)
 """Not averaged over seeds, unless it is the experiment's curve: speed and exploration are not results, events are
-moments, tasks are indices."""
+moments, tasks and the physics of a world are not the network's."""
 FIRST = "at a glance"
 _GLANCE = ("delta_c", "delta_a", "dead_fraction", "dormant_fraction", "effective_rank", "stable_rank")
 _DEAD = "plasticity/dead_fraction/"
