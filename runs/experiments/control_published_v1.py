@@ -45,7 +45,16 @@ def judge(results: Sequence[Result]) -> Verdict:
         decide(all(near), not any(near)),
         f"{sum(near)} of {len(near)} published numbers are within reach; a fresh agent per level is ahead of plain PPO "
         f"by {gaps[0]:.1f} on CartPole and {gaps[1]:.1f} on Acrobot",
-        ("environment", "arm", "n", "ours ± standard error", "published", "difference", "reach", "within"),
+        (
+            "environment",
+            "arm",
+            "n",
+            "ours ± standard error",
+            "published ± standard error",
+            "difference",
+            "reach",
+            "within",
+        ),
         rows,
     )
 

@@ -121,7 +121,8 @@ def page(
     ]  # fmt: skip
     if verdict and verdict.rows:
         lines.append(markdown(verdict.heads, verdict.rows))
-        if any("±" in cell for row in verdict.rows for cell in row):
+        named = any("±" in head for head in verdict.heads)  # a head that says what its ± is
+        if not named and any("±" in cell for row in verdict.rows for cell in row):
             lines += ["± is Student's 95 % interval.", ""]
     lines += [
         work(experiment, scale, done),
