@@ -8,7 +8,7 @@ import numpy as np
 
 from runs.analysis.statistics import Scores, bootstrap, iqm
 from runs.experiments.shared.levels import NAMES, WORLDS, arms, by_arm, late, levels, score
-from runs.experiments.shared.rules import Difference, Measured, decide, difference, measured
+from runs.experiments.shared.rules import Measured, decide, difference, measured
 from runs.sweeps.experiment import Experiment, Flags, Result, Scale, Verdict
 
 OURS, OTHERS = "nap-switch", ("plain", "nap-constant")
@@ -19,7 +19,7 @@ def judge(results: Sequence[Result]) -> Verdict:
     scores, ends = measured(results, score), measured(results, late)
     worlds = list(dict.fromkeys(result.world for result in results))
     ahead = {world: [difference(in_world(scores, world), OURS, other) for other in OTHERS] for world in worlds}
-    signs = {world: [sign(one) for one in differences] for world, differences in ahead.items()}
+    signs = {world: [one.sign for one in differences] for world, differences in ahead.items()}
     holds = [world for world in worlds if min(signs[world]) > 0]
     fails = [world for world in worlds if min(signs[world]) < 0]
     rows = [[world, *row] for world in worlds for row in table(in_world(scores, world), in_world(ends, world))]
@@ -35,11 +35,6 @@ def judge(results: Sequence[Result]) -> Verdict:
 def in_world(values: Measured, world: str) -> dict[str, dict[tuple[str, int], float]]:
     """The values of one environment."""
     return {arm: {key: v for key, v in runs.items() if key[0] == world} for arm, runs in values.items()}
-
-
-def sign(one: Difference) -> int:
-    """Of an interval that does not contain 0; an interval without width decides nothing."""
-    return one.sign if one.half > 0 else 0
 
 
 def lead(arm: Scores, plain: Scores, oracle: Scores) -> np.ndarray:

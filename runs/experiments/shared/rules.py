@@ -26,8 +26,11 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the interval is above or below 0; 0 if it contains 0 or there is none (n < 2)."""
-        return 0 if not abs(self.mean) > self.half else int(math.copysign(1, self.mean))
+        """1 or -1 if the interval is above or below 0.
+
+        0 if it contains 0, has no width (equal differences say nothing of their spread), or does not exist (n < 2).
+        """
+        return int(math.copysign(1, self.mean)) if abs(self.mean) > self.half > 0 else 0
 
     def __str__(self) -> str:
         if math.isnan(self.half):

@@ -171,7 +171,8 @@ def warm(arm, gaps, accuracies=(0.7, 0.7, 0.7)):
         ((1.5, 1.7, 1.6), (2.5, 2.8, 2.6), "undecided"),
         ((0.5, 0.7, 0.6), (0.5, 2.8, 0.6), "undecided"),
         ((2.5, 2.7, 2.6), (4.5, 4.8, 4.6), "not reproduced"),
-        ((0.5, 0.7, 0.6), (-1.5, -1.3, -1.4), "not reproduced"),
+        ((0.5, 0.7, 0.6), (-1.5, -1.3, -1.6), "not reproduced"),
+        ((0.5, 0.7, 0.6), (2.5, 2.7, 2.6), "undecided"),  # equal differences have no interval
     ],
 )
 def test_fig4(projected, free, outcome):
