@@ -6,23 +6,24 @@
     python agents/dqn_atari.py --resume runs/logs/RUN         continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
-weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
-`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
+weights (arXiv:2407.01800), ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the
+next update. In `main` these are three calls in this order.
 
 All flags count agent steps. One step is one decision of the agent and lasts four frames, so 200 million frames are 50
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
 paper's high update-to-data regime; 0.25 is usual.
 
-From the paper: Adam, rate 6.25e-5, epsilon 1.5e-4, low rate 1e-6, cycles of 4 million frames (it says frames in one
-place and steps in another), ten of them before annealing, weight decay 1e-2, no normalisation and no projection in the
-high update-to-data arms. The paper does not specify the rest; we follow Dopamine's DQN (Castro et al. 2018,
-arXiv:1812.06110): sticky actions (Machado et al. 2018), exploration, replay memory, target network. Deviations from
-Dopamine: squared instead of Huber loss, and exploration decays from the first step, not from the first update. Weight
-decay is decoupled, as in AdamW. `--protocol classic` is Mnih et al. 2015. Projection needs `--network normalised`.
+From the paper: Adam, rate 6.25e-5, low rate 1e-6, weight decay 1e-2, no projection in the high update-to-data arms. On
+cycles its text and its figures disagree: the text says 4 million, of frames, of steps and of updates; the curves of
+Figs. 6 and 7 show cycles of 20 million frames where the rate cycles to the end, and ten of 4 million where cycling
+stops early. The presets follow the figures; `high-utd-cyclic --schedule.period-steps 1000000` is the text. The paper
+does not specify the rest; we follow Dopamine's JAX DQN (Castro et al. 2018, arXiv:1812.06110): Adam's epsilon of
+1.5e-4, squared loss, no normalisation, sticky actions (Machado et al. 2018), exploration (but from the first step on),
+replay memory, target network. `--protocol classic` is Mnih et al. 2015. Weight decay is decoupled, as in AdamW.
 
---shift changes the task during training, and --switch sets how the agent reacts; by default it does not react (plain
-continual learning). --rewarm.trigger cusum watches the squared TD errors of the newest transitions. The paper uses the
-loss, but most replayed transitions predate a change and hide it.
+--shift changes the task during training, and --switch sets how the agent reacts; by default it does not react.
+--rewarm.trigger cusum watches the squared TD errors of the newest transitions. The paper uses the loss, but most
+replayed transitions predate a change and hide it.
 
 The replay memory keeps every frame once: a million transitions take 7.1 GB. A checkpoint writes only the new frames,
 compressed, into pieces/ of the run directory. With --env-threads 0 a killed run resumes exactly; ale-py's own vector
@@ -222,8 +223,8 @@ class Args:
 
 M = 1_000_000 // 4  # agent steps of a million frames
 NAP: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
-CYCLIC = ScheduleArgs("cyclic")
 ANNEALED = ScheduleArgs("cyclic-then-constant")
+LONG_CYCLES = ScheduleArgs("cyclic", period_steps=20 * M)
 DECAY = ScheduleArgs("warmup-cosine", period_steps=20 * M)
 HIGH_UTD: dict[str, Any] = {"total_timesteps": 200 * M, "replay_ratio": 1.0}
 # A hundredth of the budget and of the cycles, but a tenth of the exploration and of the memory.
@@ -240,23 +241,23 @@ PRESETS = presets(
     {
         "baseline": ("constant rate, one update in four steps", {}),
         "nap": ("normalize-and-project, constant rate", NAP),
-        "nap-cyclic": ("normalize-and-project, rate cycles", {**NAP, "schedule": CYCLIC}),
+        "nap-cyclic": ("normalize-and-project, rate cycles", {**NAP, "schedule": ScheduleArgs("cyclic")}),
         "high-utd-baseline": ("paper, Fig. 6: constant high rate", HIGH_UTD),
         "high-utd-low": ("paper, Fig. 6: constant low rate", {**HIGH_UTD, "learning_rate": 1e-6}),
-        "high-utd-cyclic": ("paper, Fig. 6: the rate cycles", {**HIGH_UTD, "schedule": CYCLIC}),
+        "high-utd-cyclic": ("paper, Fig. 6: ten cycles of 20M frames", {**HIGH_UTD, "schedule": LONG_CYCLES}),
         "high-utd-cyclic-annealed":
-            ("paper, Fig. 6: ten cycles (40M frames), then the low rate", {**HIGH_UTD, "schedule": ANNEALED}),
+            ("paper, Fig. 7: ten cycles of 4M frames, then the low rate", {**HIGH_UTD, "schedule": ANNEALED}),
         "high-utd-cyclic-annealed-8M":
-            ("paper, Fig. 10: two cycles (8M frames), then the low rate",
+            ("paper, Fig. 10: two cycles of 4M frames, then the low rate",
              {**HIGH_UTD, "schedule": ScheduleArgs("cyclic-then-constant", cycles=2)}),
         "high-utd-cyclic-annealed-20M":
-            ("paper, Fig. 10: five cycles (20M frames), then the low rate",
+            ("paper, Fig. 10: five cycles of 4M frames, then the low rate",
              {**HIGH_UTD, "schedule": ScheduleArgs("cyclic-then-constant", cycles=5)}),
         "high-utd-weight-decay": ("paper: constant high rate, weight decay", {**HIGH_UTD, "weight_decay": 1e-2}),
         "quick-high-utd-baseline": ("high-utd-baseline, 2M frames", QUICK),
         "quick-high-utd-low": ("high-utd-low, 2M frames", {**QUICK, "learning_rate": 1e-6}),
         "quick-high-utd-cyclic":
-            ("high-utd-cyclic, 2M frames", {**QUICK, "schedule": ScheduleArgs("cyclic", period_steps=10_000)}),
+            ("high-utd-cyclic, 2M frames", {**QUICK, "schedule": ScheduleArgs("cyclic", period_steps=50_000)}),
         "quick-high-utd-cyclic-annealed":
             ("high-utd-cyclic-annealed, 2M frames",
              {**QUICK, "schedule": ScheduleArgs("cyclic-then-constant", period_steps=10_000)}),

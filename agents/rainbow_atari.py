@@ -16,19 +16,24 @@ All flags count agent steps. One step is one decision of the agent and lasts fou
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
 paper's high update-to-data regime; 0.25 is its low one, and usual.
 
-From the paper: Adam, rate 6.25e-5. High update-to-data arms: low rate 1e-6, cycles of 4 million frames (it says frames
-in one place and steps in another), ten of them before annealing, weight decay 1e-2, no projection. Low ones:
-projection, resets after 50, 100 and 150 million frames, final rate 1e-7 where cycling stops early.
+From the paper: Adam, rate 6.25e-5. High update-to-data arms: low rate 1e-6, weight decay 1e-2, no projection. Low ones:
+projection, resets after 50, 100 and 150 million frames, final rate 1e-7 where cycling stops early, and the protocol of
+Hessel et al. 2018 (no-op starts, no sticky actions, a lost life ends the return). On the cycles of the high arms its
+text and its figures disagree: the text says 4 million, of frames, of steps and of updates; the curves of Fig. 7 show
+cycles of 20 million frames where the rate cycles to the end, and ten of 4 million where cycling stops early. The
+presets follow the figures; `high-utd-cyclic --schedule.period-steps 1000000` is the text.
+
 Not specified in the paper, our choices: a reset renews the whole network and its moments and keeps the replay memory;
 the low arms' cycles go down to 1e-6, or to 1e-7 where cycling stops early, after three of four cycles; the high arms
-have no normalisation. Resets count steps; cycles count updates, which begin --learning-starts later.
+have no normalisation and the protocol of Machado et al. 2018 (sticky actions, no no-op starts, a lost life ends
+nothing). Resets count steps; cycles count updates, which begin --learning-starts later.
+
 From DQN Zoo (github.com/google-deepmind/dqn_zoo): all other defaults.
 
-Deviations from DQN Zoo: sticky actions, no no-op starts, and a lost life ends nothing (Machado et al. 2018; --protocol
-classic is theirs); biases in the value and advantage layers; Gaussian noise that is not truncated, the same in all
-environments; no upper bound of priorities; beta grows over the whole run, from the first step; an evaluation uses the
-mean weights and takes a random action once in a thousand steps. Weight decay is decoupled, as in AdamW, and applies to
-the noise scales sigma as well.
+Deviations from DQN Zoo: the protocol of Machado et al. (--protocol classic is theirs) but in the low arms; biases in
+the value and advantage layers; Gaussian noise that is not truncated, the same in all environments; no upper bound of
+priorities; beta grows over the whole run, from the first step; an evaluation uses the mean weights and takes a random
+action once in a thousand steps. Weight decay is decoupled, as in AdamW, and applies to the noise scales sigma as well.
 
 Projection needs --network normalised; it rescales mu and sigma of a noisy layer together and leaves the value and
 advantage layers out. The meter records sigma as <layer>.sigma; the probe uses mean weights. losses/td_loss is the mean
@@ -247,7 +252,7 @@ class Args:
 
 M = 1_000_000 // 4  # agent steps of a million frames
 NAP: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
-LOW_UTD: dict[str, Any] = {"total_timesteps": 200 * M, "replay_ratio": 0.25, **NAP}
+LOW_UTD: dict[str, Any] = {"total_timesteps": 200 * M, "replay_ratio": 0.25, "protocol": "classic", **NAP}
 HIGH_UTD: dict[str, Any] = {"total_timesteps": 200 * M, "replay_ratio": 1.0}
 FOUR_CYCLES = ScheduleArgs("cyclic", period_steps=50 * M)
 THREE_CYCLES = ScheduleArgs("cyclic-then-constant", period_steps=50 * M, cycles=3, low=1e-7)
@@ -270,9 +275,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         ("paper: projected, three cycles of 50M frames, then 1e-7", {**LOW_UTD, "schedule": THREE_CYCLES}),
     "high-utd-baseline": ("paper, high update-to-data: constant high rate", HIGH_UTD),
     "high-utd-low": ("paper: constant low rate", {**HIGH_UTD, "learning_rate": 1e-6}),
-    "high-utd-cyclic": ("paper: the rate cycles", {**HIGH_UTD, "schedule": ScheduleArgs("cyclic")}),
+    "high-utd-cyclic":
+        ("paper, Fig. 7: ten cycles of 20M frames",
+         {**HIGH_UTD, "schedule": ScheduleArgs("cyclic", period_steps=20 * M)}),
     "high-utd-cyclic-annealed":
-        ("paper, Fig. 6: ten cycles (40M frames), then the low rate",
+        ("paper, Fig. 7: ten cycles of 4M frames, then the low rate",
          {**HIGH_UTD, "schedule": ScheduleArgs("cyclic-then-constant")}),
 }  # fmt: skip
 CHAIN: dict[str, Any] = {
@@ -298,12 +305,6 @@ PRESETS = presets(
         "baseline": ("constant rate, one update in four steps", {}),
         "nap": ("normalize-and-project, constant rate", NAP),
         **ARMS,
-        "high-utd-cyclic-annealed-8M":
-            ("paper, Fig. 10: two cycles (8M frames), then the low rate",
-             {**HIGH_UTD, "schedule": ScheduleArgs("cyclic-then-constant", cycles=2)}),
-        "high-utd-cyclic-annealed-20M":
-            ("paper, Fig. 10: five cycles (20M frames), then the low rate",
-             {**HIGH_UTD, "schedule": ScheduleArgs("cyclic-then-constant", cycles=5)}),
         "high-utd-weight-decay": ("paper: constant high rate, weight decay", {**HIGH_UTD, "weight_decay": 1e-2}),
         **{f"quick-{name}": (f"{name}, 2M frames", quick(arm)) for name, (_, arm) in ARMS.items()},
         "chain-plain": ("three games in turn, twice: plain continual training", CHAIN),

@@ -210,10 +210,10 @@ def test_the_papers_arms():
         assert (args.replay_ratio, args.adam_eps, args.total_timesteps) == (1, 1.5e-4, 50_000_000)
         assert (args.network, args.nap.enabled, args.weight_decay) == ("plain", False, 0)
     assert [arms[name].learning_rate for name in arms] == [6.25e-5, 1e-6, 6.25e-5, 6.25e-5]
-    assert arms["cyclic"].schedule == script.ScheduleArgs("cyclic", 1e-6, 1_000_000, 0.1, 10)
+    assert arms["cyclic"].schedule == script.ScheduleArgs("cyclic", 1e-6, 20_000_000 // 4, 0.1, 10)
     for name, frames in (("cyclic-annealed", 40), ("cyclic-annealed-8M", 8), ("cyclic-annealed-20M", 20)):
         schedule = PRESETS[f"high-utd-{name}"].args.schedule
-        assert (schedule.kind, schedule.low) == ("cyclic-then-constant", 1e-6)
+        assert (schedule.kind, schedule.low, 4 * schedule.period_steps) == ("cyclic-then-constant", 1e-6, 4_000_000)
         assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
     assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
 

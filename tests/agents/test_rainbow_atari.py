@@ -542,6 +542,7 @@ def test_the_papers_low_update_to_data_arms():
     for args in arms.values():
         assert (args.total_timesteps * 4, args.replay_ratio, args.learning_rate) == (200_000_000, 0.25, 6.25e-5)
         assert (args.nap, args.network, args.weight_decay) == (NapArgs(enabled=True), "normalised", 0)
+        assert args.protocol == "classic"  # "following the protocol used by (Hessel et al. 2018)"
     kinds = {name: args.schedule.kind for name, args in arms.items()}
     assert [kinds[name] for name in names] == [
         "constant", "one-cycle", "cyclic", "constant", "cyclic", "cyclic-then-constant"
@@ -577,11 +578,10 @@ def test_the_papers_high_update_to_data_arms():
         assert (args.replay_ratio, args.total_timesteps, args.network) == (1, 50_000_000, "plain")
         assert (args.nap.enabled, args.weight_decay) == (False, 0)
     assert [args.learning_rate for args in arms.values()] == [6.25e-5, 1e-6, 6.25e-5, 6.25e-5]
-    assert arms["cyclic"].schedule == ScheduleArgs("cyclic", 1e-6, 1_000_000, 0.1, 10)
-    for name, frames in (("cyclic-annealed", 40), ("cyclic-annealed-8M", 8), ("cyclic-annealed-20M", 20)):
-        schedule = PRESETS[f"high-utd-{name}"].args.schedule
-        assert (schedule.kind, schedule.low) == ("cyclic-then-constant", 1e-6)
-        assert 4 * schedule.cycles * schedule.period_steps == frames * 1_000_000
+    assert arms["cyclic"].schedule == ScheduleArgs("cyclic", 1e-6, 20_000_000 // 4, 0.1, 10)  # as Fig. 7's curves
+    early = arms["cyclic-annealed"].schedule
+    assert (early.kind, early.low, early.cycles) == ("cyclic-then-constant", 1e-6, 10)
+    assert 4 * early.period_steps == 4_000_000
     assert PRESETS["high-utd-weight-decay"].args.weight_decay == 1e-2
 
 
