@@ -2,13 +2,13 @@
 
     python agents/ppo_control.py                                 CartPole, plain PPO, constant rate
     python agents/ppo_control.py nap --env-id Acrobot-v1         weights projected, LayerNorm
-    python agents/ppo_control.py levels-plain                    observations shift ten times: plain PPO never recovers
+    python agents/ppo_control.py levels-plain                    ten levels, each with another offset: plain PPO
     python agents/ppo_control.py levels-nap-switch               the same, projected, re-warmed at each change
     python agents/ppo_control.py --resume runs/logs/RUN          continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
-weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
-`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
+weights (arXiv:2407.01800), ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the
+next update. In `main` these are three calls in this order; an agent that is told of changes restarts in `intervene`.
 
 Any Gymnasium id with a flat Box of observations and Discrete actions works. An agent step is a step in one of the
 num_envs environments. An iteration is num_steps steps in each of them, then update_epochs * num_minibatches updates.
@@ -16,10 +16,10 @@ num_envs environments. An iteration is num_steps steps in each of them, then upd
 The `levels-` presets are the continual control of Muppidi et al. 2024 (arXiv:2405.16642) as Tang et al. 2025
 (arXiv:2506.00592) aligned it: ten levels of 200 iterations of 800 steps in one environment, and at each level another
 constant is added to the observation. Network, loss and constants are theirs: no orthogonal initialisation, no clipping
-of gradients or values, advantages normalised over the iteration, Monte-Carlo targets for values. Their score is the
-mean of charts/iteration_return. Deviation: log-probabilities come from log_softmax, where theirs are of probabilities
-held above 1e-7. Deviation from the paper: CUSUM watches the mean squared TD error of an iteration's steps, valued as
-they were taken, instead of the loss, which is measured after the first updates and misses changes to smaller returns.
+of gradients or values, advantages normalised over the iteration, values that learn returns with lambda 1. Their score
+is the mean of charts/iteration_return. Deviation: log-probabilities come from log_softmax, where theirs are of
+probabilities held above 1e-7. Deviation from the paper: CUSUM watches the mean squared TD error of an iteration's
+steps, valued as they were taken, and not the loss, which is measured while the values change.
 
 --shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts, at the end of the
 iteration. By default it does not. The probe (feature metrics on fixed inputs) always uses observations of the first
@@ -93,7 +93,7 @@ class Args:
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     value_lambda: float = 1.0
-    """lambda of the returns that values learn; 1: discounted sums of rewards up to the end of episode or iteration"""
+    """lambda of the returns that values learn; 1: discounted sums of rewards, plus V where an episode was cut"""
     num_minibatches: int = 25
     """minibatches per epoch"""
     update_epochs: int = 5
@@ -462,7 +462,7 @@ def main(args: Args) -> None:
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection
                     rate = rewarming.rate  # of this update
-                    projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
+                    projection.step(rate)  # W <- W ||W_0|| / ||W||, gains by --nap.gains; heads stay free
                     rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                     run.updates += 1
 

@@ -76,16 +76,16 @@ def shown(value: float) -> str:
 
 def sentence(plain: Scores, rewarmed: Scores) -> str:
     """What the numbers show, also if it is not what one expects."""
-    changes, lost, kept = len(plain.ends) - 1, sum(plain.learned[1:]), sum(rewarmed.learned[1:])
+    changes, by_plain, by_rewarmed = len(plain.ends) - 1, sum(plain.learned[1:]), sum(rewarmed.learned[1:])
     if not plain.learned[0]:
         verdict = "plain PPO did not learn the first task either, so this seed does not show what the changes do to it"
-    elif lost == 0 and kept == changes:
+    elif by_plain == 0 and by_rewarmed == changes:
         verdict = "after the changes plain PPO did not learn again, and the other agent did each time"
-    elif lost < kept:
+    elif by_plain < by_rewarmed:
         verdict = "after the changes the re-warmed agent learned more often"
-    elif lost > kept:
+    elif by_plain > by_rewarmed:
         verdict = "on this seed plain PPO did better"
-    elif lost == changes:
+    elif by_plain == changes:
         verdict = "on this seed plain PPO did not stop learning"
     else:
         verdict = "on this seed the two do not differ"
