@@ -299,13 +299,13 @@ def gae(
         rewards, values, dones: [T, N], of the steps.
         last_values: [N], V of the observations after the last step.
     """
-    advantages, deltas = np.zeros_like(rewards), np.zeros_like(rewards)
-    following, next_values = np.zeros_like(last_values), last_values
+    continues = 1.0 - dones
+    next_values = np.concatenate([values[1:], last_values[None]])
+    deltas = (rewards + gamma * next_values * continues - values).astype(rewards.dtype)
+    discounts = gamma * lam * continues
+    advantages, following = np.zeros_like(rewards), np.zeros_like(last_values)
     for t in reversed(range(len(rewards))):
-        continues = 1.0 - dones[t]
-        deltas[t] = rewards[t] + gamma * next_values * continues - values[t]
-        advantages[t] = following = deltas[t] + gamma * lam * continues * following
-        next_values = values[t]
+        advantages[t] = following = deltas[t] + discounts[t] * following
     return advantages, deltas
 
 

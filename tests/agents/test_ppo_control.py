@@ -458,7 +458,7 @@ def test_with_advantages_of_other_steps_it_learns_nothing(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(1, 11))
 def test_the_preset_baseline_solves_cartpole(seed, tmp_path):
     """At a constant rate it falls for a moment now and then: most evaluations count, and the first 40,000 steps."""
     args = script.PRESETS["baseline"].args
