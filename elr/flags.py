@@ -366,7 +366,7 @@ class RewarmArgs:
         if switch.at_trigger and switch.optimizer == "reset" and self.moments == "reset":
             raise ValueError(SAME_RESET)
         if self.trigger == "switch":
-            self._check_switch(switch, shift)
+            self._check_switch(schedule, switch, shift, total)
         if self.trigger == "cusum":
             self._check_detector(shift, updates, total - starts, starts, starts if pauses else 0)
 
@@ -385,13 +385,20 @@ class RewarmArgs:
                 f"--schedule.period-steps {schedule.period_steps} ends: it changes nothing"
             )
 
-    def _check_switch(self, switch: SwitchArgs, shift: Changes) -> None:
+    def _check_switch(self, schedule: ScheduleArgs, switch: SwitchArgs, shift: Changes, total: int) -> None:
         if not shift.on:
             raise ValueError("--rewarm.trigger switch never comes with --shift.kind none: choose what changes")
         if switch.fresh_agent:
             raise ValueError("--rewarm.trigger switch is part of --switch.fresh-agent: use --rewarm.trigger never")
         if switch.optimizer == "reset" and self.moments == "reset":
             raise ValueError(SAME_RESET)
+        rising = schedule.warmup_frac * (schedule.period_steps or total)
+        if shift.shortest_gap and "warmup_frac" in schedule.READS[schedule.kind] and rising >= shift.shortest_gap:
+            raise ValueError(
+                f"--rewarm.trigger switch never lets the rate reach its peak: --schedule.period-steps and "
+                f"--schedule.warmup-frac have it rise for {rising:g} steps, but --shift changes the task after "
+                f"{shift.shortest_gap}"
+            )
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:
         """CUSUM misses a change in its burn-in; after an alarm, a burn-in and the refractory period run together."""

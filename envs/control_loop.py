@@ -4,7 +4,8 @@
 
 Saving. In general the state of a Gymnasium environment cannot be read. Kept instead are the state of its random stream
 at the beginning of the episode, the actions since then, and the changes of physics. `Loop.load_state_dict` plays the
-episode again, in as many steps, and compares the last observation, the return and the stream with the saved ones.
+episode again, in as many steps, and compares the last observation, the return and the stream with the saved ones. State that
+outlives an episode (a curriculum, say) is not saved; it is noticed only if the running episode shows it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class Loop:
         """Start an episode in environment i and return its observation [D]."""
         env = self._envs[i]
         self._episodes[i] = _Episode(_stream(env) if seed is None else seed, self.changed)
-        return env.reset(seed=seed)[0]
+        obs = env.reset(seed=seed)[0]
+        if np.shape(obs) != (self._size,):  # a single number would be repeated
+            raise ValueError(f"{self._env_id} gave an observation of shape {np.shape(obs)}, but has ({self._size},)")
+        return obs
 
     def play(
         self, actions: NDArray[np.int64]

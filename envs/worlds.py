@@ -182,6 +182,8 @@ class ControlWorld:
         if self.kind not in get_args(ControlKind):
             raise ValueError(f"kind {self.kind!r} is unknown")
         env, when = control_env(self.env_id, self.num_envs, max_episode_steps=self.max_episode_steps), self.timetable
+        if env.rules["max_episode_steps"] is None:  # an evaluation might never end, nor an episode be recorded
+            raise ValueError(f"{self.env_id} is registered without a time limit: give one with --max-episode-steps")
         match self.kind:
             case "offsets":
                 return OffsetObservations(env, when, self.tasks, self.scale)

@@ -67,8 +67,8 @@ class Span(NamedTuple):
         return self.begin + first * length, self.begin + last * length
 
 
-def spans(run: Recorded) -> list[Span]:
-    """The visits of a run, in order.
+def spans(run: Recorded) -> list[Span | None]:
+    """The visits of a run, in order; None in place of one that is shorter than a tenth of the longest.
 
     Raises:
         RunError: its task never changes.
@@ -78,7 +78,7 @@ def spans(run: Recorded) -> list[Span]:
         raise RunError(f"{run.directory} records no shift/boundary: its task never changes")
     found = [Span(begin, end) for begin, end in pairwise((0, *changes, run.end))]
     longest = max(one.end - one.begin for one in found)
-    return [one for one in found if one.end - one.begin >= longest / 10]
+    return [one if one.end - one.begin >= longest / 10 else None for one in found]
 
 
 def mean_between(curve: Curve, first: float, last: float) -> float:
@@ -91,21 +91,33 @@ def mean_between(curve: Curve, first: float, last: float) -> float:
 def around(run: Recorded, tag: str) -> tuple[float, float, float]:
     """Before, at once, after: see the module's text; nan if a change has no value there."""
     curve, visits = run.curves[tag], spans(run)
-    before = [mean_between(curve, *one.part(1 - FIFTH, 1)) for one in visits[:-1]]
-    at_once = [mean_between(curve, *one.part(0, TWENTIETH)) for one in visits[1:]]
-    after = [mean_between(curve, *one.part(1 - FIFTH, 1)) for one in visits[1:]]
-    return float(np.mean(before)), float(np.mean(at_once)), float(np.mean(after))
+    before = [mean_between(curve, *one.part(1 - FIFTH, 1)) for one in visits[:-1] if one]
+    at_once = [mean_between(curve, *one.part(0, TWENTIETH)) for one in visits[1:] if one]
+    after = [mean_between(curve, *one.part(1 - FIFTH, 1)) for one in visits[1:] if one]
+    return mean_or_nan(before), mean_or_nan(at_once), mean_or_nan(after)
+
+
+def mean_or_nan(values: Sequence[float]) -> float:
+    """The mean; nan if one value is nan or there is none."""
+    return float(np.mean(values)) if values else math.nan
 
 
 def aligned(run: Recorded, tag: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Middles of windows, in visits since the change, and the mean over the changes of the run's values in each.
 
     The first half of the windows is the end of the visit before. A window in which no change has a value is nan.
+
+    Raises:
+        RunError: a short visit is on one side of each change.
     """
     rows = []
     for old, new in pairwise(spans(run)):
+        if old is None or new is None:
+            continue
         past, coming = np.linspace(*old.part(0.5, 1), BINS // 2 + 1), np.linspace(*new.part(0, 1), BINS + 1)
         rows.append(np.concatenate([windowed(run.curves[tag], past), windowed(run.curves[tag], coming)]))
+    if not rows:
+        raise RunError(f"{run.directory}: no change lies between two visits that are long enough to be drawn")
     stacked = np.stack(rows)
     count = (~np.isnan(stacked)).sum(axis=0)
     total = np.nansum(stacked, axis=0)

@@ -1014,6 +1014,10 @@ def test_levels_add_another_constant_to_each_observation():
         ([*DRIFTS, "--switch.fresh-agent"], ["--switch.fresh-agent", "--shift.drift"]),
         ([*DRIFTS, "--shift.scale", "3.0"], ["--shift.scale 3.0", "--shift.kind physics"]),
         ([*DRIFTS, "--shift.tasks", "3"], ["--shift.tasks 3", "--shift.kind physics"]),
+        (
+            shlex.split("levels-nap-switch --shift.every-steps 8000 --total-timesteps 24000"),  # rises for 16,000
+            ["--rewarm.trigger switch", "--schedule.period-steps", "--schedule.warmup-frac", "after 8000"],
+        ),
         # the script's own
         (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs 8", "--num-steps 100"]),
         (["--num-minibatches", "800", "--norm-adv", "minibatch"], ["--num-minibatches 800", "--norm-adv minibatch"]),
@@ -1048,6 +1052,7 @@ def test_what_is_next_to_a_refusal_is_accepted():
         ["--num-minibatches", "800"],
         ["--num-minibatches", "800", "--norm-adv", "off"],
         ["levels-plain", "--shift.every-steps", "800"],
+        ["levels-nap-switch", "--shift.every-steps", "16800"],  # rises for 16,000 of them
         ["--shift.kind", "offsets", "--shift.rate", "0.01"],  # several may come in an iteration
         shlex.split("--rewarm.trigger every --switch.when trigger --switch.optimizer reset"),  # without a change
     ):

@@ -21,7 +21,7 @@ from envs.control_loop import Loop
 from envs.minatar import game_seed
 from envs.shifts import ChangePhysics, PermuteActions
 from envs.timetables import EverySteps, NoChange
-from envs.worlds import evaluation_world
+from envs.worlds import ControlWorld, evaluation_world
 from tests.envs.rollouts import equal, play
 from tests.envs.single import SingleEnv
 
@@ -237,6 +237,24 @@ def register():
     yield lambda env_id, entry_point, **more: gymnasium.register(env_id, entry_point, **more)
     gymnasium.registry.clear()
     gymnasium.registry.update(before)
+
+
+def test_without_a_time_limit_it_is_refused(register):
+    """An evaluation might never end."""
+    register("Scripted-v0", Scripted)
+    with pytest.raises(ValueError, match="Scripted-v0 is registered without a time limit: give one with"):
+        ControlWorld("Scripted-v0").make()
+    assert ControlWorld("Scripted-v0", max_episode_steps=7).make().rules["max_episode_steps"] == 7
+
+
+def test_an_observation_of_another_shape_is_refused(register):
+    class Scalar(Scripted):
+        def _seen(self, action):
+            return np.float64(1.0)  # NumPy would repeat it
+
+    register("Scalar-v0", Scalar, max_episode_steps=7)
+    with pytest.raises(ValueError, match=r"Scalar-v0 gave an observation of shape \(\), but has \(3,\)"):
+        control_env("Scalar-v0", 2).reset(seed=1)
 
 
 def test_episodes_by_hand(register):

@@ -53,9 +53,19 @@ def test_aligned_at_the_change(tmp_path):
     np.testing.assert_array_equal(values[10:], 1.0)
 
 
-def test_a_short_last_visit_is_left_out(tmp_path):
-    run = read_run(recorded(tmp_path / "a", changes=(100, 200, 295)))
-    assert [tuple(one) for one in around.spans(run)] == [(0, 100), (100, 200), (200, 295)]
+def test_a_short_visit_is_left_out_and_the_change_beside_it_counts_where_it_can(tmp_path):
+    run = read_run(recorded(tmp_path / "a", changes=(100, 200, 300), end=305, value=lambda step: step > 200))
+    assert around.spans(run) == [(0, 100), (100, 200), (200, 300), None]
+    # Before the changes at 100, 200 and 300: 1 only before the last one. At once and after: at 100 and 200.
+    assert around.around(run, "losses/entropy") == pytest.approx((1 / 3, 1 / 2, 1 / 2))
+
+
+def test_changes_beside_short_visits_only_are_not_drawn(tmp_path):
+    run = read_run(recorded(tmp_path / "a", changes=(290,)))
+    before, at_once, after = around.around(run, "losses/entropy")
+    assert math.isfinite(before) and math.isnan(at_once) and math.isnan(after)
+    with pytest.raises(RunError, match="no change lies between two visits that are long enough"):
+        around.aligned(run, "losses/entropy")
 
 
 def test_refusals(tmp_path):
