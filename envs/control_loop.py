@@ -4,8 +4,8 @@
 
 Saving. In general the state of a Gymnasium environment cannot be read. Kept instead are the state of its random stream
 at the beginning of the episode, the actions since then, and the changes of physics. `Loop.load_state_dict` plays the
-episode again, in as many steps, and compares the last observation, the return and the stream with the saved ones. State that
-outlives an episode (a curriculum, say) is not saved; it is noticed only if the running episode shows it.
+episode again, in as many steps, and compares the last observation, the return and the stream with the saved ones.
+State that outlives an episode (a curriculum, say) is not saved; it is noticed only if the running episode shows it.
 """
 
 from __future__ import annotations
