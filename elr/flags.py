@@ -395,9 +395,9 @@ class RewarmArgs:
         rising = schedule.warmup_frac * (schedule.period_steps or total)
         if shift.shortest_gap and "warmup_frac" in schedule.READS[schedule.kind] and rising >= shift.shortest_gap:
             raise ValueError(
-                f"--rewarm.trigger switch never lets the rate reach its peak: --schedule.period-steps and "
-                f"--schedule.warmup-frac have it rise for {rising:g} steps, but --shift changes the task after "
-                f"{shift.shortest_gap}"
+                "--rewarm.trigger switch restarts the schedule before the rate has reached its peak: it rises for "
+                f"{rising:g} steps, --schedule.warmup-frac of --schedule.period-steps, but --shift changes the task "
+                f"after {shift.shortest_gap}"
             )
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:

@@ -66,6 +66,10 @@ def begin(panels: int, columns: int = 3, width: float = 4.4, height: float = 3.1
     return figure, drawn[:panels]
 
 
+DENSE = 500
+"""points from which on the runs and the interval of an arm are pixels in an SVG"""
+
+
 def draw_arm(
     axes: Axes,
     x: NDArray[np.float64],
@@ -90,19 +94,22 @@ def draw_arm(
         cut: the axis covers the runs only, and the interval is cut off beyond. A wide interval of few runs would
             otherwise flatten the curves.
     """
+    dense = len(x) > DENSE  # then an image of the faint lines is smaller than their points
     if len(runs) > 1:
         for run in runs:
             known = ~np.isnan(run)
-            axes.plot(
+            (line,) = axes.plot(
                 x[known], run[known], color=look.colour, linestyle=look.dashes, linewidth=0.6, alpha=0.3, zorder=1
             )
+            line.set_rasterized(dense)
     mean = runs.mean(axis=0)
     known = ~np.isnan(mean)
     if band is not None:
         limits = axes.dataLim.frozen()
-        axes.fill_between(
+        area = axes.fill_between(
             x[known], band[0][known], band[1][known], color=look.colour, alpha=0.15, linewidth=0, zorder=2
         )
+        area.set_rasterized(dense)
         if cut:
             axes.dataLim.set(limits)
     marker = "" if known.all() and len(x) > 1 else "."
