@@ -16,8 +16,7 @@ ordered pairs (x, y) and tested on the others. A network that has only learned t
 whose mirror (y, x) it was trained on, about 20 % of them, so accuracy is reported for both kinds.
 
 The presets fig2-left-*, fig2-right-* and fig3-* are arms of the paper's grokking figures with fewer updates: 20,000,
-6,000 and 9,000 instead of up to 1,000,000. fig8 looks at the rank of that figure in our default network, which has no
-norms.
+6,000 and 9,000 instead of up to 1,000,000; so are fig8-*, whose weight decay is 1.
 
 Deviations from the paper: embeddings are projected too (--nap.no-embeddings), as is the output layer, which counts as
 one of its "linear layers" here (--nap.no-decoder); no norm layer bounds what either does; gains of norm layers are only
@@ -263,8 +262,7 @@ PRESETS = presets(
                 {"nap": nap, "learning_rate": rate, "weight_decay": decay, "total_updates": 20_000, **FIGURE},
             )
             for name, held, nap in (("free", "unconstrained", FREE), ("projected", "projected every 100 updates", HELD))
-            for rate in (1e-2, 1e-3, 1e-4)
-            for decay in (0.01, 1.0)
+            for rate in (1e-2, 1e-3, 1e-4) for decay in (0.01, 1.0)
         },
         **{
             f"fig2-right-{name}-{gains}-wd{decay:g}": (
@@ -273,18 +271,20 @@ PRESETS = presets(
                 {"nap": nap, "weight_decay": decay, "scale_decay": scale * decay, **RIGHT},
             )
             for name, held, nap in (("free", "unconstrained", FREE), ("projected", "projected every update", NapArgs()))
-            for gains, scale in (("plain", 0.0), ("scale-decay", 1.0))
-            for decay in (1.0, 10.0)
+            for gains, scale in (("plain", 0.0), ("scale-decay", 1.0)) for decay in (1.0, 10.0)
         },
         **{
             f"fig3-{peak:g}": (
                 f"norm layers, scale decay; rate 1e-4 until --rewarm.at-update, then warm-up and cosine from {peak:g}",
                 {**FIG3, "learning_rate": peak},
-            )
-            for peak in (1e-2, 1e-3)
+            ) for peak in (1e-2, 1e-3)
         },
-        "fig8": ("the default, its probe every 10 updates: effective rank of the attention's output",
-                 {"probe": ProbeArgs(every=10)}),
+        **{
+            f"fig8-{gains}-every{every}": (
+                f"as fig2-right-projected-{gains}-wd1, projected every {every} updates: rank of the attention's output",
+                {**RIGHT, "nap": NapArgs(every=every), "weight_decay": 1.0, "scale_decay": scale},
+            ) for gains, scale in (("plain", 0.0), ("scale-decay", 1.0)) for every in (100, 1_000)
+        },
     },
 )  # fmt: skip
 

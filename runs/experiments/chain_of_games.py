@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiments.shared.chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.experiments.shared.chains import CLAIM, ENDS, RULE, arms, budget, decays, end_returns, judge, smoke
 from runs.sweeps.experiment import Experiment, Scale
 
 EXPERIMENT = Experiment(
@@ -21,9 +21,10 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             seeds=(1, 2, 3, 4, 5),
-            estimate="some 120 core-hours: visits of a million steps; no GPU is needed",
+            estimate="some 25 core-hours: visits of 200,000 steps at one update per step; no GPU is needed",
         ),
     },
+    measures={ENDS: end_returns},
     judge=judge,
     curve="charts/episodic_return",
 )

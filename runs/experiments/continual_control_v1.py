@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from runs.analysis.statistics import Scores, bootstrap, iqm
-from runs.experiments.shared.levels import NAMES, WORLDS, arms, by_arm, late, levels, score
-from runs.experiments.shared.rules import Measured, decide, difference, measured
-from runs.sweeps.experiment import Experiment, Flags, Result, Scale, Verdict
+from runs.experiments.shared.levels import LATE, NAMES, SCORE, WORLDS, arms, by_arm, late, levels, score
+from runs.experiments.shared.rules import Column, column, decide, difference
+from runs.sweeps.experiment import Experiment, Flags, Measured, Scale, Verdict
 
 OURS, OTHERS = "nap-switch", ("plain", "nap-constant")
 
 
-def judge(results: Sequence[Result]) -> Verdict:
+def judge(runs: Sequence[Measured]) -> Verdict:
     """The rule below."""
-    scores, ends = measured(results, score), measured(results, late)
-    worlds = list(dict.fromkeys(result.world for result in results))
+    scores, ends = column(runs, SCORE), column(runs, LATE)
+    worlds = list(dict.fromkeys(run.world for run in runs))
     ahead = {world: [difference(in_world(scores, world), OURS, other) for other in OTHERS] for world in worlds}
     signs = {world: [one.sign for one in differences] for world, differences in ahead.items()}
     holds = [world for world in worlds if min(signs[world]) > 0]
@@ -39,29 +40,31 @@ def judge(results: Sequence[Result]) -> Verdict:
     )
 
 
-def in_world(values: Measured, world: str) -> dict[str, dict[tuple[str, int], float]]:
+def in_world(values: Column, world: str) -> dict[str, dict[tuple[str, int], float]]:
     """The values of one environment."""
     return {arm: {key: v for key, v in runs.items() if key[0] == world} for arm, runs in values.items()}
 
 
 def lead(arm: Scores, plain: Scores, oracle: Scores) -> np.ndarray:
-    """(arm - plain) / (oracle - plain), of means over seeds: 0 is plain training, 1 a fresh agent per level."""
+    """(arm - plain) / (oracle - plain), of means over seeds.
+
+    0 is plain training, 1 a fresh agent per level; nan if these are equal.
+    """
     ours, low, high = (np.asarray(one[0]).mean(axis=-1) for one in (arm, plain, oracle))
-    share: np.ndarray = (ours - low) / (high - low)
-    return share
+    return np.divide(ours - low, high - low, out=np.full_like(ours, np.nan), where=high != low)
 
 
-def table(scores: Measured, ends: Measured) -> list[list[str]]:
+def table(scores: Column, ends: Column) -> list[list[str]]:
     """A row per arm of one environment."""
     rows = []
     columns = {arm: [np.array(list(runs.values()))] for arm, runs in scores.items()}
-    for arm, column in columns.items():
-        low, high = bootstrap(iqm, column)
-        share = lead(column, columns["plain"], columns["oracle"])
-        least, most = bootstrap(lead, column, columns["plain"], columns["oracle"])
-        of_lead = "–" if arm in ("plain", "oracle") else f"{share:.2f} [{least:.2f}, {most:.2f}]"
+    for arm, one in columns.items():
+        low, high = bootstrap(iqm, one)
+        share = lead(one, columns["plain"], columns["oracle"])
+        least, most = bootstrap(lead, one, columns["plain"], columns["oracle"])
+        of_lead = "–" if arm in ("plain", "oracle") or math.isnan(share) else f"{share:.2f} [{least:.2f}, {most:.2f}]"
         end = np.mean(list(ends[arm].values()))
-        rows.append([arm, str(len(column[0])), f"{iqm(column):.1f} [{low:.1f}, {high:.1f}]", of_lead, f"{end:.1f}"])
+        rows.append([arm, str(len(one[0])), f"{iqm(one):.1f} [{low:.1f}, {high:.1f}]", of_lead, f"{end:.1f}"])
     return rows
 
 
@@ -105,6 +108,7 @@ EXPERIMENT = Experiment(
             worlds={"CartPole": WORLDS["CartPole"]},  # the published rate of 1e-3 for all arms
         ),
     },
+    measures={SCORE: score, LATE: late},
     judge=judge,
     curve="charts/iteration_return",
 )

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from runs.experiments.shared.levels import WORLDS, arms, levels, score
-from runs.experiments.shared.rules import decide, measured
-from runs.sweeps.experiment import Experiment, Result, Scale, Verdict
+from runs.experiments.shared.levels import SCORE, WORLDS, arms, levels, score
+from runs.experiments.shared.rules import column, decide
+from runs.sweeps.experiment import Experiment, Measured, Scale, Verdict
 
 PUBLISHED = {
     ("plain", "CartPole"): (61.8, 6.9),
@@ -19,9 +19,9 @@ PUBLISHED = {
 """mean and standard error of 6 seeds: Table 1 of Tang et al. 2025, columns Vanilla and Oracle"""
 
 
-def judge(results: Sequence[Result]) -> Verdict:
+def judge(runs: Sequence[Measured]) -> Verdict:
     """The rule below."""
-    scores = measured(results, score)
+    scores = column(runs, SCORE)
     rows, near = [], []
     for (arm, world), (theirs, error) in PUBLISHED.items():
         ours = [value for (one, _), value in scores[arm].items() if one == world]
@@ -33,7 +33,7 @@ def judge(results: Sequence[Result]) -> Verdict:
         rows.append(
             [
                 world, arm, str(len(ours)), f"{fmean(ours):.1f} ± {own_error:.1f}", f"{theirs} ± {error}",
-                f"{fmean(ours) - theirs:+.1f}", f"{reach:.1f}", "yes" if near[-1] else "no",
+                f"{round(fmean(ours) - theirs, 1) + 0.0:+.1f}", f"{reach:.1f}", "yes" if near[-1] else "no",
             ]
         )  # fmt: skip
     gaps = [
@@ -83,6 +83,7 @@ EXPERIMENT = Experiment(
             folder="continual-control-v1/paper",
         ),
     },
+    measures={SCORE: score},
     judge=judge,
     judged=("paper",),
     curve="charts/iteration_return",

@@ -1,30 +1,36 @@
-"""Fig. 2, right: with norm layers, projection needs scale decay, or attention saturates and accuracy stalls."""
+"""Fig. 2, right: with norm layers, projection needs scale decay, or the network does not generalise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from runs.experiments.shared.rules import decide, first_reaching, last
-from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict, guessed_gpu_hours
+from runs.experiments.shared.rules import column, decide, first_reaching, last
+from runs.sweeps.experiment import Arm, Experiment, Measured, Scale, Verdict, guessed_gpu_hours
+
+ARRIVAL, END = "first update at 99 %", "test accuracy at the end"
+SYMMETRIC = 0.203
+"""test accuracy of a network that knows x + y = y + x and the training pairs, where the paper's arm stays"""
 
 
-def judge(results: Sequence[Result]) -> Verdict:
+def judge(runs: Sequence[Measured]) -> Verdict:
     """The rule below."""
-    plain = [run for run in results if "plain" in run.arm]
-    decayed = [run for run in results if "scale-decay" in run.arm]
-    grok = sum(first_reaching(run, "test/accuracy", 0.99) < math.inf for run in decayed)
-    stall = sum(last(run, "test/accuracy") < 0.5 for run in plain)
-    holds = grok == len(decayed) and stall == len(plain)
-    fails = grok <= len(decayed) / 2 or stall <= len(plain) / 2
+    first, ends = column(runs, ARRIVAL), column(runs, END)
+    grok = [step < math.inf for arm, steps in first.items() if "scale-decay" in arm for step in steps.values()]
+    low = [end for arm, values in ends.items() if "plain" in arm for end in values.values()]
+    stall, near = sum(end < 0.5 for end in low), sum(abs(end - SYMMETRIC) <= 0.05 for end in low)
     rows = []
-    for run in (*plain, *decayed):
-        step = first_reaching(run, "test/accuracy", 0.99)
-        first = "never" if step == math.inf else f"{step:,.0f}"
-        rows.append([run.arm, str(run.seed), first, f"{last(run, 'test/accuracy'):.3f}"])
+    for arm, steps in first.items():
+        for (world, seed), step in steps.items():
+            when = "never" if step == math.inf else f"{step:,.0f}"
+            rows.append([arm, str(seed), when, f"{ends[arm][world, seed]:.3f}"])
     return Verdict(
-        decide(holds, fails),
-        f"{grok} of {len(decayed)} runs with scale decay reach 99 %, {stall} of {len(plain)} without it end below 50 %",
+        decide(
+            all(grok) and stall == len(low),
+            sum(grok) <= len(grok) / 2 or stall <= len(low) / 2,
+        ),
+        f"{sum(grok)} of {len(grok)} runs with scale decay reach 99 %, {stall} of {len(low)} without it end below 50 "
+        f"%; {near} of these {len(low)} end within 5 points of 20.3 %, where the paper's stay",
         ("arm", "seed", "first update at 99 %", "test accuracy at the end"),
         rows,
     )
@@ -32,9 +38,9 @@ def judge(results: Sequence[Result]) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="fig2-right",
-    source="Fig. 2 (right) of Lyle et al. 2025",
-    claim="With norm layers and projection every update, accuracy stalls near the 20 % of a symmetric table unless the "
-    "gains decay; with scale decay the network groks.",
+    source="after Fig. 2 (right) of Lyle et al. 2025, in which accuracy stays at 20.3 % for 1M updates",
+    claim="With norm layers and projection every update, a network whose gains decay groks, and one whose gains do not "
+    "stays below 50 %.",
     rule="Reproduced if every run with scale decay reaches a test accuracy of 99 % and every run without it ends "
     "below 50 %. Not reproduced if at most half of the runs of either kind do. Undecided otherwise.",
     arms=[
@@ -51,8 +57,8 @@ EXPERIMENT = Experiment(
             arms=("fig2-right-projected-plain-wd1", "fig2-right-projected-scale-decay-wd1"),
         ),
         "laptop": Scale(
-            seeds=(4, 5, 6, 7, 8),
-            estimate="20 min on two cores",
+            seeds=(1, 2, 3, 4, 5, 6, 7, 8),
+            estimate="35 min on two cores",
             arms=("fig2-right-projected-plain-wd1", "fig2-right-projected-scale-decay-wd1"),
         ),
         "paper": Scale(
@@ -62,7 +68,13 @@ EXPERIMENT = Experiment(
             gpus=0.25,
         ),
     },
+    measures={
+        ARRIVAL: lambda run: first_reaching(run, "test/accuracy", 0.99),
+        END: lambda run: last(run, "test/accuracy"),
+    },
     judge=judge,
+    note="Seeds 1 to 3 were seen before the rule was written, and are counted. A first page judged seeds 4 to 8 alone "
+    "and claimed a stall near 20 %, which they do not show.",
     curve="test/accuracy",
     log_steps=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiments.shared.chains import CLAIM, RULE, arms, budget, decays, judge, smoke
+from runs.experiments.shared.chains import CLAIM, ENDS, RULE, arms, budget, decays, end_returns, judge, smoke
 from runs.sweeps.experiment import Experiment, Flags, Scale
 
 WORLDS: dict[str, Flags] = {
@@ -28,10 +28,11 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             seeds=(1, 2, 3, 4, 5),
-            estimate="some 240 core-hours: visits of a million steps; no GPU is needed",
+            estimate="some 50 core-hours: visits of 200,000 steps at one update per step; no GPU is needed",
             worlds=WORLDS,
         ),
     },
+    measures={ENDS: end_returns},
     judge=judge,
     curve="charts/episodic_return",
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runs.experiments.shared.rules import decide, mean_rows, measured
-from runs.sweeps.experiment import Arm, Experiment, Result, Scale, Verdict
+from runs.experiments.shared.rules import column, decide, mean_rows
+from runs.sweeps.experiment import Arm, Experiment, Measured, Result, Scale, Verdict
 
 AGENTS = ("dqn", "ppo")
+SPEED = "steps per second, median of the second half"
 
 
 def speed(result: Result) -> float:
@@ -18,9 +19,9 @@ def speed(result: Result) -> float:
     return float(np.median(values[len(values) // 2 :]))
 
 
-def judge(results: Sequence[Result]) -> Verdict:
+def judge(runs: Sequence[Measured]) -> Verdict:
     """The rule below."""
-    speeds = measured(results, speed)
+    speeds = column(runs, SPEED)
     medians = {
         agent: float(np.median([speeds[f"{agent}-nap"][pair] / plain for pair, plain in speeds[agent].items()]))
         for agent in AGENTS
@@ -80,6 +81,7 @@ EXPERIMENT = Experiment(
             },
         ),
     },
+    measures={SPEED: speed},
     judge=judge,
     curve="charts/SPS",
 )

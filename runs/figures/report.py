@@ -2,35 +2,39 @@
 
     python -m runs report fig3 --scale laptop
 
-Reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG) and a
-machine-readable verdict (`fig3-laptop.json`) to `runs/results/`. Then it rewrites the table of claims in README.md from
-these files. A rule is never applied to part of a plan: if runs are missing, the command refuses, unless --partial asks
-for a page without a verdict. Scales that are too small to judge get no verdict either.
+Reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG), the
+verdict with the numbers of every run (`fig3-laptop.json`) and the curves (`fig3-laptop.csv.gz`) to `runs/results/`.
+Then it rewrites the table of claims in README.md from these files. A rule is never applied to part of a plan: if runs
+are missing, the command refuses, unless --partial asks for a page without a verdict. Scales that are too small to judge
+get no verdict either.
+
+    python -m runs report fig3 --scale laptop --from-json
+
+applies the rule to the published numbers instead, without any run directory. So anyone can check a verdict, and a page
+can be drawn or worded anew.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from runs.analysis.curves import Curve, as_curve, over_seeds
+from runs.analysis.curves import Curve, over_seeds
 from runs.analysis.statistics import student_band
 from runs.analysis.tables import markdown
 from runs.figures import style
 from runs.positionals import Experiments
-from runs.recording import RunError, one_line_errors, read_json, read_status
+from runs.recording import RunError, one_line_errors, read_json
+from runs.sweeps import record
 from runs.sweeps.experiment import (
     LOGS,
     REPOSITORY,
     Experiment,
     Job,
+    Measured,
     NoRuns,
-    Result,
     Unfinished,
     Verdict,
     as_words,
@@ -38,7 +42,7 @@ from runs.sweeps.experiment import (
     plan,
     run_command,
 )
-from runs.sweeps.results import results_of
+from runs.sweeps.record import Record
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
@@ -59,9 +63,20 @@ class Args:
     """folder of the pages"""
     partial: bool = False
     """write a page without a verdict, NAME-SCALE-partial, from the runs that are finished"""
+    join: tuple[Path, ...] = ()
+    """records (NAME-SCALE.json, or -partial) of runs on other machines, which are added to the runs here"""
+    from_json: bool = False
+    """take the runs from the published NAME-SCALE.json and .csv.gz in OUT instead of from run directories"""
+
+    def __post_init__(self) -> None:
+        """Refuse flags that contradict each other."""
+        if self.from_json and self.logs != LOGS:
+            raise ValueError(f"--logs {self.logs} has no effect with --from-json, which reads no run directory")
+        if (self.from_json or self.join) and not self.experiments:
+            raise ValueError(f"{'--from-json' if self.from_json else '--join'} needs the name of an experiment")
 
 
-def judged(experiment: Experiment, scale: str, results: Sequence[Result], complete: bool) -> Verdict | None:
+def judged(experiment: Experiment, scale: str, runs: Sequence[Measured], complete: bool) -> Verdict | None:
     """The verdict of the rule, or None if the scale is too small to judge or runs are missing.
 
     Raises:
@@ -70,23 +85,9 @@ def judged(experiment: Experiment, scale: str, results: Sequence[Result], comple
     if scale not in experiment.judged or not complete:
         return None
     try:
-        return experiment.judge(results)
+        return experiment.judge(runs)
     except (ValueError, KeyError, ArithmeticError) as error:
         raise RunError(f"the rule of {experiment.name} cannot be applied at {scale}: {error}") from error
-
-
-def circumstances(jobs: Sequence[Job]) -> dict[str, Any]:
-    """When, where and from which revisions the runs were made."""
-    records = [read_json(job.directory / "provenance.json") for job in jobs]
-    ends = [read_status(job.directory)["written"] for job in jobs]
-    sessions = [session["git"] for record in records for session in (record, *record["resumed"])]
-    return {
-        "revisions": sorted({git["revision"][:7] + (" with changes" if git["dirty"] else "") for git in sessions}),
-        "first": min(r["started"] for r in records)[:10],
-        "last": max(ends)[:10],
-        "torch": sorted({r["versions"]["torch"] for r in records}),
-        "hardware": sorted({f"{r['cpu']}, {r['cpu_count']} cores, device {r['device']}" for r in records}),
-    }
 
 
 def page_name(experiment: Experiment, scale: str, partial: bool) -> str:
@@ -100,7 +101,7 @@ def page(
     done: Sequence[Job],
     planned: int,
     verdict: Verdict | None,
-    where: dict[str, Any],
+    where: record.Circumstances,
 ) -> str:
     """The page in Markdown; its figure is in the same folder."""
     if verdict:
@@ -124,15 +125,18 @@ def page(
         named = any("±" in head for head in verdict.heads)  # a head that says what its ± is
         if not named and any("±" in cell for row in verdict.rows for cell in row):
             lines += ["± is Student's 95 % interval.", ""]
+    name = page_name(experiment, scale, len(done) < planned)
     lines += [
         work(experiment, scale, done),
         "",
         f"{len(done)} runs: {arms} arms{' and tasks' if any(job.world for job in done) else ''}, seeds {seeds}. "
         f"`{run_command(experiment, scale, LOGS)}`, then `python -m runs report {experiment.word} "
-        f"--scale {scale}{' --partial' if len(done) < planned else ''}`.",
+        f"--scale {scale}{' --partial' if len(done) < planned else ''}`. The numbers of every run are in "
+        f"[{name}.json]({name}.json), the curves in [{name}.csv.gz]({name}.csv.gz); `report` with `--from-json` "
+        "applies the rule to them again.",
         "",
-        f"{' to '.join(sorted({where['first'], where['last']}))}, revision {', '.join(where['revisions'])}, torch "
-        f"{', '.join(where['torch'])}, {'; '.join(where['hardware'])}, {done[0].threads} "
+        f"{' to '.join(sorted({where.first, where.last}))}, revision {', '.join(where.revisions)}, torch "
+        f"{', '.join(where.torch)}, {'; '.join(where.hardware)}, {done[0].threads} "
         f"thread{'s' * (done[0].threads > 1)} per run.",
         "",
     ]
@@ -150,30 +154,27 @@ def work(experiment: Experiment, scale: str, done: Sequence[Job]) -> str:
     return f"Each run is {scripts}{given}, and the flags of its arm ({shows}){worlds}."
 
 
-def draw(experiment: Experiment, jobs: Sequence[Job], results: Mapping[str, Result], stem: Path) -> None:
+def draw(experiment: Experiment, jobs: Sequence[Job], runs: Record, stem: Path) -> None:
     """The experiment's curve, one panel per task, as PNG and SVG.
 
     Raises:
-        RunError: a run has not recorded the curve, matplotlib is missing, or a file cannot be written.
+        RunError: matplotlib is missing, or a file cannot be written.
     """
     curves: dict[str, dict[str, list[Curve]]] = {}
     for job in jobs:
-        curve = results[job.id].scalars.get(experiment.curve)
-        if not curve:
-            raise RunError(f"{job.directory} has recorded no {experiment.curve}")
-        curves.setdefault(job.world, {}).setdefault(job.arm, []).append(as_curve(curve, job.directory))
+        curves.setdefault(job.world, {}).setdefault(job.arm, []).append(runs.curves[record.key_of(job)])
     looks = style.looks(job.arm for job in jobs)
     figure, panels = style.begin(len(curves))
     for axes, (world, arms) in zip(panels, curves.items(), strict=True):
-        for arm, runs in arms.items():
-            x, values = over_seeds(experiment.curve, runs)
-            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(runs)}", student_band(values), cut=True)
+        for arm, seeds in arms.items():
+            x, values = over_seeds(experiment.curve, seeds)
+            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(seeds)}", student_band(values), cut=True)
         axes.set_title(world, fontsize=9)
         axes.set_ylabel(experiment.curve, fontsize=8)
         style.steps_axis(axes)
         if experiment.log_steps:
             axes.set_xscale("log")
-            axes.set_xlim(left=min(steps[steps > 0][0] for runs in arms.values() for steps, _ in runs))
+            axes.set_xlim(left=min(steps[steps > 0][0] for seeds in arms.values() for steps, _ in seeds))
     style.legend_below(figure, panels)
     style.save(figure, [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")])
 
@@ -182,11 +183,10 @@ def claims(folder: Path = RESULTS) -> str:
     """README's table of claims, from the verdicts in a folder. Pages without a verdict are left out."""
     lines = ["| claim | source | scale | n | verdict |", "|---|---|---|---|---|"]
     for path in sorted(folder.glob("*.json")):
-        record = read_json(path)
-        if record["outcome"]:
-            link = f"[{record['outcome']}](runs/results/{path.stem}.md)"
-            seeds = f"{record['seeds']} seeds"
-            lines.append(f"| {record['claim']} | {record['source']} | {record['scale']} | {seeds} | {link} |")
+        one = read_json(path)
+        if one["outcome"]:
+            link = f"[{one['outcome']}](runs/results/{path.stem}.md)"
+            lines.append(f"| {one['claim']} | {one['source']} | {one['scale']} | {one['seeds']} seeds | {link} |")
     return "\n".join(lines)
 
 
@@ -205,41 +205,49 @@ def write_claims(readme: Path = REPOSITORY / "README.md", folder: Path = RESULTS
         readme.write_text(f"{before}{BEGIN}\n{claims(folder)}\n{END}{after}", encoding="utf-8")
 
 
+def gathered(args: Args, experiment: Experiment, jobs: Sequence[Job]) -> Record:
+    """The finished runs of a plan: from their directories or the published files, and from those of other machines.
+
+    Raises:
+        RunError: there is none (NoRuns), one cannot be measured or read, or two records disagree.
+    """
+
+    def read(path: Path) -> Record:
+        return record.read(path, experiment, args.scale, jobs)
+
+    here = args.out / f"{page_name(experiment, args.scale, args.partial)}.json"
+    first = read(here) if args.from_json else record.collect(experiment, jobs)
+    found = record.joined(first, [(path, read(path)) for path in args.join], jobs)
+    if found is None:
+        raise NoRuns(experiment, args.scale, args.logs)
+    return found
+
+
 def write(args: Args, experiment: Experiment) -> Path:
     """The page of one experiment, its figure and its verdict; returns the page's path.
 
     Raises:
-        RunError: no run of the plan is finished (NoRuns), or some are not; or as `results_of` and `judged`.
+        RunError: some runs of the plan are not finished; or as `gathered` and `judged`.
     """
     name = experiment.name
     jobs = plan(experiment, args.scale, args.logs)
-    results = results_of(jobs)
-    done = [job for job in jobs if job.id in results]
-    if not done:
-        raise NoRuns(experiment, args.scale, args.logs)
+    runs = gathered(args, experiment, jobs)
+    done = [job for job in jobs if record.key_of(job) in runs.runs]
     if partial := len(done) < len(jobs):
-        missing = next(job.id for job in jobs if job.id not in results)
+        missing = next(job.id for job in jobs if record.key_of(job) not in runs.runs)
         if not args.partial:
             raise Unfinished(
                 f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them "
                 f"with {run_command(experiment, args.scale, args.logs)}, or use --partial"
             )
-    verdict = judged(experiment, args.scale, list(results.values()), len(done) == len(jobs))
-    where = circumstances(done)
+    verdict = judged(experiment, args.scale, list(runs.runs.values()), len(done) == len(jobs))
     stem = args.out / page_name(experiment, args.scale, partial)
     with one_line_errors(f"cannot write {stem}.md", also=(OSError,)):
         args.out.mkdir(parents=True, exist_ok=True)
-        draw(experiment, done, results, stem)
-        text = page(experiment, args.scale, done, len(jobs), verdict, where)
+        draw(experiment, done, runs, stem)
+        text = page(experiment, args.scale, done, len(jobs), verdict, runs.where)
         stem.with_name(stem.name + ".md").write_text(text, encoding="utf-8")
-        record = {
-            "experiment": name, "scale": args.scale, "claim": experiment.claim, "source": experiment.source,
-            "outcome": verdict.outcome if verdict else None, "reason": verdict.reason if verdict else None,
-            "runs": len(done), "planned": len(jobs), "seeds": len({job.seed for job in done}),
-            "written": time.strftime("%Y-%m-%d"), **where,
-        }  # fmt: skip
-        verdict_text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        stem.with_name(stem.name + ".json").write_text(verdict_text, encoding="utf-8")
+    record.write(stem, experiment, args.scale, len(jobs), runs, verdict)
     return stem.with_name(stem.name + ".md")
 
 

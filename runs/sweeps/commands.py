@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runs import positionals
-from runs.recording import RunError
+from runs.recording import RunError, read_json
 from runs.sweeps.experiment import LOGS, REPOSITORY, Job, as_words, chosen, load, names, plan
 
 
@@ -78,6 +78,9 @@ class RunArgs(Selection):
     Exit codes: 0 all runs finished, 1 a run failed, 2 refused, 130 interrupted.
     """
 
+    join: tuple[Path, ...] = ()
+    """records (NAME-SCALE.json or NAME-SCALE-partial.json) of runs that another machine has finished: these runs are
+    left out; `report --join` adds them"""
     data_folder: Path | None = None
     """folder of CIFAR-10's official files for runs of warm_start.py, which otherwise download them"""
     dry_run: bool = False
@@ -165,7 +168,7 @@ def run(args: RunArgs) -> int:
     from runs.sweeps.progress import Progress
     from runs.sweeps.run_job import inspect
 
-    jobs = with_data_folder(planned(args), args.data_folder)
+    jobs = with_data_folder(left_to_do(planned(args), args.join, args.scale), args.data_folder)
     if args.dry_run:
         print(f"cd {shlex.quote(str(REPOSITORY))}", *(shlex.join(job.command()) for job in jobs), sep="\n")
         return 0
@@ -196,6 +199,29 @@ def planned(selection: Selection) -> list[Job]:
     return [
         job for job in jobs if job.arm in (selection.arms or [job.arm]) and job.seed in (selection.seeds or [job.seed])
     ]
+
+
+def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list[Job]:
+    """The jobs without those whose runs are in records of other machines.
+
+    Raises:
+        RunError: a record cannot be read, is of none of these experiments, or its runs had other flags; or nothing is
+            left.
+    """
+    from runs.sweeps.record import key_of, read
+
+    done = set()
+    for path in records:
+        name = read_json(path).get("experiment")
+        mine = [job for job in jobs if job.experiment == name]
+        if not mine:
+            raise RunError(f"{path} is of {name}, of which no run is planned here")
+        experiment = load(name)
+        done |= {(name, key) for key in read(path, experiment, scale, plan(experiment, scale, Path())).runs}
+    left = [job for job in jobs if (job.experiment, key_of(job)) not in done]
+    if not left:
+        raise RunError("all these runs are in the records that --join names: nothing is left to run")
+    return left
 
 
 def with_data_folder(jobs: Sequence[Job], folder: Path | None) -> list[Job]:

@@ -86,6 +86,21 @@ class Result:
     scalars: Scalars
 
 
+Value = float | tuple[float, ...]
+"""a number of a run, or several in a row; inf for an event that never came, never nan"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of a finished run, on which alone a rule decides; they are published with the verdict."""
+
+    arm: str
+    world: str
+    seed: int
+    values: Mapping[str, Value]
+    """by the names of `Experiment.measures`"""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The rule's decision on the runs."""
@@ -111,8 +126,10 @@ class Experiment:
     """how the runs decide; written before the first run"""
     arms: Sequence[Arm]
     scales: Mapping[str, Scale]
-    judge: Callable[[Sequence[Result]], Verdict]
-    """the rule as code; it gets the finished runs of one scale"""
+    measures: Mapping[str, Callable[[Result], Value]]
+    """what is measured of each run, by a name that says what it is, with its unit"""
+    judge: Callable[[Sequence[Measured]], Verdict]
+    """the rule as code; it gets the numbers of all runs of one scale"""
     curve: str
     """tag of the curve in the figure"""
     judged: Sequence[str] = ("laptop", "paper")
@@ -130,8 +147,10 @@ class Experiment:
         return shlex.quote(self.file or self.name)
 
     def __post_init__(self) -> None:
-        """Refuse unknown or repeated arm names, and missing or repeated seeds."""
+        """Refuse unknown or repeated arm names, missing or repeated seeds, and names of measures that are taken."""
         names = [arm.name for arm in self.arms]
+        for name in sorted({"arm", "world", "seed"} & set(self.measures)):
+            raise ValueError(f"{self.name}: a measure cannot be called {name}, which names the run")
         for name in {name for name in names if names.count(name) > 1}:
             raise ValueError(f"{self.name}: two arms are called {name}")
         for label, scale in self.scales.items():

@@ -1,23 +1,51 @@
-"""The finished runs of a plan, as rules and figures read them."""
+"""The finished runs of a plan, as figures read them, and their numbers, as rules do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from runs.recording import read_json, read_scalars
-from runs.sweeps.experiment import Job, Result
+from runs.recording import RunError, read_json, read_scalars
+from runs.sweeps.experiment import Experiment, Job, Measured, Result
 from runs.sweeps.run_job import inspect
+
+
+def result_of(job: Job) -> Result | None:
+    """What a job's run recorded; None if it is not finished.
+
+    Raises:
+        RunError: its directory holds another run than the planned one, or its table has lost lines.
+    """
+    if inspect(job).state != "finished":
+        return None
+    config, scalars = read_json(job.directory / "config.json"), read_scalars(job.directory)
+    return Result(job.arm, job.world, job.seed, config, scalars)
 
 
 def results_of(jobs: Sequence[Job]) -> dict[str, Result]:
     """The finished runs of a plan, by job.
 
     Raises:
-        RunError: a directory holds another run than the planned one, or its table has lost lines.
+        RunError: as `result_of`.
     """
-    results = {}
-    for job in jobs:
-        if inspect(job).state == "finished":
-            config, scalars = read_json(job.directory / "config.json"), read_scalars(job.directory)
-            results[job.id] = Result(job.arm, job.world, job.seed, config, scalars)
-    return results
+    results = {job.id: result_of(job) for job in jobs}
+    return {name: result for name, result in results.items() if result}
+
+
+def measure(experiment: Experiment, result: Result) -> Measured:
+    """The numbers of a run that the rule reads.
+
+    Raises:
+        RunError: one cannot be measured, or is nan.
+    """
+    values = {}
+    for name, of in experiment.measures.items():
+        try:
+            value = of(result)
+        except (ValueError, KeyError, ArithmeticError) as error:
+            raise RunError(f"{experiment.name}: {name} cannot be measured: {error}") from error
+        if any(map(math.isnan, value if isinstance(value, tuple) else [value])):
+            where = f" in {result.world}" if result.world else ""
+            raise RunError(f"{experiment.name}: {name} is undefined for {result.arm}, seed {result.seed}{where}")
+        values[name] = value
+    return Measured(result.arm, result.world, result.seed, values)

@@ -422,7 +422,7 @@ def test_presets_are_the_arms_of_the_figures():
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed)
     assert all(args.exp_name == name for name, args in parsed.items())
     assert not any(args.match_elr for args in parsed.values())
-    for prefix, arms in (("fig2-left-", 12), ("fig2-right-", 8), ("fig3-", 2), ("fig8", 1)):
+    for prefix, arms in (("fig2-left-", 12), ("fig2-right-", 8), ("fig3-", 2), ("fig8-", 4)):
         assert sum(name.startswith(prefix) for name in parsed) == arms
     left = {(a.learning_rate, a.weight_decay, a.nap.enabled) for n, a in parsed.items() if n.startswith("fig2-left")}
     assert left == set(itertools.product((1e-2, 1e-3, 1e-4), (0.01, 1.0), (True, False)))

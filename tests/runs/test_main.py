@@ -19,7 +19,8 @@ EXPERIMENT = Experiment(
     name="mine", source="ours", claim="It counts.", rule="Reproduced if it counts.", curve="test/accuracy",
     arms=[Arm("a", {str(FAKE)!r}), Arm("b", {str(FAKE)!r}, flags={{"every": 4}})],
     scales={{"smoke": Scale(seeds=(1, 2), estimate="a second", flags={{"total_updates": 8}})}},
-    judge=lambda results: Verdict("undecided", ""),
+    measures={{}},
+    judge=lambda runs: Verdict("undecided", ""),
 )
 """
 
@@ -189,15 +190,15 @@ def test_list_and_show(capsys):
     assert "fig3  (Fig. 3 of Lyle et al. 2025)\n    A network" in capsys.readouterr().out
     assert main(["show", "fig3"]) == 0
     shown = capsys.readouterr().out
-    assert "Rule:\n    Reproduced if" in shown and "grokking.py fig3-0.01 --rewarm.at-update 5000" in shown
+    assert "Rule:\n    With Adam's beta2" in shown and "grokking.py fig3-0.01 --rewarm.at-update 5000" in shown
 
 
 def test_show_prints_what_a_scale_changes(capsys):
-    assert main(["show", "fig6-high-utd"]) == 0
-    scales = capsys.readouterr().out.split("Scales:\n")[1]
-    laptop, quick = scales.split("    laptop: ")[1].split("    quick: ")
+    assert main(["show", "high-utd-minatar"]) == 0
+    laptop = capsys.readouterr().out.split("    laptop: ")[1].split("    paper: ")[0]
     assert "        cyclic: --schedule.period-steps 12000\n" in laptop and "baseline" not in laptop
-    assert "        low: dqn_atari.py quick-high-utd-low\n" in quick.split("    paper: ")[0]
+    assert main(["show", "fig6-right"]) == 0
+    assert "        low: dqn_atari.py high-utd-low\n" in capsys.readouterr().out.split("    paper: ")[1]
     assert main(["show", "fig2-left"]) == 0
     smoke = capsys.readouterr().out.split("    smoke: ")[1].split("    laptop: ")[0].split("    paper: ")[0]
     assert smoke.count("(not run)") == 10

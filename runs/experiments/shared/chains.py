@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from runs.analysis.changes import Visit, share, split
-from runs.experiments.shared.rules import all_above, difference, mean_rows, measured
-from runs.sweeps.experiment import Arm, Flags, Result, Scale, Verdict
+import numpy as np
+
+from runs.analysis.changes import split
+from runs.experiments.shared.rules import all_above, difference, mean_rows
+from runs.sweeps.experiment import Arm, Flags, Measured, Result, Scale, Verdict
+
+ENDS = "mean training return of the last tenth of each visit"
 
 ARMS = ("plain", "reset", "fresh", "nap", "switch", "cusum")
 RULE = (
@@ -50,15 +54,31 @@ def arms(script: str) -> list[Arm]:
     return [Arm(f"chain-{name}", script, f"chain-{name}") for name in ARMS]
 
 
-def judge(results: Sequence[Result]) -> Verdict:
+def end_returns(result: Result) -> tuple[float, ...]:
+    """The mean training return of the last tenth of each visit, in order; nan for a visit without an episode there."""
+    return tuple(visit.end_return for visit in split(result.scalars, result.config["total_timesteps"], result.arm))
+
+
+def share(ends: Sequence[float], fresh: Sequence[float]) -> float:
+    """Mean over all visits but the first of the end return divided by the fresh agent's.
+
+    Raises:
+        ValueError: the numbers of visits differ, or the fresh agent's return in one is not above 0.
+    """
+    pairs = list(zip(ends[1:], fresh[1:], strict=True))
+    if not pairs or not all(theirs > 0 for _, theirs in pairs):
+        raise ValueError("a share needs a fresh agent whose return is above 0 in every visit but the first")
+    return float(np.mean([ours / theirs for ours, theirs in pairs]))
+
+
+def judge(runs: Sequence[Measured]) -> Verdict:
     """The rule above."""
-    visits: Mapping[tuple[str, str, int], list[Visit]] = {
-        (run.arm, run.world, run.seed): split(run.scalars, run.config["total_timesteps"], run.arm) for run in results
-    }
-    shares = measured(
-        results,
-        lambda run: share(visits[run.arm, run.world, run.seed], visits["chain-fresh", run.world, run.seed]),
-    )
+    ends = {(run.arm, run.world, run.seed): run.values[ENDS] for run in runs}
+    shares: dict[str, dict[tuple[str, int], float]] = {}
+    for (arm, world, seed), of_run in ends.items():
+        fresh = ends["chain-fresh", world, seed]
+        assert isinstance(of_run, tuple) and isinstance(fresh, tuple)
+        shares.setdefault(arm, {})[world, seed] = share(of_run, fresh)
     ahead = [difference(shares, arm, "chain-plain") for arm in ("chain-switch", "chain-cusum")]
     return Verdict(
         all_above(ahead),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from runs.analysis.statistics import student_interval
 from runs.analysis.tables import mean_over_seeds
-from runs.sweeps.experiment import Outcome, Result
+from runs.sweeps.experiment import Measured, Outcome, Result
 
-Measure = Callable[[Result], float]
-Measured = Mapping[str, Mapping[tuple[str, int], float]]
-"""{arm: {(task, seed): value}}"""
+Column = Mapping[str, Mapping[tuple[str, int], float]]
+"""one number of every run: {arm: {(task, seed): value}}"""
 
 
 class Difference(NamedTuple):
@@ -30,7 +29,8 @@ class Difference(NamedTuple):
 
         0 if it contains 0, has no width (equal differences say nothing of their spread), or does not exist (n < 2).
         """
-        return int(math.copysign(1, self.mean)) if abs(self.mean) > self.half > 0 else 0
+        wide = self.half > 1e-9 * abs(self.mean)  # equal differences of rounded numbers have an interval of rounding
+        return int(math.copysign(1, self.mean)) if abs(self.mean) > self.half and wide else 0
 
     def __str__(self) -> str:
         if math.isnan(self.half):
@@ -38,22 +38,18 @@ class Difference(NamedTuple):
         return f"{self.mean:.3g} ± {self.half:.2g} (n = {self.n} pairs)"
 
 
-def measured(results: Sequence[Result], measure: Measure) -> dict[str, dict[tuple[str, int], float]]:
-    """The measure of every run.
-
-    Raises:
-        ValueError: it is undefined (nan) for one of them.
-    """
+def column(runs: Sequence[Measured], name: str) -> dict[str, dict[tuple[str, int], float]]:
+    """One number of every run, by its name among the experiment's measures."""
     values: dict[str, dict[tuple[str, int], float]] = {}
-    for result in results:
-        value = measure(result)
-        if math.isnan(value):  # inf is a value: an event that never came
-            defined(value, "the measure", result)
-        values.setdefault(result.arm, {})[result.world, result.seed] = value
+    for run in runs:
+        value = run.values[name]
+        if isinstance(value, tuple):
+            raise ValueError(f"{name} is several numbers of each run")
+        values.setdefault(run.arm, {})[run.world, run.seed] = value
     return values
 
 
-def difference(values: Measured, arm: str, other: str) -> Difference:
+def difference(values: Column, arm: str, other: str) -> Difference:
     """arm minus other, over the tasks and seeds that both have.
 
     Raises:
@@ -64,6 +60,18 @@ def difference(values: Measured, arm: str, other: str) -> Difference:
         raise ValueError(f"{arm} and {other} share no task and seed")
     gaps = [values[arm][pair] - values[other][pair] for pair in pairs]
     return Difference(*student_interval(gaps), len(gaps))
+
+
+def over_games(values: Column) -> dict[str, dict[tuple[str, int], float]]:
+    """The mean over the seeds of each task: where a claim is about games, games are the sample, not games times seeds.
+
+    Paired intervals over all runs would be too narrow: seeds of a game share what is particular to the game.
+    """
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for arm, runs in values.items():
+        for world in dict.fromkeys(world for world, _ in runs):
+            found.setdefault(arm, {})[world, 0] = float(np.mean([v for (w, _), v in runs.items() if w == world]))
+    return found
 
 
 def decide(holds: bool, fails: bool) -> Outcome:
@@ -112,7 +120,7 @@ def end_return(result: Result, share: float = 0.1) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def per_world(values: Measured) -> dict[str, dict[tuple[str, int], float]]:
+def per_world(values: Column) -> dict[str, dict[tuple[str, int], float]]:
     """Values divided by the mean over all arms and seeds of the same task, so that all tasks have the same weight.
 
     Raises:
@@ -126,7 +134,7 @@ def per_world(values: Measured) -> dict[str, dict[tuple[str, int], float]]:
     return {arm: {key: v / means[key[0]] for key, v in runs.items()} for arm, runs in values.items()}
 
 
-def mean_rows(values: Measured, *more: Measured) -> list[list[str]]:
+def mean_rows(values: Column, *more: Column) -> list[list[str]]:
     """A row per arm: its name, n, and mean and interval of each measure."""
     rows = []
     for arm, runs in values.items():

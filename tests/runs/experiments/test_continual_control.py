@@ -8,7 +8,7 @@ import pytest
 from runs.experiments import continual_control_v1 as control
 from runs.experiments import control_published_v1 as published
 from runs.experiments.shared import levels
-from runs.sweeps.experiment import Result, load, plan
+from runs.sweeps.experiment import Measured, Result, load, plan
 
 LEVEL = 10 * levels.ITERATION
 
@@ -35,11 +35,16 @@ def test_late_returns_are_the_last_two_of_ten_iterations_after_the_first_level()
     assert math.isnan(levels.late(run("plain", 1.0, count=1)))
 
 
+def numbers(arm, value, *, world="CartPole", seed=1):
+    """What the rule reads of a run that scores `value` throughout."""
+    return Measured(arm, world, seed, {levels.SCORE: value, levels.LATE: value})
+
+
 def scored(**means):
     """Every arm, four seeds, one environment: its mean plus a deviation of the seed that differs between arms."""
     rng = np.random.default_rng(1)
     return [
-        run(name, means.get(name.replace("-", "_"), 50.0) + rng.normal(0, 1), seed=seed)
+        numbers(name, means.get(name.replace("-", "_"), 50.0) + rng.normal(0, 1), seed=seed)
         for name in levels.NAMES
         for seed in range(4)
     ]
@@ -69,14 +74,14 @@ def test_no_effect(means, outcome):
 
 
 def test_the_same_runs_twice_decide_nothing():
-    arms = [run(name, 10.0 + seed, seed=seed) for name in levels.NAMES for seed in range(4)]
-    arms = [one if one.arm != "oracle" else run("oracle", 100.0 + one.seed, seed=one.seed) for one in arms]
+    arms = [numbers(name, 10.0 + seed, seed=seed) for name in levels.NAMES for seed in range(4)]
+    arms = [one if one.arm != "oracle" else numbers("oracle", 100.0 + one.seed, seed=one.seed) for one in arms]
     assert control.judge(arms).outcome == "undecided"
 
 
 def test_an_interval_without_width_decides_nothing():
     means = {"plain": 10.0, "oracle": 100.0, "nap-switch": 80.0}
-    arms = [run(name, means.get(name, 50.0), seed=seed) for name in levels.NAMES for seed in range(4)]
+    arms = [numbers(name, means.get(name, 50.0), seed=seed) for name in levels.NAMES for seed in range(4)]
     assert control.judge(arms).outcome == "undecided"
 
 
@@ -86,7 +91,7 @@ def test_most_environments_decide_and_one_against_prevents():
     dull = scored(oracle=110)
 
     def moved(runs, world):
-        return [Result(one.arm, world, one.seed, one.config, one.scalars) for one in runs]
+        return [Measured(one.arm, world, one.seed, one.values) for one in runs]
 
     three = [*moved(good, "A"), *moved(good, "B")]
     assert control.judge([*three, *moved(dull, "C")]).outcome == "reproduced"
@@ -100,7 +105,9 @@ def published_runs(shift=0.0, **replaced):
     spread = np.array([-1, -1, -1, 1, 1, 1]) * math.sqrt(5)  # sd sqrt(6), so the mean's is 1
     means = {key: mean + shift for key, (mean, _) in published.PUBLISHED.items()} | replaced
     return [
-        run(arm, mean + d, world=world, seed=s) for (arm, world), mean in means.items() for s, d in enumerate(spread)
+        numbers(arm, mean + d, world=world, seed=s)
+        for (arm, world), mean in means.items()
+        for s, d in enumerate(spread)
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from runs.experiments.shared import rules
 from runs.experiments.shared.rules import Difference
-from runs.sweeps.experiment import Result
+from runs.sweeps.experiment import Measured, Result
 
 
 def result(arm="a", world="", seed=1, config=None, **scalars):
@@ -22,11 +22,26 @@ def test_differences_are_paired_by_task_and_seed():
     assert rules.difference(values, "b", "a").mean == -2.5
 
 
-def test_differences_without_pairs_and_undefined_measures_are_refused():
+def test_differences_without_pairs_are_refused():
     with pytest.raises(ValueError, match="a and b share no task and seed"):
         rules.difference({"a": {("", 1): 0.0}, "b": {("", 2): 0.0}}, "a", "b")
-    with pytest.raises(ValueError, match="undefined for a, seed 3 in x"):
-        rules.measured([result(seed=2, gap=[(1, 0.0)]), result(world="x", seed=3)], lambda run: rules.last(run, "gap"))
+
+
+def test_equal_differences_decide_nothing_whatever_their_rounding():
+    values = {"a": {("", 1): 2.5, ("", 2): 2.8, ("", 3): 2.6}, "b": {("", 1): 0.5, ("", 2): 0.8, ("", 3): 0.6}}
+    assert rules.difference(values, "a", "b").sign == 0
+
+
+def test_a_column_is_one_number_of_every_run():
+    runs = [Measured("a", "x", 1, {"n": 2.0, "many": (1.0, 2.0)}), Measured("b", "", 3, {"n": 5.0, "many": ()})]
+    assert rules.column(runs, "n") == {"a": {("x", 1): 2.0}, "b": {("", 3): 5.0}}
+    with pytest.raises(ValueError, match="many is several numbers of each run"):
+        rules.column(runs, "many")
+
+
+def test_games_are_means_over_their_seeds():
+    values = {"a": {("x", 1): 1.0, ("x", 2): 3.0, ("y", 1): 9.0}}
+    assert rules.over_games(values) == {"a": {("x", 0): 2.0, ("y", 0): 9.0}}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ EXPERIMENT = Experiment(
     rule="None.",
     arms=[Arm("high", "grokking", "low"), Arm("low", "grokking", "low")],
     scales={"laptop": Scale(seeds=(1, 2, 3), estimate="2 s", worlds={"a": {}, "b": {}})},
-    judge=lambda results: None,
+    measures={},
+    judge=lambda runs: None,
     curve="test/accuracy",
 )
 STEPS = (0, 10, 20)

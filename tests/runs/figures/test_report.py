@@ -1,21 +1,28 @@
 """Pages of experiments, verdicts, and the table of claims."""
 
 import dataclasses
+import gzip
 import json
+import math
+import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 
 from runs.__main__ import main
 from runs.figures import report
 from runs.figures.report import Args
 from runs.recording import Run, RunError
+from runs.sweeps import commands, record
 from runs.sweeps import experiment as experiment_module
+from runs.sweeps.commands import left_to_do
 from runs.sweeps.experiment import REPOSITORY, Arm, Experiment, Scale, Verdict, plan
 
 
-def judge(results):
-    ends = {arm: [r.scalars["test/accuracy"][-1][1] for r in results if r.arm == arm] for arm in ("high", "low")}
+def judge(runs):
+    ends = {arm: [run.values["end"] for run in runs if run.arm == arm] for arm in ("high", "low")}
     better = min(ends["high"]) > max(ends["low"])
     rows = [[arm, str(len(values)), f"{max(values):.2f}"] for arm, values in ends.items()]
     return Verdict("reproduced" if better else "not reproduced", "high ends above low", ("arm", "n", "best"), rows)
@@ -32,6 +39,7 @@ EXPERIMENT = Experiment(
         "laptop": Scale(seeds=(1, 2), estimate="2 s"),
         "paper": Scale(seeds=(1, 2), estimate="3 s"),
     },
+    measures={"end": lambda run: run.scalars["test/accuracy"][-1][1]},
     judge=judge,
     curve="test/accuracy",
 )
@@ -41,6 +49,7 @@ EXPERIMENT = Experiment(
 def experiment(monkeypatch):
     """`toy` is the only experiment, and pages are written without their slow pictures."""
     monkeypatch.setattr(experiment_module, "load", lambda name: EXPERIMENT)
+    monkeypatch.setattr(commands, "load", lambda name: EXPERIMENT)
     monkeypatch.setattr(report, "draw", lambda *_: None)
 
 
@@ -158,7 +167,7 @@ def test_killed_run_does_not_count_and_resumed_run_names_both_revisions(tmp_path
 def test_rule_that_cannot_be_applied_is_refused(tmp_path):
     finish_all(tmp_path / "logs", "laptop")
 
-    def broken(results):
+    def broken(runs):
         raise ValueError("high and low share no world and seed")
 
     with pytest.raises(RunError, match="the rule of toy cannot be applied at laptop: high and low share no world"):
@@ -245,3 +254,139 @@ def test_own_experiment_is_named_by_its_path_and_its_note_is_on_the_page(tmp_pat
     text = report.write(args, own).read_text()
     assert "*Worded after the runs.*" in text and "--scale laptop --partial`" in text
     assert "`python -m runs run 'my experiments/own.py' --scale laptop`" in text
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_published_numbers_give_the_same_page_without_the_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "draw", DRAW)
+    jobs = finish_all(tmp_path / "logs", "laptop")
+    out = tmp_path / "out"
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", out), EXPERIMENT)
+    first = files_of(out)
+    assert set(first) == {f"toy-laptop.{kind}" for kind in ("md", "json", "csv.gz", "png", "svg")}
+    values = json.loads(first["toy-laptop.json"])["values"]
+    assert [(one["arm"], one["world"], one["seed"], one["end"]) for one in values] == [
+        (job.arm, "", job.seed, 0.9 if job.arm == "high" else 0.2) for job in jobs
+    ]
+    shutil.rmtree(tmp_path / "logs")
+    report.write(Args(("toy",), "laptop", out=out, from_json=True), EXPERIMENT)
+    again = files_of(out)
+    assert {name for name in first if first[name] != again[name]} <= {"toy-laptop.svg"}  # it has ids of its own
+    table = pandas.read_csv(out / "toy-laptop.csv.gz")
+    assert list(table.columns) == ["arm", "world", "seed", "step", "value"]
+    assert table[(table.arm == "high") & (table.seed == 2)].value.tolist() == [0.1, 0.9]
+
+
+def test_a_changed_number_changes_the_verdict(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+    out = tmp_path / "out"
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", out), EXPERIMENT)
+    path = out / "toy-laptop.json"
+    path.write_text(path.read_text().replace('"seed": 2, "end": 0.9', '"seed": 2, "end": 0.15'))
+    text = report.write(Args(("toy",), "laptop", out=out, from_json=True), EXPERIMENT).read_text()
+    assert "**Verdict: not reproduced.**" in text
+
+
+def test_runs_of_two_machines_are_joined_and_each_leaves_out_those_of_the_other(tmp_path):
+    everywhere, here, there = (tmp_path / name for name in ("everywhere", "here", "there"))
+    finish_all(everywhere, "laptop")
+    for folder, arm in ((here, "high"), (there, "low")):
+        for job in plan(EXPERIMENT, "laptop", folder):
+            if job.arm == arm:
+                finish(job, (0.1, 0.9) if arm == "high" else (0.1, 0.2))
+        report.write(Args(("toy",), "laptop", folder, folder, partial=True), EXPERIMENT)
+    theirs = there / "toy-laptop-partial.json"
+    joined = Args(("toy",), "laptop", here, tmp_path / "joined", join=(theirs,))
+    whole = Args(("toy",), "laptop", everywhere, tmp_path / "whole")
+    report.write(joined, EXPERIMENT), report.write(whole, EXPERIMENT)
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+
+    jobs = plan(EXPERIMENT, "laptop", here)
+    left = left_to_do(jobs, [theirs], "laptop")
+    assert [job.id for job in left] == ["toy/laptop/high-s1", "toy/laptop/high-s2"]
+    with pytest.raises(RunError, match="nothing is left to run"):
+        left_to_do(left, [here / "toy-laptop-partial.json"], "laptop")
+    with pytest.raises(RunError, match=r"toy-laptop-partial\.json is of toy, of which no run is planned here"):
+        left_to_do([dataclasses.replace(job, experiment="other") for job in jobs], [theirs], "laptop")
+
+
+def damaged(folder, kind, change):
+    path = folder / f"toy-laptop.{kind}"
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("json", lambda b: b[:-9], "is not valid JSON"),
+        ("json", lambda b: b.replace(b'"scale": "laptop"', b'"scale": "paper"'), "is of toy at paper, not of toy at"),
+        ("json", lambda b: b.replace(b'"values"', b'"value"'), "holds no numbers of single runs"),
+        ("json", lambda b: b.replace(b'"end": 0.9', b'"start": 0.9'), "now measures other numbers"),
+        ("json", lambda b: b.replace(b'"seed": 2', b'"seed": 7'), "seed 7, which is not in the plan"),
+        ("json", lambda b: b.replace(b'"high": "', b'"high": "0'), "high, seed 1, .* has other flags there"),
+        ("json", lambda b: b.replace(b'"torch"', b'"lamp"'), "is damaged: no entry 'torch'"),
+        ("csv.gz", lambda b: b[:-9], r"cannot read .*toy-laptop\.csv\.gz"),
+        ("csv.gz", lambda b: gzip.compress(b"arm,world,seed,step,value\n"), "has no curve of high, seed 1"),
+    ],
+)
+def test_damaged_or_other_records_are_refused(tmp_path, kind, change, message):
+    finish_all(tmp_path / "logs", "laptop")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    report.write(args, EXPERIMENT)
+    damaged(tmp_path / "out", kind, change)
+    kept = files_of(tmp_path / "out")
+    with pytest.raises(RunError, match=message):
+        report.write(Args(("toy",), "laptop", out=tmp_path / "out", from_json=True), EXPERIMENT)
+    assert files_of(tmp_path / "out") == kept
+
+
+def test_a_record_that_disagrees_with_the_runs_is_refused(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    report.write(args, EXPERIMENT)
+    damaged(tmp_path / "out", "json", lambda b: b.replace(b'"end": 0.9', b'"end": 0.8'))
+    with pytest.raises(RunError, match=r"toy-laptop\.json has other numbers for high  ?seed 1 than the runs here"):
+        report.write(dataclasses.replace(args, join=(tmp_path / "out" / "toy-laptop.json",)), EXPERIMENT)
+
+
+@pytest.mark.parametrize("flags", [{"from_json": True, "logs": Path("x")}, {"from_json": True}, {"join": (Path("x"),)}])
+def test_flags_that_contradict_each_other_are_refused(flags):
+    with pytest.raises(ValueError, match=r"--from-json|--join"):
+        Args(("toy",) if "logs" in flags else (), **flags)
+
+
+def test_infinity_and_several_numbers_are_read_back(tmp_path):
+    measures = {"end": lambda run: math.inf, "two": lambda run: (0.1 + 0.2, math.inf)}
+    experiment = dataclasses.replace(EXPERIMENT, measures=measures, judged=())
+    finish_all(tmp_path / "logs", "laptop")
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path), experiment)
+    assert '"end": null, "two": [0.30000000000000004, null]' in (tmp_path / "toy-laptop.json").read_text()
+    again = record.read(tmp_path / "toy-laptop.json", experiment, "laptop", plan(experiment, "laptop", Path()))
+    assert again.runs[record.Key("low", "", 2)].values == {"end": math.inf, "two": (0.1 + 0.2, math.inf)}
+
+
+def test_a_number_that_is_nan_or_cannot_be_measured_is_refused(tmp_path):
+    finish_all(tmp_path / "logs", "laptop")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    for of, message in (
+        (lambda run: math.nan, "toy: end is undefined for high, seed 1"),
+        (lambda run: run.scalars["none"], "toy: end cannot be measured: 'none'"),
+    ):
+        with pytest.raises(RunError, match=message):
+            report.write(args, dataclasses.replace(EXPERIMENT, measures={"end": of}))
+
+
+def test_curves_are_thinned_to_means_of_windows_or_to_points_of_a_logarithmic_axis():
+    steps = np.arange(1, 1001) * 10
+    x, y = record.thinned((steps, steps / 10), log_steps=False)
+    assert len(x) == record.POINTS and x[0] == 50 and x[-1] == 10_000
+    assert y[0] == 3.0 and y[-1] == 998.0  # means of five points
+    x, y = record.thinned((steps, steps / 10), log_steps=True)
+    assert len(x) <= record.POINTS and x[0] == 10 and x[-1] == 10_000 and np.array_equal(y, x / 10)
+    assert set(x.tolist()) >= {10, 20, 30, 40, 50}  # early points are all there
+    x, y = record.thinned((steps[:7], np.full(7, 1 / 3)), log_steps=False)
+    assert np.array_equal(x, steps[:7]) and (y == 0.333333).all()

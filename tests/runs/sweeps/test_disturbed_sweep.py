@@ -31,7 +31,8 @@ EXPERIMENT = Experiment(
     name="sweep", source="ours", claim="Kills change nothing.", rule="See the test.", curve="test/accuracy",
     arms=[Arm("low", "grokking", "low", {"p": 31, "total_updates": 300, "checkpoint_every": 20})],
     scales={"smoke": Scale(seeds=range(20), estimate="5 min on two cores")},
-    judge=lambda results: Verdict("undecided", ""),
+    measures={},
+    judge=lambda runs: Verdict("undecided", ""),
 )
 """
 KILLS = 5

@@ -26,7 +26,8 @@ EXPERIMENT = Experiment(
     arms=[Arm("a", {str(FAKE)!r}, flags={{"seconds": 0.1, "every": 10}})],
     scales={{"smoke": Scale(seeds=range(6), estimate="a minute", flags={{"total_updates": 100}}),
              "gpu": Scale(seeds=(1,), estimate="a second", gpus=0.25)}},
-    judge=lambda results: Verdict("undecided", ""),
+    measures={{}},
+    judge=lambda runs: Verdict("undecided", ""),
 )
 """
 ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
