@@ -155,9 +155,10 @@ def joined(record: Record | None, others: Sequence[tuple[Path, Record]], order: 
         if record is None:
             record = other
             continue
-        for key in record.runs.keys() & other.runs.keys():
-            if record.runs[key] != other.runs[key]:
-                raise RunError(f"{path} has other numbers for {key.arm} {key.world} seed {key.seed} than the runs here")
+        for key, run in record.runs.items():
+            if run != other.runs.get(key, run):
+                name = f"{key.arm}--{key.world}" if key.world else key.arm
+                raise RunError(f"{path} has other numbers for {name}, seed {key.seed}, than the runs here")
         record = Record(
             {**other.runs, **record.runs},
             {**other.curves, **record.curves},
