@@ -20,6 +20,7 @@ from runs.experiments import (
     fig3,
     fig4_features,
     fig8,
+    theory,
 )
 from runs.experiments.shared import chains, high_utd, levels, warm_start
 from runs.experiments.throughput import SPEED
@@ -135,6 +136,15 @@ def speed_values(job, effect, rng):
     return {SPEED: dealt(rng, 1_000 * (slower if job.arm.endswith("nap") else 1.0), 0.005)}
 
 
+def theory_values(job, effect, rng):
+    of_scale = dealt(rng, 300) if job.arm != "steep" else 2.0
+    return {
+        theory.COSINE: abs(rng.normal()) if effect else 300.0,
+        theory.SHARE: abs(rng.normal()),
+        theory.WITHOUT: of_scale if effect else abs(rng.normal()),
+    }
+
+
 EQUAL = "the claim is that two things are about equal"
 CASES = {
     "chain-of-games": Case(chain_values),
@@ -155,6 +165,7 @@ CASES = {
     "fig9": Case(fig9_values),
     "high-utd-minatar": Case(ahead("cyclic-annealed")),
     "permutations": Case(chain_values),
+    "theory": Case(theory_values, alike="every number is itself a distance from a closed form"),
     "throughput": Case(speed_values, alike=EQUAL),
 }
 
