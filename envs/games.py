@@ -1,4 +1,4 @@
-"""Which Atari games: the 20 of the paper's experiments at one update per step."""
+"""Which Atari games: the 57 of the literature, and the 20 of the paper's experiments at one update per step."""
 
 from __future__ import annotations
 
@@ -8,3 +8,14 @@ HIGH_UTD_GAMES = (
     "Gopher", "Hero",
 )  # fmt: skip
 """Lyle et al. 2025, App. A.3, in their order; the environment is ALE/<name>-v5."""
+
+ATARI_57 = (
+    "Alien", "Amidar", "Assault", "Asterix", "Asteroids", "Atlantis", "BankHeist", "BattleZone", "BeamRider", "Berzerk",
+    "Bowling", "Boxing", "Breakout", "Centipede", "ChopperCommand", "CrazyClimber", "Defender", "DemonAttack",
+    "DoubleDunk", "Enduro", "FishingDerby", "Freeway", "Frostbite", "Gopher", "Gravitar", "Hero", "IceHockey",
+    "Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MontezumaRevenge", "MsPacman", "NameThisGame", "Phoenix",
+    "Pitfall", "Pong", "PrivateEye", "Qbert", "Riverraid", "RoadRunner", "Robotank", "Seaquest", "Skiing", "Solaris",
+    "SpaceInvaders", "StarGunner", "Surround", "Tennis", "TimePilot", "Tutankham", "UpNDown", "Venture", "VideoPinball",
+    "WizardOfWor", "YarsRevenge", "Zaxxon",
+)  # fmt: skip
+"""Hessel et al. 2018, Table 4: those of the low update-to-data experiments."""

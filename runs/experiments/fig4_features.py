@@ -50,5 +50,5 @@ EXPERIMENT = Experiment(
     },
     measures={name: partial(since_switch, metric=metric) for metric, name in METRICS.items()},
     judge=judge,
-    curve="plasticity/delta_c/hidden",
+    curve="plasticity/delta_c/hidden_relu",
 )

@@ -95,6 +95,8 @@ def digests(jobs: Sequence[Job]) -> dict[str, str]:
 def collect(experiment: Experiment, jobs: Sequence[Job]) -> Record | None:
     """Measure the finished runs of a plan; None if there is none.
 
+    Runs at a scale that is not judged may be too short for a measure; they are then kept without numbers.
+
     Raises:
         RunError: a directory holds another run, a run is damaged, cannot be measured or has recorded no curve.
     """
@@ -104,7 +106,12 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> Record | None:
             curve = result.scalars.get(experiment.curve)
             if not curve:
                 raise RunError(f"{job.directory} has recorded no {experiment.curve}")
-            runs[key_of(job)] = measure(experiment, result)
+            try:
+                runs[key_of(job)] = measure(experiment, result)
+            except RunError:
+                if job.scale in experiment.judged:
+                    raise
+                runs[key_of(job)] = Measured(job.arm, job.world, job.seed, {})
             curves[key_of(job)] = thinned(as_curve(curve, job.directory), experiment.log_steps)
             done.append(job)
     return Record(runs, curves, digests(done), circumstances(done)) if done else None
@@ -241,7 +248,7 @@ def read(path: Path, experiment: Experiment, scale: str, jobs: Sequence[Job]) ->
             raise RunError(f"{path} holds {name}, seed {key.seed}, which is not in the plan, or has other flags there")
         if key not in points:
             raise RunError(f"{curves_path} has no curve of {name}, seed {key.seed}")
-        if run.values.keys() != experiment.measures.keys():
+        if run.values.keys() != experiment.measures.keys() and (run.values or scale in experiment.judged):
             raise RunError(f"{path} was measured otherwise: {experiment.name} now measures other numbers of each run")
     return Record(runs, {key: as_curve(points[key], curves_path) for key in runs}, flags, where)
 

@@ -20,9 +20,10 @@ from runs.experiments import (
     fig3,
     fig4_features,
     fig8,
+    fig11,
     theory,
 )
-from runs.experiments.shared import chains, high_utd, levels, warm_start
+from runs.experiments.shared import atari, chains, levels, warm_start
 from runs.experiments.throughput import SPEED
 from runs.sweeps.experiment import Job, Measured, load, names, plan
 
@@ -108,9 +109,28 @@ def ahead(best, low=1.0, high=1.5):
 
     def values(job, effect, rng):
         of_game = 1.0 + len(job.world)
-        return {high_utd.SCORE: dealt(rng, of_game * (high if (job.arm == best) == effect else low), 0.05)}
+        return {atari.SCORE: dealt(rng, of_game * (high if (job.arm == best) == effect else low), 0.05)}
 
     return values
+
+
+def several_ahead(*better):
+    """Returns in which these arms are ahead of all others, the last of them not of the one before."""
+
+    def values(job, effect, rng):
+        of_game = 1.0 + len(job.world)
+        return {atari.SCORE: dealt(rng, of_game * (1.5 if (job.arm in better) == effect else 1.0), 0.05)}
+
+    return values
+
+
+def fig11_values(job, effect, rng):
+    loses = (job.arm == "reset") == effect
+    before = [dealt(rng, 10.0 * (1 + len(job.world))) for _ in range(3)]
+    return {
+        fig11.BEFORE: tuple(before),
+        fig11.AFTER: tuple(dealt(rng, one * (0.3 if loses else 0.7)) for one in before),
+    }
 
 
 def chain_values(job, effect, rng):
@@ -150,6 +170,8 @@ CASES = {
     "chain-of-games": Case(chain_values),
     "continual-control-v1": Case(control_values),
     "control-published-v1": Case(published_values, "paper", alike=EQUAL),
+    "fig10": Case(several_ahead("cyclic-annealed-8M", "cyclic-annealed-20M", "cyclic-annealed"), "paper"),
+    "fig11": Case(fig11_values, "paper"),
     "fig13": Case(fig13_values),
     "fig2-left": Case(fig2_left_values),
     "fig2-right": Case(fig2_right_values),
@@ -158,6 +180,7 @@ CASES = {
     "fig4-features": Case(fig4_features_values),
     "fig5-left": Case(fig5_left_values),
     "fig5-right": Case(fig5_right_values),
+    "fig6-left": Case(several_ahead("one-cycle", "four-cycles"), "paper"),
     "fig6-right": Case(ahead("cyclic"), "paper"),
     "fig7-left": Case(ahead("cyclic-annealed"), "paper"),
     "fig7-right": Case(ahead("cyclic-annealed"), "paper"),

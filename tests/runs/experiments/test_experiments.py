@@ -12,7 +12,7 @@ import pytest
 
 from runs.experiments import fig2_left, fig2_right, fig3, throughput
 from runs.experiments.shared import chains
-from runs.experiments.shared.high_utd import SCORE
+from runs.experiments.shared.atari import SCORE
 from runs.experiments.shared.warm_start import ACCURACY, GAP, since_switch
 from runs.recording import parse
 from runs.sweeps.experiment import Measured, Result, guessed_gpu_hours, load, names, plan

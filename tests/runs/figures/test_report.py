@@ -376,8 +376,14 @@ def test_a_number_that_is_nan_or_cannot_be_measured_is_refused(tmp_path):
         (lambda run: math.nan, "toy: end is undefined for high, seed 1"),
         (lambda run: run.scalars["none"], "toy: end cannot be measured: 'none'"),
     ):
+        changed = dataclasses.replace(EXPERIMENT, measures={"end": of})
         with pytest.raises(RunError, match=message):
-            report.write(args, dataclasses.replace(EXPERIMENT, measures={"end": of}))
+            report.write(args, changed)
+        unjudged = dataclasses.replace(changed, judged=("paper",))  # too short for a measure, and not judged
+        page = report.write(args, unjudged)
+        assert "**No verdict**" in page.read_text()
+        assert json.loads(page.with_suffix(".json").read_text())["values"][0] == {"arm": "high", "world": "", "seed": 1}
+        report.write(Args(("toy",), "laptop", out=tmp_path / "out", from_json=True), unjudged)
 
 
 def test_curves_are_thinned_to_means_of_windows_or_to_points_of_a_logarithmic_axis():

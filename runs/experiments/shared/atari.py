@@ -1,4 +1,4 @@
-"""What Fig. 6 (right) and Fig. 7 share: Atari games, the score, games as the sample."""
+"""What the experiments on Atari share: games, the score, a rule with games as the sample."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ def instead(script: str, prefix: str, *names: str) -> dict[str, Arm]:
     return {arm.name: arm for arm in arms(script, prefix, *names)}
 
 
-def ahead_of_both(best: str, others: tuple[str, str]) -> Callable[[Sequence[Measured]], Verdict]:
-    """The rule that an arm is ahead of each of two others, with games as the sample."""
+Pairs = Sequence[tuple[str, str]]
+"""(arm, another): the claim is that the first does better"""
+
+
+def ahead(pairs: Pairs) -> Callable[[Sequence[Measured]], Verdict]:
+    """The rule that each arm of a pair is ahead of the other, with games as the sample."""
 
     def judge(runs: Sequence[Measured]) -> Verdict:
         returns = column(runs, SCORE)
         scores = over_games(per_world(returns))
-        ahead = [difference(scores, best, other) for other in others]
+        leads = [difference(scores, better, other) for better, other in pairs]
         rows = [
             [world, *row]
             for world in dict.fromkeys(run.world for run in runs)
             for row in mean_rows({a: {k: v for k, v in one.items() if k[0] == world} for a, one in returns.items()})
         ]
+        said = ", ".join(f"{better} minus {other} {lead}" for (better, other), lead in zip(pairs, leads, strict=True))
         return Verdict(
-            all_above(ahead),
-            f"{best} minus {others[0]} is {ahead[0]}, minus {others[1]} {ahead[1]}, in units of a game's mean score; a "
-            "pair is a game",
+            all_above(leads),
+            f"in units of a game's mean score, with a game as a pair: {said}",
             ("game", "arm", "n", "return of the last tenth"),
             rows,
         )
@@ -50,9 +54,11 @@ def ahead_of_both(best: str, others: tuple[str, str]) -> Callable[[Sequence[Meas
     return judge
 
 
-def rule(best: str, others: tuple[str, str]) -> str:
+def rule(pairs: Pairs) -> str:
     """That rule in words."""
+    named = ", ".join(f"{better} minus {other}" for better, other in pairs)
+    number = {2: "both", 3: "all three"}[len(pairs)]
     return (
-        f"{HOW} {best[0].upper()}{best[1:]} minus {others[0]} and minus {others[1]}, paired by game. Reproduced if "
-        "both 95 % intervals are above 0, not reproduced if one is below, undecided otherwise."
+        f"{HOW} Differences, paired by game: {named}. Reproduced if {number} 95 % intervals are above 0, not "
+        "reproduced if one is below, undecided otherwise."
     )

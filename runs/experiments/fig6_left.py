@@ -1,0 +1,54 @@
+"""Fig. 6, left: at one update in four steps, Rainbow's rate decays once or cycles four times."""
+
+from __future__ import annotations
+
+from envs.games import ATARI_57
+from runs.experiments.shared.atari import PAPER_GAMES, SCORE, ahead, arms, instead, rule
+from runs.experiments.shared.rules import end_return
+from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
+
+ARMS = ("constant", "one-cycle", "four-cycles", "reset", "reset-cycles", "early-stop")
+PAIRS = (("one-cycle", "constant"), ("four-cycles", "constant"), ("four-cycles", "reset"))
+GAMES = {game: {"env_id": f"ALE/{game}-v5"} for game in ATARI_57}
+
+EXPERIMENT = Experiment(
+    name="fig6-left",
+    source="Fig. 6 (left) of Lyle et al. 2025",
+    claim="Projected Rainbow with one update in four steps does better when its rate decays once or cycles four times "
+    "than at a constant rate, and better with four cycles than with resets.",
+    rule=rule(PAIRS),
+    arms=arms("rainbow_atari", "quick-low-utd", *ARMS),
+    scales={
+        "smoke": Scale(
+            seeds=(1,),
+            estimate="4 min on two cores",
+            flags={
+                "total_timesteps": 1_500,  # more than an episode, which has about 900 steps at first
+                "learning_starts": 1_300,
+                "buffer_size": 2_000,
+                "target_network_frequency": 100,
+                "eval_every": 0,
+                "probe.every": 20,
+                "checkpoint_every": 1_500,
+            },
+            by_arm={
+                "one-cycle": {"schedule.period_steps": 200},
+                "four-cycles": {"schedule.period_steps": 50},
+                "reset": {"reset.at_steps": (1_350, 1_400, 1_450)},
+            },
+            arms=("constant", "one-cycle", "four-cycles", "reset"),
+            worlds={"Pong": PAPER_GAMES["Pong"]},
+        ),
+        "paper": Scale(
+            seeds=(1, 2, 3),
+            estimate=guessed_gpu_hours(1026, 12_500_000, 700),
+            instead=instead("rainbow_atari", "low-utd", *ARMS),
+            worlds=GAMES,
+            gpus=0.25,
+        ),
+    },
+    measures={SCORE: end_return},
+    judge=ahead(PAIRS),
+    judged=("paper",),
+    curve="charts/episodic_return",
+)
