@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
     source="Fig. 11 of Lyle et al. 2025",
     claim="A projected Rainbow whose rate is re-warmed is back at its former return sooner than one that is reset.",
     rule="Loss: mean return of the last tenth before a re-warming or reset minus that of the first fifth of the time "
-    "to the next, mean over the three, in units of the game's mean absolute return before them, and averaged over seeds. "
+    "to the next, mean over the three, in units of the game's mean absolute return before them, averaged over seeds. "
     "Resets minus four cycles, paired by game. Reproduced if the 95 % interval is above 0, not reproduced if it is "
     "below, undecided otherwise.",
     arms=[arm for arm in FIG6_LEFT.arms if arm.name in (CYCLES, RESETS)],

@@ -4,7 +4,7 @@
 
 Reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG), the
 verdict with the numbers of every run (`fig3-laptop.json`) and the curves (`fig3-laptop.csv.gz`) to `runs/results/`.
-Then it rewrites the table of claims in README.md from these files. A rule is never applied to part of a plan: if runs
+Then it rewrites the tables of claims in README.md and docs/claims.md from these files. A rule is never applied to part of a plan: if runs
 are missing, the command refuses, unless --partial asks for a page without a verdict. Scales that are too small to judge
 get no verdict either.
 
@@ -25,12 +25,12 @@ from runs.analysis.curves import Curve, over_seeds
 from runs.analysis.statistics import student_band
 from runs.analysis.tables import markdown
 from runs.figures import style
+from runs.figures.claims import RESULTS, write_claims
 from runs.positionals import Experiments
-from runs.recording import RunError, one_line_errors, read_json
+from runs.recording import RunError, one_line_errors
 from runs.sweeps import record
 from runs.sweeps.experiment import (
     LOGS,
-    REPOSITORY,
     Experiment,
     Job,
     Measured,
@@ -44,13 +44,10 @@ from runs.sweeps.experiment import (
 )
 from runs.sweeps.record import Record
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
-
 
 @dataclass(frozen=True)
 class Args:
-    """Write the page of an experiment, and README's table of claims."""
+    """Write the page of an experiment, and the tables of claims in README.md and docs/claims.md."""
 
     experiments: Experiments
     """names as in `python -m runs list`, or all: those whose runs are finished; without a name, only the table in
@@ -179,32 +176,6 @@ def draw(experiment: Experiment, jobs: Sequence[Job], runs: Record, stem: Path) 
     style.save(figure, [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")])
 
 
-def claims(folder: Path = RESULTS) -> str:
-    """README's table of claims, from the verdicts in a folder. Pages without a verdict are left out."""
-    lines = ["| claim | source | scale | n | verdict |", "|---|---|---|---|---|"]
-    for path in sorted(folder.glob("*.json")):
-        one = read_json(path)
-        if one["outcome"]:
-            link = f"[{one['outcome']}](runs/results/{path.stem}.md)"
-            lines.append(f"| {one['claim']} | {one['source']} | {one['scale']} | {one['seeds']} seeds | {link} |")
-    return "\n".join(lines)
-
-
-def write_claims(readme: Path = REPOSITORY / "README.md", folder: Path = RESULTS) -> None:
-    """Put the table between its two marks in README.md.
-
-    Raises:
-        RunError: the marks are not there, or the file cannot be written.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise RunError(f"{readme} has no place for the table of claims: put {BEGIN} and {END} where it belongs")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    with one_line_errors(f"cannot write {readme}", also=(OSError,)):
-        readme.write_text(f"{before}{BEGIN}\n{claims(folder)}\n{END}{after}", encoding="utf-8")
-
-
 def gathered(args: Args, experiment: Experiment, jobs: Sequence[Job]) -> Record:
     """The finished runs of a plan: from their directories or the published files, and from those of other machines.
 
@@ -271,6 +242,6 @@ def main(args: Args) -> None:
         raise RunError(f"no experiment has all its runs at {args.scale} finished in {args.logs}")
     if args.out.resolve() == RESULTS:
         write_claims()
-        print("wrote the table of claims in README.md")
+        print("wrote the tables of claims in README.md and docs/claims.md")
     elif not written:
-        raise RunError(f"name an experiment: the table in README.md is made from {RESULTS}, not from {args.out}")
+        raise RunError(f"name an experiment: the tables of claims are made from {RESULTS}, not from {args.out}")

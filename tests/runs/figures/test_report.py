@@ -13,12 +13,13 @@ import pytest
 
 from runs.__main__ import main
 from runs.figures import report
+from runs.figures.claims import RESULTS
 from runs.figures.report import Args
 from runs.recording import Run, RunError
 from runs.sweeps import commands, record
 from runs.sweeps import experiment as experiment_module
 from runs.sweeps.commands import left_to_do
-from runs.sweeps.experiment import REPOSITORY, Arm, Experiment, Scale, Verdict, plan
+from runs.sweeps.experiment import Arm, Experiment, Scale, Verdict, plan
 
 
 def judge(runs):
@@ -182,34 +183,6 @@ def test_run_with_other_flags_is_refused(tmp_path):
     (jobs[0].directory / "config.json").write_text(json.dumps({**config, "total_updates": 31}))
     with pytest.raises(RunError, match="holds another run: its total_updates is 31, that of toy/laptop/high-s1 is 30"):
         report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
-
-
-def test_table_of_claims_is_rewritten_between_its_marks(tmp_path):
-    finish_all(tmp_path / "logs", "laptop")
-    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    for _ in range(2):
-        report.write_claims(readme, tmp_path / "out")
-        row = "| High is better than low. | ours | laptop | 2 seeds | [reproduced](runs/results/toy-laptop.md) |"
-        table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
-        assert readme.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
-    finish_all(tmp_path / "logs", "smoke")
-    report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), EXPERIMENT)
-    assert report.claims(tmp_path / "out") == table  # a page without a verdict is left out
-    readme.write_text("nothing")
-    with pytest.raises(RunError, match="no place for the table of claims"):
-        report.write_claims(readme, tmp_path / "out")
-
-
-def test_table_in_readme_is_made_of_the_results():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert readme.split(report.BEGIN)[1].split(report.END)[0].strip() == report.claims()
-    for path in report.RESULTS.glob("*.json"):
-        page = path.with_suffix(".md").read_text()
-        record = json.loads(path.read_text())
-        assert f"# {record['experiment']}, {record['scale']}\n" in page and record["claim"] in page
-        assert f"**Verdict: {record['outcome']}.**" in page or record["outcome"] is None
 
 
 def test_report_on_the_command_line(tmp_path, capsys, monkeypatch):
@@ -396,3 +369,21 @@ def test_curves_are_thinned_to_means_of_windows_or_to_points_of_a_logarithmic_ax
     assert set(x.tolist()) >= {10, 20, 30, 40, 50}  # early points are all there
     x, y = record.thinned((steps[:7], np.full(7, 1 / 3)), log_steps=False)
     assert np.array_equal(x, steps[:7]) and (y == 0.333333).all()
+
+
+def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch):
+    """Where numbers are published, page and verdict are those that the rule gives now."""
+    monkeypatch.undo()  # the experiments of the repository
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    with_numbers = [path for path in RESULTS.glob("*.json") if "values" in json.loads(path.read_text())]
+    assert with_numbers
+    for path in with_numbers:
+        one, partial = json.loads(path.read_text()), path.stem.endswith("-partial")
+        for kind in ("json", "csv.gz"):
+            shutil.copy(path.with_name(f"{path.stem}.{kind}"), tmp_path)
+        args = Args((one["experiment"],), one["scale"], out=tmp_path, from_json=True, partial=partial)
+        page = report.write(args, experiment_module.load(one["experiment"]))
+        assert page.read_text() == path.with_suffix(".md").read_text(), path.stem
+        for kind in ("json", "csv.gz"):
+            again = page.with_name(f"{path.stem}.{kind}").read_bytes()
+            assert again == path.with_name(f"{path.stem}.{kind}").read_bytes(), path.stem
