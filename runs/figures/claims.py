@@ -1,7 +1,7 @@
 """The tables of claims: README's, of what has a verdict, and docs/claims.md, of everything.
 
-Both are made from the verdicts in `runs/results/`, and docs/claims.md also from the experiments that have none yet, with
-what their runs would cost. `python -m runs report` writes both.
+Both are made from the verdicts in `runs/results/`, and docs/claims.md from the experiments that have none yet as well,
+with what their runs would cost. `python -m runs report` writes both.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of
 README, EVERYTHING = REPOSITORY / "README.md", REPOSITORY / "docs" / "claims.md"
 HEAD = """# Every claim, and what became of it
 
-Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it claims,
-after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the rule.
+Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it
+claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the rule.
 *Reproduced*, *not reproduced* and *undecided* are words of these rules; each page says what its rule asks for. An
 experiment that was not run has what its runs would cost instead.
 
@@ -52,13 +52,13 @@ def everything(folder: Path = RESULTS) -> str:
     judged: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, record in verdicts(folder):
         judged.setdefault(record["experiment"], []).append((name, record))
-    lines = [
-        "| experiment | claim | source | n | verdict | numbers, or what the runs would cost |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("experiment", "claim", "source", "n", "verdict", "numbers, or what the runs would cost")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for experiment in sorted(map(load, names()), key=by_figure):
         for name, one in judged.get(experiment.name, []):
             link = f"[{one['outcome']}](../runs/results/{name}.md), {one['scale']}"
+            if one["claim"] != experiment.claim:
+                link += "; by an earlier rule, to be run again under that of today"
             lines.append(
                 f"| `{experiment.name}` | {one['claim']} | {one['source']} | {one['seeds']} seeds | {link} | "
                 f"{one['reason'][0].upper()}{one['reason'][1:]} |"

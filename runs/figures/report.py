@@ -4,9 +4,9 @@
 
 Reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG), the
 verdict with the numbers of every run (`fig3-laptop.json`) and the curves (`fig3-laptop.csv.gz`) to `runs/results/`.
-Then it rewrites the tables of claims in README.md and docs/claims.md from these files. A rule is never applied to part of a plan: if runs
-are missing, the command refuses, unless --partial asks for a page without a verdict. Scales that are too small to judge
-get no verdict either.
+Then it rewrites the tables of claims in README.md and docs/claims.md from these files. A rule is never applied to part
+of a plan: if runs are missing, the command refuses, unless --partial asks for a page without a verdict. Scales that are
+too small to judge get no verdict either.
 
     python -m runs report fig3 --scale laptop --from-json
 
