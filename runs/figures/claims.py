@@ -19,7 +19,8 @@ README, EVERYTHING = REPOSITORY / "README.md", REPOSITORY / "docs" / "claims.md"
 HEAD = """# Every claim, and what became of it
 
 Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it
-claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the rule.
+claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the
+rule.
 *Reproduced*, *not reproduced* and *undecided* are words of these rules; each page says what its rule asks for. An
 experiment that was not run has what its runs would cost instead.
 
