@@ -1,0 +1,162 @@
+"""C-CHAIN: a pull to the network's own recent outputs, which reduces churn (Tang et al. 2025)."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elr.states import check_keys
+
+Divergence = Callable[[Any, Any], Tensor]
+"""of the network's outputs now and those of its older copy on the same inputs: a 0-d tensor"""
+
+
+def policy_divergence(now: Any, before: Any) -> Tensor:
+    """Cross-entropy of the older policy and the present one, for networks whose first output is logits [B, A].
+
+    E sum_a pi_old(a) (-log pi(a)): the authors' loss for PPO. It differs from the divergence by the older policy's
+    entropy, which has no gradient.
+    """
+    return -(F.softmax(_first(before), -1) * F.log_softmax(_first(now), -1)).sum(-1).mean()
+
+
+def value_divergence(now: Any, before: Any) -> Tensor:
+    """Mean squared difference of all outputs: the authors' loss for Q-networks."""
+    return F.mse_loss(_first(now), _first(before))
+
+
+class ChurnReduction:
+    """Gradients of strength * divergence(outputs now, outputs of the network as it was some updates ago).
+
+        loss + lambda D(f_theta(x_ref), f_theta_old(x_ref)),   theta_old: `lag` updates ago     (arXiv:2506.00592)
+
+    on a batch x_ref drawn apart from the one that is learned from. lambda is set so that the two losses keep a ratio:
+
+        lambda = ratio * mean|loss| / (mean D + 1e-8)    over the last `window` values of each, from `warmup` values on
+
+    Use: `add_gradient_` after the loss's backward pass and before clipping and the optimiser's step, then `remember_`
+    after the step.
+
+    Args:
+        network: called as network(inputs).
+        divergence: `policy_divergence`, `value_divergence` or another.
+        ratio: of the two losses; the authors' target_rel_loss_scale.
+        lag: updates between the older network and the present one; 1, the network before the last step, is theirs.
+        start: lambda before there are `warmup` values; theirs is 1 for PPO, 50 for Q-networks.
+        window, warmup: values of each loss that count.
+        least: lambda never falls below this from then on; theirs is 1 for PPO, 0 for Q-networks.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Tang et al. 2025; github.com/bluecontra/C-CHAIN (no licence: read, not copied).
+    Deviation: their PPO averages over iterations, in each the means over its minibatches, and begins again at each
+        change of the task, which it is told of; here every minibatch counts alike, and `forget` begins again.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        divergence: Divergence,
+        *,
+        ratio: float,
+        lag: int = 1,
+        start: float = 1.0,
+        window: int = 50,
+        warmup: int = 10,
+        least: float = 0.0,
+    ) -> None:
+        if not ratio > 0 or lag < 1 or not start >= 0 or not 1 <= warmup <= window or not least >= 0:
+            raise ValueError(
+                f"ratio must be positive, lag at least 1, start and least at least 0 and 1 <= warmup <= window, got "
+                f"{ratio}, {lag}, {start}, {least}, {warmup} and {window}"
+            )
+        self.ratio, self.lag, self.start, self.window, self.warmup, self.least = (
+            ratio,
+            lag,
+            start,
+            window,
+            warmup,
+            least,
+        )
+        self._network, self._divergence = network, divergence
+        self._old = copy.deepcopy(network).requires_grad_(False)
+        self._copies: deque[list[Tensor]] = deque(maxlen=lag + 1)  # the newest is the network itself
+        self._losses: deque[float] = deque(maxlen=window)
+        self._divergences: deque[float] = deque(maxlen=window)
+
+    @property
+    def strength(self) -> float:
+        """lambda of the next update."""
+        if len(self._divergences) < self.warmup:
+            return self.start
+        losses, divergences = (sum(map(abs, values)) / len(values) for values in (self._losses, self._divergences))
+        return max(self.least, self.ratio * losses / (divergences + 1e-8))
+
+    def add_gradient_(self, inputs: Tensor, loss: float) -> float:
+        """Add the gradient of lambda D to every .grad; D. Without an older copy nothing is added, and D is 0.
+
+        Args:
+            inputs: x_ref.
+            loss: of the minibatch that is learned from, without this term.
+        """
+        if len(self._copies) <= self.lag:
+            return 0.0
+        strength = self.strength
+        with torch.no_grad():
+            for tensor, kept in zip(self._tensors(self._old), self._copies[0], strict=True):
+                tensor.copy_(kept)
+            before = self._old(inputs)
+        with torch.enable_grad():
+            divergence = self._divergence(self._network(inputs), before)
+            (strength * divergence).backward()  # type: ignore[no-untyped-call]
+        self._losses.append(float(loss))
+        self._divergences.append(float(divergence.detach()))
+        return self._divergences[-1]
+
+    @torch.no_grad()
+    def remember_(self) -> None:
+        """Keep the network as it is now, after an optimiser step."""
+        self._copies.append([tensor.detach().clone() for tensor in self._tensors(self._network)])
+
+    def forget(self) -> None:
+        """Begin the averages of lambda anew, as at a change of the task."""
+        self._losses.clear()
+        self._divergences.clear()
+
+    @staticmethod
+    def _tensors(network: nn.Module) -> list[Tensor]:
+        return [*network.parameters(), *network.buffers()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the network, and the values of both losses."""
+        return {
+            "copies": [[tensor.clone() for tensor in one] for one in self._copies],
+            "losses": list(self._losses),
+            "divergences": list(self._divergences),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them (ValueError: another network, or other lengths)."""
+        check_keys("ChurnReduction", state, ("copies", "losses", "divergences"))
+        shapes = [tuple(tensor.shape) for tensor in self._tensors(self._network)]
+        if len(state["copies"]) > self.lag + 1 or any(
+            [tuple(t.shape) for t in one] != shapes for one in state["copies"]
+        ):
+            raise ValueError("the saved copies are of another network, or more than these")
+        for kept, saved in ((self._losses, state["losses"]), (self._divergences, state["divergences"])):
+            kept.clear()
+            kept.extend(saved)
+        self._copies.clear()
+        self._copies.extend([tensor.clone() for tensor in one] for one in state["copies"])
+
+
+def _first(outputs: Any) -> Tensor:
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first

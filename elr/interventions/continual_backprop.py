@@ -1,0 +1,178 @@
+"""Continual backprop: at every update a few of the least useful units are recycled (Dohare et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elr.interventions.recycle import parameters_by_name, recycle_
+from elr.interventions.units import Hidden, hidden_units
+from elr.states import check_keys
+
+
+class ContinualBackprop:
+    """Generate and test: a running utility of every unit, and a slow replacement of the least useful ones.
+
+    After each update, for the units i of a layer, with h the output of the nonlinearity in that update's forward pass,
+    f_i its mean over batch and space, w the weights that read it, and a_i the unit's age in updates:
+
+        u_i <- eta u_i + (1 - eta) E|h_i| mean|w_out,i|          f^_i <- eta f^_i + (1 - eta) f_i      both from 0
+        n <- n + rho (number of units with a_i > maturity)       floor(n) of these with the lowest u_i / (1 - eta^a_i)
+                                                                 are replaced, and n keeps the rest
+
+    A unit that is replaced is recycled by `recycle_`. What it contributed on average is put into the readers' biases,
+
+        b <- b + w_out,i f^_i / (1 - eta^a_i),
+
+    and u_i, f^_i and a_i begin at 0.
+
+    Use: build it before training; call `step_` after each optimiser step. Features are taken from the forward pass with
+    gradients, by hooks, so passes under no_grad do not count. Remove the hooks by `close`.
+
+    Args:
+        network: changed in place.
+        layers: names of the nonlinearities; see `hidden_units`.
+        inputs: a few inputs to find the units by, at least 2.
+        optimizer: holds the network's parameters; None keeps its moments.
+        rate: rho, the share of mature units replaced per update; 1e-4 in the authors' PPO.
+        maturity: updates in which a new unit is safe; 100 in their supervised runs, 10,000 in PPO.
+        decay: eta; 0.99 in their runs.
+
+    Raises:
+        ValueError: an argument out of range, or the units cannot be told apart.
+
+    Source: Dohare et al. 2024, github.com/shibhansh/loss-of-plasticity (MIT): `GnT` with utility "contribution", whose
+        utilities these equal.
+    Deviations: the authors' code clears f^ before it reads it, so that its biases never change; here they do, as in
+        the paper. It counts steps of Adam per entry and restarts them; torch's Adam counts them per tensor, and here
+        they go on. Readers without a bias (in front of a norm layer) get no correction. New weights are those of a
+        freshly initialised network, theirs are drawn by Kaiming's rule.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str],
+        inputs: Tensor,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        rate: float = 1e-4,
+        maturity: int = 1_000,
+        decay: float = 0.99,
+    ) -> None:
+        if not 0 < rate <= 1 or maturity < 0 or not 0 <= decay < 1:
+            raise ValueError(
+                f"rate must lie in (0, 1], maturity be at least 0 and decay lie in [0, 1), got {rate}, {maturity} and "
+                f"{decay}"
+            )
+        self.rate, self.maturity, self.decay = rate, maturity, decay
+        self._optimizer = optimizer
+        self._hidden = hidden_units(network, layers, inputs)
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._state = {
+            hidden.name: {
+                "utility": next(iter(hidden.makers.values())).new_zeros(hidden.units),
+                "mean": next(iter(hidden.makers.values())).new_zeros(hidden.units),
+                "age": torch.zeros(hidden.units, dtype=torch.int64, device=next(iter(hidden.makers.values())).device),
+                "due": torch.zeros((), dtype=torch.float64),
+            }
+            for hidden in self._hidden
+        }
+        self._handles = [hidden.module.register_forward_hook(self._watch(hidden)) for hidden in self._hidden]
+
+    def _watch(self, hidden: Hidden) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if torch.is_grad_enabled():
+                features = output.detach()
+                self._seen[hidden.name] = hidden.mean_activity(features), features.mean(dim=hidden.other_dims)
+
+        return hook
+
+    @torch.no_grad()
+    def step_(self, fresh: Callable[[], nn.Module]) -> int:
+        """After an update: renew utilities, and replace the units that are due; how many.
+
+        Args:
+            fresh: makes a newly initialised network of the same shape; called only if a unit is replaced.
+
+        Raises:
+            ValueError: no forward pass with gradients has been made since the last call.
+        """
+        if missing := [hidden.name for hidden in self._hidden if hidden.name not in self._seen]:
+            raise ValueError(f"no forward pass with gradients reached {missing} since the last step_")
+        replaced, new = 0, None
+        for hidden in self._hidden:
+            state = self._state[hidden.name]
+            active, mean = self._seen.pop(hidden.name)
+            state["age"] += 1
+            state["utility"].lerp_(active * self._read(hidden), 1 - self.decay)
+            state["mean"].lerp_(mean, 1 - self.decay)
+            mature = state["age"] > self.maturity
+            state["due"] += self.rate * int(mature.sum())
+            number = int(state["due"])
+            if number == 0:
+                continue
+            state["due"] -= number
+            corrected = state["utility"] / (1 - self.decay ** state["age"].to(state["utility"]))
+            order = torch.where(mature, corrected, torch.inf).argsort(stable=True)
+            chosen = torch.zeros_like(mature)
+            chosen[order[:number]] = True
+            new = new if new is not None else parameters_by_name(fresh())
+            self._move_to_biases(hidden, chosen)
+            recycle_(hidden, chosen, new, self._optimizer)
+            for name in ("utility", "mean", "age"):
+                state[name][chosen] = 0
+            replaced += number
+        return replaced
+
+    def _read(self, hidden: Hidden) -> Tensor:
+        """mean|w_out| of every unit over all readers, [units]."""
+        total = torch.zeros_like(self._state[hidden.name]["utility"])
+        count = torch.zeros_like(total)
+        for reader in hidden.readers:
+            sizes = reader.weight.abs()
+            per_column = sizes.mean(dim=[0, *range(2, sizes.ndim)])[reader.columns]
+            total.index_add_(0, reader.unit_of, per_column)
+            count.index_add_(0, reader.unit_of, torch.ones_like(per_column))
+        return total / count
+
+    def _move_to_biases(self, hidden: Hidden, chosen: Tensor) -> None:
+        """What the chosen units contribute on average becomes a part of the readers' biases."""
+        state = self._state[hidden.name]
+        mean = state["mean"] / (1 - self.decay ** state["age"].to(state["mean"]))
+        for reader in hidden.readers:
+            if reader.bias is None:
+                continue
+            taken = chosen[reader.unit_of]
+            weight = reader.weight[:, reader.columns[taken]]
+            weight = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+            reader.bias.add_(weight @ mean[reader.unit_of[taken]])
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Utilities, means, ages and what is due, by layer, as copies."""
+        return {"layers": {name: {key: t.clone() for key, t in one.items()} for name, one in self._state.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them.
+
+        Raises:
+            ValueError: layers or numbers of units differ.
+        """
+        check_keys("ContinualBackprop", state, ("layers",))
+        saved, held = (
+            {name: {key: tuple(t.shape) for key, t in one.items()} for name, one in each.items()}
+            for each in (state["layers"], self._state)
+        )
+        if saved != held:
+            raise ValueError(f"the saved state is of {sorted(saved)}, this one of {sorted(held)}, or of other widths")
+        for name, one in self._state.items():
+            for key, tensor in one.items():
+                tensor.copy_(state["layers"][name][key])

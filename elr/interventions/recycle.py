@@ -1,0 +1,64 @@
+"""Give hidden units new weights: what ReDo and continual backprop do to the units that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elr.interventions.units import Hidden
+from elr.moments import states_to_reset
+
+
+@torch.no_grad()
+def recycle_(
+    hidden: Hidden, chosen: Tensor, fresh: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Redraw the weights that make the chosen units, set those that read them to 0, and forget their moments; in place.
+
+    A unit's row, bias, gain and offset become those of a freshly initialised network, so that they have the
+    distribution of the layer's own initialisation. As its readers ignore it at first, the network's output changes by
+    what the unit contributed before, and by nothing else.
+
+    Args:
+        hidden: of the network that is changed.
+        chosen: mask [units].
+        fresh: parameters of a freshly initialised network of the same shape, by name.
+        optimizer: the moments of exactly the entries that change become those of a new optimiser; None: they are kept.
+            Its step counts are kept: they belong to whole tensors, most of which is not new.
+
+    Raises:
+        ValueError: the mask does not fit, or the optimiser keeps something whose initial value is not known.
+    """
+    if chosen.shape != (hidden.units,) or chosen.dtype != torch.bool:
+        raise ValueError(f"{hidden.name} has {hidden.units} units: give a mask of as many, not {tuple(chosen.shape)}")
+    if not bool(chosen.any()):
+        return
+    if missing := [name for name in hidden.makers if name not in fresh]:
+        raise ValueError(f"the fresh network has no {missing}: build it with the same class and arguments")
+    rows: list[tuple[Tensor, Any]] = [(parameter, chosen) for parameter in hidden.makers.values()]
+    columns: list[tuple[Tensor, Any]] = [
+        (r.weight, (slice(None), r.columns[chosen[r.unit_of]])) for r in hidden.readers
+    ]
+    changed = [*rows, *columns]
+    kept = {}
+    if optimizer is not None:
+        unique = list({id(parameter): parameter for parameter, _ in changed}.values())
+        states_to_reset(optimizer, unique, "reset")  # refuse what cannot be reset before anything is changed
+        kept = {id(p): states_to_reset(optimizer, [p], "reset") for p in unique}
+    for name, parameter in hidden.makers.items():
+        parameter[chosen] = fresh[name][chosen].to(parameter)
+    for weight, index in columns:
+        weight[index] = 0.0
+    for parameter, index in changed:
+        for state, initial in kept.get(id(parameter), ()):
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[index] = initial[key] or 0.0
+
+
+def parameters_by_name(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The network's parameters, tied ones under each of their names."""
+    return dict(network.named_parameters(remove_duplicate=False))
