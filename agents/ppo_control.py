@@ -44,6 +44,8 @@ from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.flags import TriggeredSwitchArgs as SwitchArgs
+from elr.interventions import policy_divergence
+from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.moments import reset_moments_
 from elr.weights import scalable_weights
 from envs.evaluation import play, uniform_observations
@@ -117,6 +119,7 @@ class Args:
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     shift: ShiftArgs = field(default_factory=ShiftArgs)
     switch: SwitchArgs = field(default_factory=SwitchArgs)
+    intervene: InterveneArgs = field(default_factory=InterveneArgs)
     probe: ProbeArgs = field(default_factory=partial(ProbeArgs, every=2500, meter_every=250))
     eval_every: int = 50
     """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
@@ -167,7 +170,11 @@ class Args:
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
         self.switch.check(self.shift.on, self.shift.unchanged, trigger=self.rewarm.trigger)
-        self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
+        self.rewarm.check(
+            self.schedule, self.switch, self.shift, self.updates,
+            total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
+        )  # fmt: skip
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on, self.shift.unchanged)
         self.probe.check(size_is_read=self.nap.enabled)
         apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -203,6 +210,13 @@ PRESETS = presets(
         "levels-nap-cusum": ("ten levels, normalize-and-project, re-warmed by CUSUM", {**NAP_LEVELS, **CUSUM}),
         "levels-reset-cusum": ("ten levels, a fresh agent when CUSUM detects a change", {**LEVELS, **FRESH}),
         "levels-plain-switch": ("ten levels, plain network, re-warmed at each change", {**LEVELS, **TOLD}),
+        **{
+            f"levels-{name}": (
+                f"ten levels, plain PPO and {name}",
+                {**LEVELS, "intervene": args, **({"rewarm": ALARM} if args.acts_at == "trigger" else {})},
+            )
+            for name, args in BASELINES.items()
+        },
     },
 )
 
@@ -369,8 +383,8 @@ def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     keep_freed_memory()
     about = f"{Path(__file__).stem}__{args.env_id.replace(':', '/').split('/')[-1]}"
-    run = Session(args, about, total=args.run_steps, streams="init env probe minibatch action switch")
-    minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
+    run = Session(args, about, total=args.run_steps, streams="init env probe minibatch action switch intervene")
+    minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         make_env = partial(args.shift.world, args.env_id, max_episode_steps=args.max_episode_steps or None)
@@ -388,10 +402,16 @@ def main(args: Args) -> None:
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
+        methods = args.intervene.build(
+            network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
+            fresh=lambda: make_network(inputs, actions, args, run.seed("intervene", run.updates), run.device),
+            divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
+            block=args.update_epochs * args.num_minibatches,
+        )  # fmt: skip
 
     returns = Returns(window=100)
     run.keep(network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection)
-    run.keep(meter=meter, probe=probe, returns=returns)
+    run.keep(meter=meter, probe=probe, methods=methods, returns=returns)
     run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [N, D] float32
 
@@ -411,8 +431,12 @@ def main(args: Args) -> None:
             rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if args.switch.does("intervention"):
-            run.scalar("reset/event", 1)
-            probe.forget()  # the next change of the features is measured from here, without the intervention
+            weights_changed()
+
+    def weights_changed() -> None:
+        """By something else than learning."""
+        run.scalar("reset/event", 1)
+        probe.forget()  # the next change of the features is measured from here, without the intervention
 
     with run.open():
         if run.resumed:
@@ -447,6 +471,10 @@ def main(args: Args) -> None:
             signal = max(measured["losses/squared_td_error"], 1e-12)  # what CUSUM watches; it takes the logarithm
             run.require_finite(squared_TD_error=signal)
 
+            def reference(count: int, obs: Tensor = samples["obs"]) -> Tensor:
+                """Observations of this iteration, for --intervene."""
+                return obs[torch.from_numpy(reference_rng.integers(len(obs), size=count)).to(run.device)]
+
             # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
             for _ in range(args.update_epochs):
                 order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
@@ -455,12 +483,17 @@ def main(args: Args) -> None:
                     loss, parts = ppo_loss(network, dict(zip(samples, batch, strict=True)), args)
                     optimizer.zero_grad()
                     loss.backward()
+                    if args.intervene.on:
+                        policy_loss = parts["policy_loss"] - args.ent_coef * parts["entropy"]
+                        methods.before_step(reference, policy_loss.item())
                     if args.max_grad_norm:
                         optimizer.clip_(args.max_grad_norm)
                     run.require_finite(loss=loss.item())
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection
+                    if methods.after_step():
+                        weights_changed()
                     rate = rewarming.rate  # of this update
                     projection.step(rate)  # W <- W ||W_0|| / ||W||, gains by --nap.gains; heads stay free
                     rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
@@ -487,6 +520,8 @@ def main(args: Args) -> None:
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if (fired if args.switch.at_trigger else changed) and run.step < run.total:
                 intervene(run.step)
+            if methods.react(changed=changed, fired=fired):
+                weights_changed()
             if changed:
                 returns.clear()
                 evaluation_env = evaluation_world(env, args.eval_episodes)

@@ -339,7 +339,7 @@ class RewarmArgs:
 
     def check(
         self, schedule: ScheduleArgs, switch: SwitchArgs, shift: Changes, updates: ToUpdates, *,
-        total: int, starts: int = 0, pauses: bool = False, least: float = 0.0,
+        total: int, starts: int = 0, pauses: bool = False, least: float = 0.0, heard: bool = False,
     ) -> None:  # fmt: skip
         """Refuse flags without effect, alone or next to another, and a detector that would miss the changes.
 
@@ -348,6 +348,7 @@ class RewarmArgs:
             starts: agent steps before the first update.
             pauses: updates pause for `starts` steps again at each change.
             least: fewest agent steps between two restarts.
+            heard: a method of --intervene acts when the trigger fires.
         """
         unused: dict[str, Sequence[str]] = {
             "never": ["every_steps", "moments", *self.CUSUM],
@@ -356,7 +357,8 @@ class RewarmArgs:
             "switch": ["every_steps", *self.CUSUM],
         }
         reject_unused("rewarm", self, unused[self.trigger], f"with --rewarm.trigger {self.trigger}")
-        if self.on and schedule.kind == "constant" and self.moments == "keep" and not switch.at_trigger:
+        renews = schedule.kind != "constant" or self.moments != "keep" or switch.at_trigger or heard
+        if self.on and not renews:
             raise ValueError(
                 f"--rewarm.trigger {self.trigger} restarts nothing with --schedule.kind constant and --rewarm.moments "
                 "keep; choose another schedule, or --rewarm.moments reset"

@@ -95,6 +95,24 @@ def states_to_reset(optimizer: torch.optim.Optimizer | None, parameters: Sequenc
     return states
 
 
+def per_entry(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[tuple[Tensor, float]]:
+    """What the optimiser keeps for every single entry of a parameter, with the value at which it starts.
+
+    Step counts, which belong to whole parameters or to several, are left out: for resets of single entries, or of
+    parameters that share a count with others.
+
+    Raises:
+        ValueError: the optimiser does not hold the parameter, or keeps something whose initial value is not known.
+    """
+    for group in optimizer.param_groups:
+        if any(held is parameter for held in group["params"]):
+            state = optimizer.state.get(parameter, {})
+            initial = _initial(optimizer, group, state)
+            tensors = ((key, value) for key, value in state.items() if isinstance(value, Tensor))
+            return [(value, initial[key] or 0.0) for key, value in tensors if value.shape == parameter.shape]
+    raise ValueError(f"the optimiser does not hold a parameter of shape {tuple(parameter.shape)}")
+
+
 @torch.no_grad()
 def zero_(states: Sequence[Kept]) -> None:
     """Set what `states_to_reset` returned to its initial values, which are zero with few exceptions."""

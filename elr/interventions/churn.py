@@ -38,7 +38,8 @@ class ChurnReduction:
 
     on a batch x_ref drawn apart from the one that is learned from. lambda is set so that the two losses keep a ratio:
 
-        lambda = ratio * mean|loss| / (mean D + 1e-8)    over the last `window` values of each, from `warmup` values on
+        lambda = ratio * mean|loss| / (mean D + 1e-8)    over the last `window` values of each, from `warmup` values on,
+                                                         each the mean over `block` updates
 
     Use: `add_gradient_` after the loss's backward pass and before clipping and the optimiser's step, then `remember_`
     after the step.
@@ -50,14 +51,16 @@ class ChurnReduction:
         lag: updates between the older network and the present one; 1, the network before the last step, is theirs.
         start: lambda before there are `warmup` values; theirs is 1 for PPO, 50 for Q-networks.
         window, warmup: values of each loss that count.
+        block: updates whose mean is one value. In PPO those of an iteration: a minibatch's policy loss is mostly noise
+            around 0, and the mean of its size says nothing.
         least: lambda never falls below this from then on; theirs is 1 for PPO, 0 for Q-networks.
 
     Raises:
         ValueError: an argument out of range.
 
     Source: Tang et al. 2025; github.com/bluecontra/C-CHAIN (no licence: read, not copied).
-    Deviation: their PPO averages over iterations, in each the means over its minibatches, and begins again at each
-        change of the task, which it is told of; here every minibatch counts alike, and `forget` begins again.
+    Deviation: none with block the updates of an iteration, and `forget` at each change of the task, which their PPO is
+        told of.
     """
 
     def __init__(
@@ -71,25 +74,23 @@ class ChurnReduction:
         window: int = 50,
         warmup: int = 10,
         least: float = 0.0,
+        block: int = 1,
     ) -> None:
+        if block < 1:
+            raise ValueError(f"block must be at least 1 update, got {block}")
         if not ratio > 0 or lag < 1 or not start >= 0 or not 1 <= warmup <= window or not least >= 0:
             raise ValueError(
                 f"ratio must be positive, lag at least 1, start and least at least 0 and 1 <= warmup <= window, got "
                 f"{ratio}, {lag}, {start}, {least}, {warmup} and {window}"
             )
-        self.ratio, self.lag, self.start, self.window, self.warmup, self.least = (
-            ratio,
-            lag,
-            start,
-            window,
-            warmup,
-            least,
-        )
+        self.ratio, self.lag, self.start, self.least = ratio, lag, start, least
+        self.window, self.warmup, self.block = window, warmup, block
         self._network, self._divergence = network, divergence
         self._old = copy.deepcopy(network).requires_grad_(False)
         self._copies: deque[list[Tensor]] = deque(maxlen=lag + 1)  # the newest is the network itself
         self._losses: deque[float] = deque(maxlen=window)
         self._divergences: deque[float] = deque(maxlen=window)
+        self._part: list[tuple[float, float]] = []  # of the block that is not full yet
 
     @property
     def strength(self) -> float:
@@ -116,9 +117,14 @@ class ChurnReduction:
         with torch.enable_grad():
             divergence = self._divergence(self._network(inputs), before)
             (strength * divergence).backward()  # type: ignore[no-untyped-call]
-        self._losses.append(float(loss))
-        self._divergences.append(float(divergence.detach()))
-        return self._divergences[-1]
+        value = float(divergence.detach())
+        self._part.append((float(loss), value))
+        if len(self._part) == self.block:
+            losses, divergences = (sum(column) / self.block for column in zip(*self._part, strict=True))
+            self._losses.append(losses)
+            self._divergences.append(divergences)
+            self._part.clear()
+        return value
 
     @torch.no_grad()
     def remember_(self) -> None:
@@ -129,6 +135,7 @@ class ChurnReduction:
         """Begin the averages of lambda anew, as at a change of the task."""
         self._losses.clear()
         self._divergences.clear()
+        self._part.clear()
 
     @staticmethod
     def _tensors(network: nn.Module) -> list[Tensor]:
@@ -140,11 +147,12 @@ class ChurnReduction:
             "copies": [[tensor.clone() for tensor in one] for one in self._copies],
             "losses": list(self._losses),
             "divergences": list(self._divergences),
+            "part": list(self._part),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them (ValueError: another network, or other lengths)."""
-        check_keys("ChurnReduction", state, ("copies", "losses", "divergences"))
+        check_keys("ChurnReduction", state, ("copies", "losses", "divergences", "part"))
         shapes = [tuple(tensor.shape) for tensor in self._tensors(self._network)]
         if len(state["copies"]) > self.lag + 1 or any(
             [tuple(t.shape) for t in one] != shapes for one in state["copies"]
@@ -153,6 +161,7 @@ class ChurnReduction:
         for kept, saved in ((self._losses, state["losses"]), (self._divergences, state["divergences"])):
             kept.clear()
             kept.extend(saved)
+        self._part = [tuple(one) for one in state["part"]]
         self._copies.clear()
         self._copies.extend([tensor.clone() for tensor in one] for one in state["copies"])
 

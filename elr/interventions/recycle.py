@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elr.interventions.units import Hidden
-from elr.moments import states_to_reset
+from elr.moments import per_entry
 
 
 @torch.no_grad()
@@ -43,20 +43,14 @@ def recycle_(
         (r.weight, (slice(None), r.columns[chosen[r.unit_of]])) for r in hidden.readers
     ]
     changed = [*rows, *columns]
-    kept = {}
-    if optimizer is not None:
-        unique = list({id(parameter): parameter for parameter, _ in changed}.values())
-        states_to_reset(optimizer, unique, "reset")  # refuse what cannot be reset before anything is changed
-        kept = {id(p): states_to_reset(optimizer, [p], "reset") for p in unique}
+    # Refuse what cannot be reset before anything is changed.
+    kept = [(entry, index) for p, index in changed if optimizer for entry in per_entry(optimizer, p)]
     for name, parameter in hidden.makers.items():
         parameter[chosen] = fresh[name][chosen].to(parameter)
     for weight, index in columns:
         weight[index] = 0.0
-    for parameter, index in changed:
-        for state, initial in kept.get(id(parameter), ()):
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value[index] = initial[key] or 0.0
+    for (moment, first), index in kept:
+        moment[index] = first
 
 
 def parameters_by_name(network: nn.Module) -> dict[str, nn.Parameter]:

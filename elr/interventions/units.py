@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from elr.undisturbed import tensors_in, undisturbed
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _hidden(network: nn.Module, name: str, inputs: Tensor, calls: Mapping[str, l
         )
     (activation,) = calls[name]
     between, maker = [], activation.source
-    while maker is not None and isinstance(maker.module, _NORMS):
+    while maker is not None and isinstance(maker.module, NORMS):
         between.append(maker)
         maker = maker.source
     if maker is None or not isinstance(maker.module, nn.Linear | _ConvNd) or getattr(maker.module, "transposed", False):

@@ -29,6 +29,7 @@ from agents.ppo_control import (
     SwitchArgs,
 )
 from elr.fast.flat_adam import FlatAdam
+from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.rewarming import Rewarming
 from envs.control import ControlVectorEnv
 from envs.minatar import game_seed
@@ -732,6 +733,29 @@ gymnasium.register("Walk-v0", Walk, max_episode_steps=9)
 '''
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_method_of_intervene_acts_and_a_resumed_run_is_the_whole_one(name, tmp_path, monkeypatch):
+    """Three iterations with a change before the third, stopped after the second."""
+    args = BASELINES[name]
+    read = {flag for method in args.methods for flag in args.READS.get(method, ())}
+    read |= {"every"} if args.acts_at == "every" else set()
+    sooner = {"every": 3, "maturity": 2, "rate": 0.02, "kappa": 0.9, "tau": 0.5}
+    args = dataclasses.replace(args, **{flag: value for flag, value in sooner.items() if flag in read})
+    changes = {"shift": ShiftArgs("offsets", at_steps=(128,)), "total_timesteps": 192, "intervene": args}
+    if args.acts_at == "trigger":
+        changes |= {"rewarm": RewarmArgs("every", every_steps=64)}
+    whole = run(tmp_path / "whole", **changes)
+    assert whole != run(tmp_path / "plain", shift=changes["shift"], total_timesteps=192)
+    acted = any(method in args.ACT and method != "local-time" for method in args.methods)
+    assert ("reset/event" in whole) == acted
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, 128)
+        run(tmp_path / "killed", **changes)
+    script.main(parse(Args, script.PRESETS, ["--resume", str(tmp_path / "killed")]))
+    assert recorded(tmp_path / "killed") == recorded(tmp_path / "whole")
+    scripts.assert_same(saved(tmp_path / "killed"), saved(tmp_path / "whole"))
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """The id of an environment in a module of its own."""
@@ -911,7 +935,11 @@ def test_a_run_is_made_of_whole_iterations_and_updates_are_counted_in_them():
 def test_every_preset_parses_and_differs():
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
-    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed) == 12
+    assert (
+        len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()})
+        == len(parsed)
+        == 12 + len(BASELINES)
+    )
     assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
 
 
@@ -923,7 +951,7 @@ def test_a_preset_is_what_its_text_says(name):
     assert ("normalize-and-project" in text) == args.nap.enabled == ("nap" in name)
     assert (args.network == "normalised") == (args.nap.enabled or "LayerNorm" in text)
     assert ("re-warmed" in text) == (args.rewarm.on and args.schedule.kind == "warmup-cosine")
-    assert ("CUSUM" in text) == (args.rewarm.trigger == "cusum") == name.endswith("cusum")
+    assert ("cusum" in text.lower()) == (args.rewarm.trigger == "cusum") == name.endswith("cusum")
     assert ("at each change" in text) == (args.rewarm.trigger == "switch") == name.endswith("-switch")
     assert ("fresh agent" in text) == args.switch.fresh_agent == (name in ("levels-oracle", "levels-reset-cusum"))
     assert args.switch.at_trigger == (name == "levels-reset-cusum")
@@ -932,9 +960,11 @@ def test_a_preset_is_what_its_text_says(name):
     expected = ScheduleArgs() if period is None else ScheduleArgs("warmup-cosine", 1e-5, period)
     assert args.schedule == expected and (args.schedule.kind == "constant" or "constant" not in text)
     # Nothing else differs: from the defaults, or from plain PPO on the same levels.
-    same = ("nap", "network", "rewarm", "schedule", "switch", "exp_name")
+    same = ("nap", "network", "rewarm", "schedule", "switch", "intervene", "exp_name")
     base = levels if args.shift.on else Args()
     assert dataclasses.replace(base, **{field: getattr(args, field) for field in same}) == args
+    assert args.intervene == BASELINES.get(name.removeprefix("levels-"), InterveneArgs())
+    assert args.intervene.on == (text == f"ten levels, plain PPO and {name.removeprefix('levels-')}")
     # A block is the 125 updates of an iteration.
     alarm = RewarmArgs("cusum", block=125, burn_in=10, refractory=20, smoothing=0.2)
     assert args.rewarm == (alarm if "cusum" in name else RewarmArgs(args.rewarm.trigger))
@@ -954,8 +984,8 @@ def test_plain_ppo_on_levels_has_the_published_constants():
     shift = {"kind": "offsets", "scale": 2.0, "tasks": 10, "every_steps": 200 * 800, "at_steps": (), "rate": 0.0}
     assert {name: getattr(args.shift, name) for name in shift} == shift
     assert args.schedule.kind == "constant" and not args.rewarm.on and not args.nap.enabled
-    assert args.switch == SwitchArgs() and args.env_id == "CartPole-v1"
-    checked = {*published, "shift", "schedule", "rewarm", "nap", "switch", "env_id"}
+    assert args.switch == SwitchArgs() and args.intervene == InterveneArgs() and args.env_id == "CartPole-v1"
+    checked = {*published, "shift", "schedule", "rewarm", "nap", "switch", "intervene", "env_id"}
     elsewhere = {"seed", "probe", "eval_every", "eval_episodes", "checkpoint_every", "device", "threads"}
     assert set(config_to_dict(args)) == checked | elsewhere | {"exp_name", "directory", "resume"}
 

@@ -1,0 +1,221 @@
+"""Methods against loss of plasticity as a group of flags, `--intervene.*`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from elr.flags import NO_CHANGE, reject_unused
+from elr.interventions.churn import ChurnReduction, Divergence
+from elr.interventions.continual_backprop import ContinualBackprop
+from elr.interventions.l2_init import L2Init
+from elr.interventions.methods import (
+    Churn,
+    Clip,
+    Fire,
+    Fresh,
+    GenerateAndTest,
+    Held,
+    LocalTime,
+    Method,
+    Methods,
+    Pull,
+    Recycle,
+    Reset,
+    ResetHeads,
+    ShrinkAndPerturb,
+    WeightDecay,
+    When,
+)
+from elr.interventions.redo import ReDo
+from elr.interventions.units import NORMS
+from elr.interventions.weight_clipping import WeightClipping
+
+Name = Literal[
+    "reset", "reset-head", "shrink-and-perturb", "fire", "local-time", "redo", "continual-backprop", "weight-clipping",
+    "weight-decay", "l2-init", "churn",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InterveneArgs:
+    """Methods against loss of plasticity, besides projection and re-warming."""
+
+    methods: tuple[Name, ...] = ()
+    """which, in this order; docs/baselines.md says what each does and where it is from"""
+    when: When = "change"
+    """when reset, reset-head, shrink-and-perturb, fire, local-time and redo act: every so many updates, at a change of
+    the task, of which the agent is told, or when --rewarm.trigger fires"""
+    every: int = 1_000
+    """updates between two times (when every)"""
+    tau: float = 0.1
+    """redo: a unit is recycled whose share of its layer's mean activity is at most tau"""
+    rate: float = 1e-4
+    """continual-backprop: share of the mature units replaced per update"""
+    maturity: int = 10_000
+    """continual-backprop: updates in which a new unit is safe"""
+    kappa: float = 3.0
+    """weight-clipping: no entry beyond kappa / sqrt(fan_in)"""
+    decay: float = 1e-3
+    """weight-decay: strength, multiplied by the learning rate as in AdamW"""
+    pull: float = 1e-3
+    """l2-init: strength of the squared distance to the initial weights"""
+    ratio: float = 1e4
+    """churn: the regulariser is weighed so that it is this many times the loss (the policy's in PPO)"""
+    shrink: float = 0.4
+    """shrink-and-perturb: W <- shrink * W + perturb * W_fresh"""
+    perturb: float = 0.1
+    """see shrink"""
+
+    READS: ClassVar[Mapping[str, Sequence[str]]] = {
+        "redo": ["tau"], "continual-backprop": ["rate", "maturity"], "weight-clipping": ["kappa"],
+        "weight-decay": ["decay"], "l2-init": ["pull"], "churn": ["ratio"], "shrink-and-perturb": ["shrink", "perturb"],
+    }  # fmt: skip
+    """flags that single methods read"""
+    ACT: ClassVar[Sequence[str]] = ("reset", "reset-head", "shrink-and-perturb", "fire", "local-time", "redo")
+    """methods that act at times, which --intervene.when chooses"""
+    NEW_WEIGHTS: ClassVar[Sequence[str]] = ("reset", "shrink-and-perturb", "fire")
+    """methods of which only one can decide what becomes of all weights"""
+
+    @property
+    def on(self) -> bool:
+        """There is a method."""
+        return bool(self.methods)
+
+    @property
+    def acts_at(self) -> When | Literal[""]:
+        """ "every", "change" or "trigger" if a method acts at times, else nothing."""
+        return self.when if any(name in self.ACT for name in self.methods) else ""
+
+    def check(self, trigger: str, projected: bool, changes: bool, unchanged: str = NO_CHANGE) -> None:
+        """Refuse flags without effect or meaning.
+
+        Args:
+            trigger: --rewarm.trigger.
+            projected: --nap.enabled.
+            changes: whether the task changes; if not, `unchanged` says why not.
+        """
+        if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
+            raise ValueError(f"--intervene.methods names {sorted(repeated)} twice")
+        read = {flag for name in self.methods for flag in self.READS.get(name, ())}
+        read |= {"when", "every"} if self.acts_at == "every" else {"when"} if self.acts_at else set()
+        unread = [field.name for field in dataclasses.fields(self) if field.name not in {"methods", *read}]
+        reject_unused("intervene", self, unread, f"with --intervene.methods {' '.join(self.methods) or '(none)'}")
+        if len(both := [name for name in self.methods if name in self.NEW_WEIGHTS]) > 1:
+            raise ValueError(
+                f"--intervene.methods {' and '.join(both)} both decide what becomes of all weights: give one"
+            )
+        if projected and (void := [name for name in self.methods if name in ("weight-clipping", "weight-decay")]):
+            raise ValueError(
+                f"--intervene.methods {' '.join(void)} and --nap.enabled both decide how large weights are: give one"
+            )
+        if self.acts_at == "change" and not changes:
+            raise ValueError(f"--intervene.when change has no effect {unchanged}; give --intervene.when every")
+        if self.acts_at == "trigger" and trigger in ("never", "switch"):
+            raise ValueError(f"--intervene.when trigger needs --rewarm.trigger cusum or every, not {trigger}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        positive = ("every", "rate", "kappa", "decay", "pull", "ratio")
+        for name in positive:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--intervene.{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.tau < math.inf or self.maturity < 0 or self.rate > 1:
+            raise ValueError(
+                f"--intervene.tau and --intervene.maturity must be at least 0 and --intervene.rate at most 1, got "
+                f"{self.tau}, {self.maturity} and {self.rate}"
+            )
+        shares = 0 <= self.shrink <= 1 and 0 <= self.perturb < math.inf
+        if not shares or (self.shrink, self.perturb) in ((1, 0), (0, 0)):
+            raise ValueError(
+                f"--intervene.shrink must lie in [0, 1] and --intervene.perturb be at least 0, got {self.shrink} and "
+                f"{self.perturb}; (1, 0) changes nothing and (0, 0) makes all weights zero"
+            )
+
+    def build(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        held: Held,
+        *,
+        layers: Sequence[str],
+        heads: Sequence[str],
+        inputs: Tensor,
+        fresh: Fresh,
+        divergence: Divergence,
+        batch: int,
+        block: int = 1,
+    ) -> Methods:
+        """The methods, on this network and its optimiser.
+
+        Args:
+            held: the projection; what it does nothing for stays as it is.
+            layers: the nonlinearities, whose units redo and continual-backprop recycle.
+            heads: output layers, which reset-head resets, and fire leaves alone.
+            inputs: a few inputs, to find the units by.
+            fresh: makes a newly initialised network of the same shape, another each time.
+            divergence: of outputs, which churn reduces.
+            batch: inputs on which churn is reduced.
+            block: updates whose mean loss counts as one value for churn.
+        """
+        norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
+        decayed = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
+        named = {name: p for name, p in network.named_parameters() if p.requires_grad and id(p) not in norms}
+
+        def made(name: Name) -> Method:
+            match name:
+                case "reset":
+                    return Reset(network, optimizer, held)
+                case "reset-head":
+                    return ResetHeads(network, optimizer, heads)
+                case "shrink-and-perturb":
+                    return ShrinkAndPerturb(network, held, self.shrink, self.perturb)
+                case "fire":
+                    return Fire(network, held, heads)
+                case "local-time":
+                    return LocalTime(optimizer)
+                case "redo":
+                    return Recycle(ReDo(network, layers, inputs, optimizer=optimizer, tau=self.tau), held)
+                case "continual-backprop":
+                    kept = ContinualBackprop(
+                        network, layers, inputs, optimizer=optimizer, rate=self.rate, maturity=self.maturity
+                    )
+                    return GenerateAndTest(kept, fresh)
+                case "weight-clipping":
+                    return Clip(WeightClipping(network, kappa=self.kappa))
+                case "weight-decay":
+                    return WeightDecay(decayed, optimizer, self.decay)
+                case "l2-init":
+                    return Pull(L2Init(named, self.pull))
+                case "churn":
+                    churn = ChurnReduction(network, divergence, ratio=self.ratio, block=block, least=1.0)
+                    return Churn(churn, batch)
+
+        methods: dict[str, Method] = {name: made(name) for name in self.methods}
+        return Methods(methods, when=self.acts_at, every=self.every, fresh=fresh)
+
+
+BASELINES: Mapping[str, InterveneArgs] = {
+    "reset": InterveneArgs(("reset",)),
+    "reset-head": InterveneArgs(("reset-head",)),
+    "shrink-and-perturb": InterveneArgs(("shrink-and-perturb",)),  # 0.4 and 0.1: Ash and Adams' code
+    "soft-shrink-and-perturb": InterveneArgs(  # Juliani and Ash 2024
+        ("shrink-and-perturb",), when="every", every=1, shrink=1 - 1e-6, perturb=1e-6
+    ),
+    "fire": InterveneArgs(("fire",)),
+    "fire-cusum": InterveneArgs(("fire",), when="trigger"),
+    "local-time": InterveneArgs(("local-time",)),
+    "redo": InterveneArgs(("redo",), when="every", every=1_000, tau=0.1),  # Sokar et al. 2023
+    "continual-backprop": InterveneArgs(("continual-backprop",), rate=1e-4, maturity=10_000),  # Dohare et al. 2024, PPO
+    "weight-clipping": InterveneArgs(("weight-clipping",), kappa=3.0),  # Elsayed et al. 2024, PPO
+    "weight-decay": InterveneArgs(("weight-decay",), decay=1e-3),
+    "l2-init": InterveneArgs(("l2-init",), pull=1e-3),  # within Kumar et al.'s sweep of 1e-2 to 1e-5
+    "churn": InterveneArgs(("churn",), ratio=1e4),  # Tang et al. 2025, classic control
+}
+"""one preset per method, with constants of its source"""

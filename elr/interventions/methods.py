@@ -1,0 +1,307 @@
+"""Several methods on one network, called at three places of a training loop.
+
+    methods.before_step(reference, loss)     after the loss's backward pass, before clipping and the optimiser's step
+    methods.after_step()                     after the optimiser's step, before the projection
+    methods.react(changed=..., fired=...)    when the task changed, or a trigger fired
+
+`InterveneArgs.build` makes it from flags. One without methods does nothing, and changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from elr.interventions.churn import ChurnReduction
+from elr.interventions.continual_backprop import ContinualBackprop
+from elr.interventions.fire import fire_
+from elr.interventions.l2_init import L2Init
+from elr.interventions.local_time import restart_local_time_
+from elr.interventions.redo import ReDo
+from elr.interventions.reset import reset_
+from elr.interventions.shrink_and_perturb import shrink_and_perturb_
+from elr.interventions.weight_clipping import WeightClipping
+from elr.moments import per_entry
+from elr.states import check_keys
+
+When = Literal["every", "change", "trigger"]
+Fresh = Callable[[], nn.Module]
+"""makes a newly initialised network of the same shape"""
+
+
+Draw = Callable[[int], Tensor]
+"""draws so many inputs of those that are learned from, apart from the batch of the update"""
+SCORED = 256
+"""inputs on which units are scored at an event"""
+
+
+class Held(Protocol):
+    """What holds the norms of weights: a Projection."""
+
+    def project_(self) -> object: ...  # noqa: D102
+    def remember_norms_(self) -> object: ...  # noqa: D102
+
+
+class Method:
+    """A method that does nothing; each of those below overrides what it needs."""
+
+    def before_step(self, reference: Draw, loss: float) -> None:
+        """Add to the gradients; `loss` is that of the batch that is learned from."""
+
+    def after_step(self) -> bool:
+        """Change weights after every optimiser step; whether they were changed other than in passing."""
+        return False
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Change weights at an event, or now and then; whether anything was changed."""
+        return False
+
+    def task_changed(self) -> None:
+        """The task has changed, and the agent is told."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it (ValueError if it is of something else)."""
+        check_keys(type(self).__name__, state, ())
+
+
+class Reset(Method):
+    """`reset_` of the whole network; norms are held at their new values, and the optimiser begins anew."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> None:
+        self._network, self._optimizer, self._held = network, optimizer, held
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Reset."""
+        reset_(self._network, fresh(), optimizer=self._optimizer, moments="reset")
+        self._held.remember_norms_()
+        return True
+
+
+class ResetHeads(Method):
+    """`reset_` of the output layers. Their moments begin anew; Adam's step count, which others share, goes on."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, heads: Sequence[str]) -> None:
+        self._network, self._optimizer, self._heads = network, optimizer, heads
+
+    @torch.no_grad()
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Reset."""
+        reset_(self._network, fresh(), modules=self._heads)
+        for head in self._heads:
+            for parameter in self._network.get_submodule(head).parameters():
+                for moment, first in per_entry(self._optimizer, parameter):
+                    moment.fill_(first)
+        return True
+
+
+class ShrinkAndPerturb(Method):
+    """`shrink_and_perturb_`."""
+
+    def __init__(self, network: nn.Module, held: Held, shrink: float, perturb: float) -> None:
+        self._network, self._held, self._shrink, self._perturb = network, held, shrink, perturb
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Shrink and perturb; moments are kept."""
+        shrink_and_perturb_(self._network, fresh(), shrink=self._shrink, perturb=self._perturb)
+        self._held.project_()
+        return True
+
+
+class Fire(Method):
+    """`fire_`; its scale is its own, so that norms are held at their new values."""
+
+    def __init__(self, network: nn.Module, held: Held, heads: Sequence[str]) -> None:
+        self._network, self._held, self._heads = network, held, heads
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Make all weights but those of the heads orthogonal; moments are kept."""
+        fire_(self._network, leave=self._heads)
+        self._held.remember_norms_()
+        return True
+
+
+class LocalTime(Method):
+    """`restart_local_time_`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Restart Adam's count; no weight changes."""
+        restart_local_time_(self._optimizer)
+        return False
+
+
+class Recycle(Method):
+    """`ReDo`."""
+
+    def __init__(self, redo: ReDo, held: Held) -> None:
+        self._redo, self._held = redo, held
+
+    def act(self, inputs: Tensor, fresh: Fresh) -> bool:
+        """Recycle what is dormant on these inputs."""
+        recycled = sum(self._redo.step_(inputs, fresh()).values())
+        if recycled:
+            self._held.project_()
+        return recycled > 0
+
+
+class GenerateAndTest(Method):
+    """`ContinualBackprop`."""
+
+    def __init__(self, method: ContinualBackprop, fresh: Fresh) -> None:
+        self._method, self._fresh = method, fresh
+
+    def after_step(self) -> bool:
+        """Renew utilities; replace what is due. A few units at a time are no event."""
+        self._method.step_(self._fresh)
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Utilities and ages."""
+        return self._method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._method.load_state_dict(state)
+
+
+class Clip(Method):
+    """`WeightClipping`."""
+
+    def __init__(self, clipping: WeightClipping) -> None:
+        self._clipping = clipping
+
+    def after_step(self) -> bool:
+        """Clamp."""
+        self._clipping.clip_()
+        return False
+
+
+class WeightDecay(Method):
+    """Decoupled weight decay, as AdamW's: theta <- theta - rate strength theta before each step (arXiv:1711.05101).
+
+    Of all parameters but those of norm layers. It is no part of the realised effective learning rate, which is Adam's.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, strength: float) -> None:
+        self._parameters, self._optimizer, self._strength = list(parameters), optimizer, strength
+
+    @torch.no_grad()
+    def before_step(self, reference: Draw, loss: float) -> None:
+        """Decay; the gradients are those of the weights before."""
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        torch._foreach_mul_(self._parameters, 1.0 - rate * self._strength)
+
+
+class Pull(Method):
+    """`L2Init`."""
+
+    def __init__(self, pull: L2Init) -> None:
+        self._pull = pull
+
+    def before_step(self, reference: Draw, loss: float) -> None:
+        """Add the gradient of the penalty."""
+        self._pull.add_gradient_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The initial weights."""
+        return self._pull.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._pull.load_state_dict(state)
+
+
+class Churn(Method):
+    """`ChurnReduction`."""
+
+    def __init__(self, churn: ChurnReduction, batch: int) -> None:
+        self._churn, self._batch = churn, batch
+
+    def before_step(self, reference: Draw, loss: float) -> None:
+        """Add the gradient of the divergence from the older network."""
+        self._churn.add_gradient_(reference(self._batch), loss)
+
+    def after_step(self) -> bool:
+        """Keep a copy."""
+        self._churn.remember_()
+        return False
+
+    def task_changed(self) -> None:
+        """Begin the averages of its strength anew."""
+        self._churn.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies and averages."""
+        return self._churn.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._churn.load_state_dict(state)
+
+
+class Methods:
+    """Several methods, in the order given.
+
+    Args:
+        methods: by name.
+        when: what their events follow: "every", "change", "trigger", or "" if none acts at times.
+        every: updates between events (when every).
+        fresh: makes a newly initialised network of the same shape.
+    """
+
+    def __init__(self, methods: Mapping[str, Method], *, when: When | Literal[""], every: int, fresh: Fresh) -> None:
+        self._methods, self._when, self._every, self._fresh = dict(methods), when, every, fresh
+        self._updates = 0
+        self._reference: Draw | None = None
+
+    def before_step(self, reference: Draw, loss: float) -> None:
+        """See `Method.before_step`. `reference` is used by the next event as well."""
+        self._reference = reference
+        for method in self._methods.values():
+            method.before_step(reference, loss)
+
+    def after_step(self) -> bool:
+        """See `Method.after_step`; whether an event came and changed weights."""
+        for method in self._methods.values():
+            method.after_step()
+        self._updates += 1
+        return self._when == "every" and self._updates % self._every == 0 and self._event()
+
+    def react(self, *, changed: bool = False, fired: bool = False) -> bool:
+        """Tell the methods that the task changed, or that --rewarm.trigger fired; whether weights were changed."""
+        if changed:
+            for method in self._methods.values():
+                method.task_changed()
+        due = (changed and self._when == "change") or (fired and self._when == "trigger")
+        return due and self._event()
+
+    def _event(self) -> bool:
+        """Let all methods act; whether weights were changed. Before the first update there is nothing to act on."""
+        if self._reference is None:
+            return False
+        inputs = self._reference(SCORED)
+        return any([method.act(inputs, self._fresh) for method in self._methods.values()])  # all of them
+
+    def state_dict(self) -> dict[str, Any]:
+        """The updates so far, and the state of every method."""
+        return {
+            "updates": self._updates,
+            "methods": {name: method.state_dict() for name, method in self._methods.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them (ValueError: other methods)."""
+        check_keys("Methods", state, ("updates", "methods"))
+        check_keys("Methods", state["methods"], self._methods)
+        self._updates = state["updates"]
+        for name, method in self._methods.items():
+            method.load_state_dict(state["methods"][name])
