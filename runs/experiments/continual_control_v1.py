@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from runs.analysis.statistics import Scores, bootstrap, iqm
-from runs.experiments.shared.levels import LATE, NAMES, SCORE, WORLDS, arms, by_arm, late, levels, score
-from runs.experiments.shared.rules import Column, column, decide, difference
-from runs.sweeps.experiment import Experiment, Flags, Measured, Scale, Verdict
+from runs.experiments.shared.levels import (
+    HEADS,
+    LATE,
+    NAMES,
+    SCORE,
+    TUNED,
+    WORLDS,
+    arms,
+    by_arm,
+    in_world,
+    late,
+    levels,
+    score,
+    table,
+)
+from runs.experiments.shared.rules import column, decide, difference
+from runs.sweeps.experiment import Experiment, Measured, Scale, Verdict
 
 OURS, OTHERS = "nap-switch", ("plain", "nap-constant")
 
@@ -23,55 +33,13 @@ def judge(runs: Sequence[Measured]) -> Verdict:
     signs = {world: [one.sign for one in differences] for world, differences in ahead.items()}
     holds = [world for world in worlds if min(signs[world]) > 0]
     fails = [world for world in worlds if min(signs[world]) < 0]
-    rows = [[world, *row] for world in worlds for row in table(in_world(scores, world), in_world(ends, world))]
     said = "; ".join(f"{world}: {one[0]} and {one[1]}" for world, one in ahead.items())
     return Verdict(
         decide(2 * len(holds) > len(worlds) and not fails, 2 * len(fails) > len(worlds)),
         f"{OURS} minus {OTHERS[0]} and minus {OTHERS[1]}, {said}",
-        (
-            "environment",
-            "arm",
-            "n",
-            "score: IQM [95 %]",
-            "(arm - plain) / (oracle - plain), of means [95 %]",
-            "mean of the last fifth of levels 2 on",
-        ),
-        rows,
+        HEADS,
+        [[world, *row] for world in worlds for row in table(in_world(scores, world), in_world(ends, world))],
     )
-
-
-def in_world(values: Column, world: str) -> dict[str, dict[tuple[str, int], float]]:
-    """The values of one environment."""
-    return {arm: {key: v for key, v in runs.items() if key[0] == world} for arm, runs in values.items()}
-
-
-def lead(arm: Scores, plain: Scores, oracle: Scores) -> np.ndarray:
-    """(arm - plain) / (oracle - plain), of means over seeds.
-
-    0 is plain training, 1 a fresh agent per level; nan if these are equal.
-    """
-    ours, low, high = (np.asarray(one[0]).mean(axis=-1) for one in (arm, plain, oracle))
-    return np.divide(ours - low, high - low, out=np.full_like(ours, np.nan), where=high != low)
-
-
-def table(scores: Column, ends: Column) -> list[list[str]]:
-    """A row per arm of one environment."""
-    rows = []
-    columns = {arm: [np.array(list(runs.values()))] for arm, runs in scores.items()}
-    for arm, one in columns.items():
-        low, high = bootstrap(iqm, one)
-        share = lead(one, columns["plain"], columns["oracle"])
-        least, most = bootstrap(lead, one, columns["plain"], columns["oracle"])
-        of_lead = "–" if arm in ("plain", "oracle") or math.isnan(share) else f"{share:.2f} [{least:.2f}, {most:.2f}]"
-        end = np.mean(list(ends[arm].values()))
-        rows.append([arm, str(len(one[0])), f"{iqm(one):.1f} [{low:.1f}, {high:.1f}]", of_lead, f"{end:.1f}"])
-    return rows
-
-
-TUNED: Flags = {"learning_rate": 3e-4}
-"""for all arms: of 3e-4, 1e-3 and 3e-3 the best mean rank on the first level, for the plain network at a constant rate
-and with a decay, with LayerNorm, and projected at a constant rate and with a decay (40 iterations, three environments,
-seeds 101 and 102, which no scale has)"""
 
 
 EXPERIMENT = Experiment(

@@ -187,6 +187,7 @@ CASES = {
     "fig8": Case(fig8_values),
     "fig9": Case(fig9_values),
     "high-utd-minatar": Case(ahead("cyclic-annealed")),
+    "panel-control-v1": Case(control_values),
     "permutations": Case(chain_values),
     "theory": Case(theory_values, alike="every number is itself a distance from a closed form"),
     "throughput": Case(speed_values, alike=EQUAL),
