@@ -43,6 +43,8 @@ from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.fast.minatar_q import NotTheSame, proved
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
+from elr.interventions import value_divergence
+from elr.interventions.flags import Q_BASELINES, Q_CHURN, InterveneArgs
 from elr.moments import reset_moments_
 from elr.td_errors import RecentTDErrors
 from elr.weights import scalable_weights
@@ -121,6 +123,7 @@ class Args:
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     shift: ShiftArgs = field(default_factory=ShiftArgs)
     switch: SwitchArgs = field(default_factory=SwitchArgs)
+    intervene: InterveneArgs = field(default_factory=InterveneArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 50_000
     """agent steps between evaluations in the current task (at a change: in the one that ends); 0 is off"""
@@ -168,7 +171,11 @@ class Args:
         self.rewarm.check(
             self.schedule, self.switch, self.shift, self.updates,
             total=self.total_timesteps, starts=self.learning_starts, pauses=pauses, least=steps_per_update,
+            heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on)
+        watched = self.gradient == "explicit" and self.intervene.watches
+        require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
         self.probe.check(size_is_read=self.nap.enabled)
         blind = self.rewarm.trigger == "cusum" and self.learning_starts == 0
         require(not blind, self, "learning_starts", "--rewarm.trigger cusum needs a TD error before the first update")
@@ -222,6 +229,12 @@ PRESETS = presets(
             "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN},
         ),
+        **{
+            f"chain-{name}": (
+                f"the same games, the agent of chain-plain and {name}",
+                {"intervene": args, **({"rewarm": RewarmArgs("cusum")} if args.acts_at == "trigger" else {}), **CHAIN},
+            ) for name, args in Q_BASELINES.items() if name != "reset"
+        },
     },
 )  # fmt: skip
 
@@ -305,9 +318,9 @@ def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     run = Session(
         args, f"{Path(__file__).stem}__{args.env_id.split('/')[-1]}", total=args.total_timesteps,
-        streams="init env probe minibatch action switch",
+        streams="init env probe minibatch action switch intervene",
     )  # fmt: skip
-    minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
+    minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = args.shift.world(args.env_id, 1)
@@ -319,7 +332,7 @@ def main(args: Args) -> None:
         replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
         reference = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(reference, q_network, target_network), partial(q_values, q_network)
-        if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu):
+        if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not args.intervene.watches):
             try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
                     q_network, target_network, reference, q_values,
@@ -338,6 +351,11 @@ def main(args: Args) -> None:
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
         recent = RecentTDErrors(args.gamma, on=args.rewarm.trigger == "cusum")  # the signal for CUSUM
         meter, probe = args.probe.build(q_network, layers, optimizer, probe_obs, q_network.probed)
+        methods = args.intervene.build(
+            q_network, optimizer, projection, layers=q_network.probed, heads=["head"], inputs=probe_obs[:2],
+            fresh=lambda: make_network(channels, actions, args, run.seed("intervene", run.updates), run.device),
+            divergence=value_divergence, batch=args.batch_size, churn=Q_CHURN,
+        )  # fmt: skip
 
     returns = Returns(window=100)
     # Where exploration and learning begin to count; a change of the task may move them.
@@ -345,10 +363,20 @@ def main(args: Args) -> None:
     # What a checkpoint holds, besides random streams and counters: everything that has a state.
     run.keep(
         q_network=q_network, target_network=target_network, optimizer=optimizer, replay=replay, env=env,
-        rewarming=rewarming, projection=projection, meter=meter, probe=probe, recent=recent, returns=returns,
+        rewarming=rewarming, projection=projection, meter=meter, probe=probe, methods=methods, recent=recent,
+        returns=returns,
     )  # fmt: skip
     run.watch(q_network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [1, C, 10, 10] uint8
+
+    def reference(count: int) -> Tensor:
+        """Observations of the replay memory, for --intervene."""
+        return torch.from_numpy(replay.sample(count, reference_rng)[0]).to(run.device)
+
+    def weights_changed() -> None:
+        """By something else than learning."""
+        run.scalar("reset/event", 1)
+        probe.forget()  # the next change of the features is measured from here, without the intervention
 
     def react_to_change() -> None:
         """The environment has changed its task: do what --switch asks for, before anything is learned of the new one.
@@ -375,7 +403,9 @@ def main(args: Args) -> None:
             rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # the next change of the features is measured from here, without the intervention
+            probe.forget()
+        if methods.react(changed=True):
+            weights_changed()
         returns.clear()
 
     # td_gradient turns gradients on for itself. `require_finite` stops a run that diverges, so NumPy need not warn.
@@ -409,9 +439,13 @@ def main(args: Args) -> None:
                 loss, q = gradient(replay.sample(args.batch_size, minibatch_rng))  # writes every .grad
                 signal = recent.read()
                 run.require_finite(loss=loss, td_error=signal)
+                if args.intervene.on:
+                    methods.before_step(reference, float(loss))
                 meter.before_step()
                 optimizer.step()
                 meter.after_step()  # measures the step really taken, before the projection
+                if methods.after_step():
+                    weights_changed()
                 rate = rewarming.rate  # of this update
                 projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                 rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
@@ -420,6 +454,8 @@ def main(args: Args) -> None:
                 run.scalars(meter.fresh_scalars())
                 if rewarmed:
                     run.scalar("rewarm/event", 1)
+                    if methods.react(fired=True):
+                        weights_changed()
                 if run.updates % args.log_every == 0:
                     run.scalars({"charts/learning_rate": rate, "losses/td_loss": float(loss)})
                     run.scalars({"losses/q_values": float(q.mean()), **rewarming.scalars()})

@@ -406,7 +406,7 @@ def main(args: Args) -> None:
             network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
             fresh=lambda: make_network(inputs, actions, args, run.seed("intervene", run.updates), run.device),
             divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
-            block=args.update_epochs * args.num_minibatches,
+            churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
         )  # fmt: skip
 
     returns = Returns(window=100)

@@ -43,6 +43,8 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
+from elr.interventions import policy_divergence
+from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.moments import reset_moments_
 from elr.weights import scalable_weights
 from envs.evaluation import play, uniform_observations
@@ -120,6 +122,7 @@ class Args:
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     shift: ShiftArgs = field(default_factory=ShiftArgs)
     switch: SwitchArgs = field(default_factory=SwitchArgs)
+    intervene: InterveneArgs = field(default_factory=InterveneArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 50
     """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
@@ -169,7 +172,11 @@ class Args:
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
         self.switch.check(self.shift.on)
-        self.rewarm.check(self.schedule, self.switch, self.shift, self.updates, total=self.total_timesteps, least=batch)
+        self.rewarm.check(
+            self.schedule, self.switch, self.shift, self.updates,
+            total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
+        )  # fmt: skip
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on)
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -181,6 +188,7 @@ class Args:
 NAP, CONSTANT, CYCLIC = {"nap": NapArgs(enabled=True)}, ScheduleArgs("constant"), ScheduleArgs("cyclic", 1e-5, 500_000)
 VISIT = 256 * 64 * 128  # 256 iterations
 DECAY, CUSUM = ScheduleArgs("warmup-cosine", 1e-5, VISIT), RewarmArgs("cusum", block=32, smoothing=0.1)
+ALARM: dict[str, Any] = {"trigger": {"rewarm": CUSUM}}  # of methods that act when it fires
 CHAIN: dict[str, Any] = {  # Breakout, Freeway, Space Invaders, twice; -v0: the same six actions in each
     "env_id": "MinAtar/Breakout-v0", "total_timesteps": 6 * VISIT,
     "shift": ShiftArgs("games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=VISIT),
@@ -212,6 +220,12 @@ PRESETS = presets(
             "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
             {**NAP, "schedule": DECAY, "rewarm": CUSUM, **CHAIN},
         ),
+        **{
+            f"chain-{name}": (
+                f"the same games, the agent of chain-plain and {name}",
+                {"schedule": CONSTANT, "intervene": args, **ALARM.get(args.acts_at, {}), **CHAIN},
+            ) for name, args in BASELINES.items() if name != "reset"
+        },
     },
 )  # fmt: skip
 
@@ -365,9 +379,9 @@ def main(args: Args) -> None:
     keep_freed_memory()
     run = Session(
         args, f"{Path(__file__).stem}__{args.env_id.split('/')[-1]}", total=args.run_steps,
-        streams="init env probe minibatch action switch",
+        streams="init env probe minibatch action switch intervene",
     )  # fmt: skip
-    minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
+    minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = args.shift.world(args.env_id, args.num_envs)
@@ -384,14 +398,25 @@ def main(args: Args) -> None:
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
+        methods = args.intervene.build(
+            network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
+            fresh=lambda: make_network(channels, actions, args, run.seed("intervene", run.updates), run.device),
+            divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
+            churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
+        )  # fmt: skip
 
     returns = Returns(window=100)
     run.keep(
         network=network, optimizer=optimizer, env=env, rewarming=rewarming, projection=projection, meter=meter,
-        probe=probe, returns=returns,
+        probe=probe, methods=methods, returns=returns,
     )  # fmt: skip
     run.watch(network, optimizer)  # weights, gradients and moments, for `require_finite`
     obs, _ = env.reset(seed=run.seed("env"))  # [N, C, 10, 10] uint8
+
+    def weights_changed() -> None:
+        """By something else than learning."""
+        run.scalar("reset/event", 1)
+        probe.forget()  # the next change of the features is measured from here, without the intervention
 
     def react_to_change(changed: int) -> None:
         """The task changed at this step of the iteration that has just ended: do what --switch asks for.
@@ -410,7 +435,7 @@ def main(args: Args) -> None:
             rewarming.restart()  # re-warm
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
-            probe.forget()  # the next change of the features is measured from here, without the intervention
+            probe.forget()
         returns.clear()
 
     with run.open():
@@ -425,7 +450,7 @@ def main(args: Args) -> None:
 
         while run.running():
             # Act: T steps in each of the N environments.
-            changed = 0
+            changed, fired = 0, False
             for t in range(args.num_steps):
                 drawn, rollout.logprobs[t], rollout.values[t] = act(network, obs, action_rng)
                 rollout.obs[t], rollout.actions[t] = obs, drawn
@@ -444,6 +469,10 @@ def main(args: Args) -> None:
             signal = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches; it takes the logarithm
             samples = rollout.flat(advantages, run.device)
 
+            def reference(count: int, obs: Tensor = samples["obs"]) -> Tensor:
+                """Observations of this iteration, for --intervene."""
+                return obs[torch.from_numpy(reference_rng.integers(len(obs), size=count)).to(run.device)]
+
             # Learn: Algorithm 1 of arXiv:2507.20057, for each minibatch.
             for _ in range(args.update_epochs):
                 order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
@@ -451,11 +480,16 @@ def main(args: Args) -> None:
                     loss, parts = ppo_loss(network, {name: x[index] for name, x in samples.items()}, args)
                     optimizer.zero_grad()
                     loss.backward()
+                    if args.intervene.on:
+                        policy_loss = parts["losses/policy_loss"] - args.ent_coef * parts["losses/entropy"]
+                        methods.before_step(reference, policy_loss.item())
                     optimizer.clip_(args.max_grad_norm)
                     run.require_finite(loss=loss.item())
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection
+                    if methods.after_step():
+                        weights_changed()
                     rate = rewarming.rate  # of this update
                     projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                     rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
@@ -463,6 +497,7 @@ def main(args: Args) -> None:
 
                     run.scalars(meter.fresh_scalars())
                     if rewarmed:
+                        fired = True
                         run.scalar("rewarm/event", 1)
                     if probe.due(run.updates):
                         run.require_finite()
@@ -480,6 +515,8 @@ def main(args: Args) -> None:
             if changed and run.step < run.total:
                 react_to_change(changed)
                 evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
+            if methods.react(changed=bool(changed), fired=fired):
+                weights_changed()
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()
         run.end()

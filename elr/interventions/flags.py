@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,11 @@ class InterveneArgs:
         return bool(self.methods)
 
     @property
+    def watches(self) -> bool:
+        """A method takes features from the forward pass of an update, which must be torch's own."""
+        return "continual-backprop" in self.methods
+
+    @property
     def acts_at(self) -> When | Literal[""]:
         """ "every", "change" or "trigger" if a method acts at times, else nothing."""
         return self.when if any(name in self.ACT for name in self.methods) else ""
@@ -150,7 +155,7 @@ class InterveneArgs:
         fresh: Fresh,
         divergence: Divergence,
         batch: int,
-        block: int = 1,
+        churn: Mapping[str, Any],
     ) -> Methods:
         """The methods, on this network and its optimiser.
 
@@ -162,7 +167,7 @@ class InterveneArgs:
             fresh: makes a newly initialised network of the same shape, another each time.
             divergence: of outputs, which churn reduces.
             batch: inputs on which churn is reduced.
-            block: updates whose mean loss counts as one value for churn.
+            churn: further arguments of `ChurnReduction`.
         """
         norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
         decayed = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
@@ -194,8 +199,7 @@ class InterveneArgs:
                 case "l2-init":
                     return Pull(L2Init(named, self.pull))
                 case "churn":
-                    churn = ChurnReduction(network, divergence, ratio=self.ratio, block=block, least=1.0)
-                    return Churn(churn, batch)
+                    return Churn(ChurnReduction(network, divergence, ratio=self.ratio, **churn), batch)
 
         methods: dict[str, Method] = {name: made(name) for name in self.methods}
         return Methods(methods, when=self.acts_at, every=self.every, fresh=fresh)
@@ -219,3 +223,7 @@ BASELINES: Mapping[str, InterveneArgs] = {
     "churn": InterveneArgs(("churn",), ratio=1e4),  # Tang et al. 2025, classic control
 }
 """one preset per method, with constants of its source"""
+Q_BASELINES: Mapping[str, InterveneArgs] = {**BASELINES, "churn": InterveneArgs(("churn",), ratio=1e-2)}
+"""the same for networks of action values: churn as in Tang et al.'s DQN on MinAtar"""
+Q_CHURN: Mapping[str, Any] = {"start": 50.0, "block": 100, "window": 500, "warmup": 100}
+"""its other constants: 10,000 updates until the first estimate, and 50,000 that count"""

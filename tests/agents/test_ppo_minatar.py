@@ -19,6 +19,7 @@ from gymnasium.vector.utils import batch_space
 from agents import ppo_minatar as script
 from agents.ppo_minatar import ActorCritic, Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, ShiftArgs, SwitchArgs
 from elr.fast.flat_adam import FlatAdam
+from elr.interventions.flags import BASELINES
 from elr.rewarming import Rewarming
 from envs.minatar import MinAtarVectorEnv
 from runs.recording import NonFiniteError, RunError, load_checkpoint, parse, read_scalars, read_status
@@ -533,7 +534,11 @@ def test_a_run_is_made_of_whole_iterations_and_updates_are_counted_in_them():
 def test_every_preset_parses_and_differs():
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
-    assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(parsed) == 12
+    assert (
+        len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()})
+        == len(parsed)
+        == 12 + len(BASELINES) - 1
+    )
     assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
 
 

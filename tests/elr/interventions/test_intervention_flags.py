@@ -56,7 +56,7 @@ def build(args, net, optimizer, held=None):
     return args.build(
         net, optimizer, held or NoProjection(), layers=net.layers, heads=["head", "value"],
         inputs=torch.randn(2, 6).double(), fresh=lambda: twins.network(twins.Mlp, 99),
-        divergence=policy_divergence, batch=8,
+        divergence=policy_divergence, batch=8, churn={},
     )  # fmt: skip
 
 

@@ -1,0 +1,99 @@
+"""--intervene in the MinAtar scripts: each method acts, and a run that is stopped and resumed is the whole one."""
+
+import dataclasses
+
+import pytest
+
+from agents import dqn_minatar, ppo_minatar
+from elr.flags import ProbeArgs, RewarmArgs, ScheduleArgs
+from elr.interventions.flags import BASELINES, Q_BASELINES, InterveneArgs
+from envs.flags import MinAtarShiftArgs as ShiftArgs
+from runs.recording import load_checkpoint, parse, read_scalars
+from tests.agents import scripts
+
+PROBE = ProbeArgs(every=8, size=16, meter_every=4)
+
+
+def dqn(directory, **changes):
+    """48 updates from step 40 on; the task changes at step 60."""
+    shift = ShiftArgs("actions", at_steps=(60,))
+    return dqn_minatar.Args(
+        total_timesteps=88, learning_starts=40, buffer_size=80, batch_size=8, replay_ratio=1.0, eval_every=0,
+        exploration_steps=50, log_every=10, target_network_frequency=20, checkpoint_every=1, probe=PROBE, shift=shift,
+        directory=directory, **changes,
+    )  # fmt: skip
+
+
+def ppo(directory, **changes):
+    """Three iterations of 64 steps and 8 updates; the task changes with the second."""
+    return ppo_minatar.Args(
+        total_timesteps=192, num_envs=4, num_steps=16, num_minibatches=4, update_epochs=2, eval_every=0,
+        checkpoint_every=1, probe=PROBE, shift=ShiftArgs("actions", at_steps=(128,)), schedule=ScheduleArgs("constant"),
+        directory=directory, **changes,
+    )  # fmt: skip
+
+
+SCRIPTS = {"dqn": (dqn_minatar, dqn, Q_BASELINES, 70), "ppo": (ppo_minatar, ppo, BASELINES, 128)}
+
+
+def soon(args):
+    """The method with constants at which it acts within a few updates."""
+    read = {flag for method in args.methods for flag in args.READS.get(method, ())}
+    read |= {"every"} if args.acts_at == "every" else set()
+    sooner = {"every": 3, "maturity": 2, "rate": 0.02, "kappa": 0.9, "tau": 0.5}
+    return dataclasses.replace(args, **{flag: value for flag, value in sooner.items() if flag in read})
+
+
+def recorded(directory):
+    return {tag: rows for tag, rows in read_scalars(directory).items() if tag != "charts/SPS"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What a run without methods records, by script."""
+    found = {}
+    for kind, (script, small, _, _) in SCRIPTS.items():
+        directory = tmp_path_factory.mktemp(kind) / "run"
+        script.main(small(directory))
+        found[kind] = recorded(directory)
+    return found
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_method_acts_and_a_resumed_run_is_the_whole_one(kind, name, tmp_path, monkeypatch, plain):
+    script, small, methods, stop = SCRIPTS[kind]
+    changes = {"intervene": soon(methods[name])}
+    if changes["intervene"].acts_at == "trigger":
+        changes["rewarm"] = RewarmArgs("every", every_steps=64 if kind == "ppo" else 10)
+    script.main(small(tmp_path / "whole", **changes))
+    whole = recorded(tmp_path / "whole")
+    assert whole != plain[kind]
+    acted = any(method in InterveneArgs.ACT and method != "local-time" for method in changes["intervene"].methods)
+    assert ("reset/event" in whole) == acted
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, stop)
+        script.main(small(tmp_path / "killed", **changes))
+    script.main(parse(script.Args, script.PRESETS, ["--resume", str(tmp_path / "killed")]))
+    assert recorded(tmp_path / "killed") == whole
+    one, other = (load_checkpoint(tmp_path / run / "checkpoint.pt")["state"] for run in ("killed", "whole"))
+    scripts.assert_same(one, other)
+
+
+def test_a_method_that_needs_autograd_refuses_the_gradient_written_by_hand(tmp_path):
+    method = InterveneArgs(("continual-backprop",))
+    with pytest.raises(ValueError, match=r"--gradient and --intervene.methods|--gradient explicit"):
+        dqn(tmp_path, intervene=method, gradient="explicit")
+    dqn(tmp_path, intervene=method)
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_presets_are_the_plain_chain_and_one_method(kind):
+    script, _, methods, _ = SCRIPTS[kind]
+    plain = script.PRESETS["chain-plain"].args
+    for name, args in methods.items():
+        if name == "reset":  # chain-reset and chain-fresh are older than --intervene
+            continue
+        preset = script.PRESETS[f"chain-{name}"].args
+        expected = dataclasses.replace(plain, intervene=args, exp_name=f"chain-{name}", rewarm=preset.rewarm)
+        assert preset == expected and preset.rewarm.on == (args.acts_at == "trigger")
