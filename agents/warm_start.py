@@ -30,7 +30,7 @@ fig5-right-unconstrained-single. All results: docs/results.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,9 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.changepoint import Cusum
 from elr.flags import InterventionArgs as SwitchArgs
-from elr.interventions import L2Init, NoL2Init
+from elr.interventions import L2Init, NoL2Init, policy_divergence
+from elr.interventions.flags import BASELINES, InterveneArgs
+from elr.interventions.methods import Methods
 from elr.layerwise import layerwise_groups
 from elr.measure import Meter, NoMeter
 from elr.moments import reset_moments_
@@ -168,6 +170,7 @@ class Args:
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
     switch: SwitchArgs = field(default_factory=SwitchArgs)
+    intervene: InterveneArgs = field(default_factory=InterveneArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     eval_every: int = 100
     """updates between evaluations on the test set"""
@@ -217,8 +220,12 @@ class Args:
         if not switches:
             reject_unused("", self, ["control"], "with a single phase of --fractions: the network is the fresh one")
             require(self.rewarm.trigger != "switch", self, "rewarm.trigger fractions", "no switch comes; use never")
-        self.switch.check(switches, "with a single phase of --fractions: there is no switch")
+        self.switch.check(switches, one := "with a single phase of --fractions: there is no switch")
         self.nap.check()
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, switches, one)
+        for flag, methods in (("l2_init", ("l2-init", "reset")), ("weight_decay", ("weight-decay",))):
+            twice = getattr(self, flag) > 0 and not set(self.intervene.methods).isdisjoint(methods)
+            require(not twice, self, f"{flag} intervene.methods", "give the one or the other")
         self.probe.check(size_is_read=self.nap.enabled and not self.nap.allow_scale_dependent)
         self._check_schedule()
 
@@ -237,6 +244,7 @@ class Args:
         }  # fmt: skip
         reject_unused("rewarm", rewarm, unused[rewarm.trigger], f"with --rewarm.trigger {rewarm.trigger}")
         warms = schedule.kind != "constant" or rewarm.peak_factor != 1 or rewarm.moments == "reset"
+        warms = warms or self.intervene.acts_at == "trigger"
         why = "nothing is re-warmed; choose another schedule, --rewarm.peak-factor, or the trigger never"
         require(warms or rewarm.trigger == "never", self, "rewarm.trigger schedule.kind", why)
 
@@ -291,6 +299,11 @@ PRESETS = presets(
                 ("l2-init", {"l2_init": 1e-4}),
                 ("weight-decay", {"weight_decay": 0.1}),
             )
+        },
+        **{
+            f"panel-{name}": (
+                f"CIFAR-10, unconstrained, re-warmed at a switch, and {name}", {**CIFAR, "nap": FREE, "intervene": args}
+            ) for name, args in BASELINES.items() if name not in ("fire-cusum", "churn")
         },
     },
 )  # fmt: skip
@@ -482,6 +495,7 @@ class Learner:
     rewarming: Rewarming
     projection: Projection | NoProjection
     l2_init: L2Init | NoL2Init
+    methods: Methods
     meter: Meter | NoMeter = field(default_factory=NoMeter)
 
     def state_dict(self) -> dict[str, Any]:
@@ -501,8 +515,9 @@ def make_l2_init(args: Args, network: nn.Module) -> L2Init | NoL2Init:
 
 
 def make_learner(
-    args: Args, network: nn.Module, check: Tensor, schedule: Schedule, trigger: Trigger, initial: Schedule | None = None
-) -> Learner:
+    args: Args, network: nn.Module, check: Tensor, schedule: Schedule, trigger: Trigger, intervene: InterveneArgs,
+    fresh: Callable[[], nn.Module], initial: Schedule | None = None,
+) -> Learner:  # fmt: skip
     """Everything except the network itself; `check` is a batch on which its scale invariance is verified."""
     with one_line_errors("--assignment"):
         modules = layerwise_groups(network, args.learning_rate, args.assignment, head=network.heads[0])
@@ -515,7 +530,11 @@ def make_learner(
     with one_line_errors("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, schedule, trigger, args.rewarm.moments, initial)
     projection = args.nap.build(network, inputs=check, heads=network.heads)
-    return Learner(network, optimizer, rewarming, projection, make_l2_init(args, network))
+    methods = intervene.build(
+        network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=check[:2], fresh=fresh,
+        divergence=policy_divergence, batch=args.batch_size, churn={},
+    )  # fmt: skip
+    return Learner(network, optimizer, rewarming, projection, make_l2_init(args, network), methods)
 
 
 def intervene_(switch: SwitchArgs, learner: Learner, fresh: nn.Module) -> None:
@@ -538,8 +557,10 @@ def main(args: Args) -> None:
         require(min(sizes) >= 1, args, "fractions", f"a phase has none of the {count} images")
         lengths = phase_lengths(args, sizes)
     total, switches = sum(lengths), [int(update) for update in np.cumsum(lengths)[:-1]]
-    run = Session(args, args.dataset, total=total, streams="split minibatch augment probe init fresh", unit="update")
-    augment_rng = run.generator("augment")
+    run = Session(
+        args, args.dataset, total=total, streams="split minibatch augment probe init fresh intervene", unit="update"
+    )
+    augment_rng, reference_rng = run.generator("augment"), run.generator("intervene")
     print(f"{images.source}; phases of {', '.join(f'{n:,}' for n in sizes)} images, {total:,} updates", flush=True)
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
@@ -555,7 +576,8 @@ def main(args: Args) -> None:
         with one_line_errors("--schedule, --rewarm"):
             schedule, initial = make_schedules(args, lengths)
             trigger = make_trigger(args, total)
-        warm = make_learner(args, network, probe_x, schedule, trigger, initial)
+        renewed = lambda: new_network(run.seed("intervene", run.step))  # noqa: E731
+        warm = make_learner(args, network, probe_x, schedule, trigger, args.intervene, renewed, initial)
         layers = scalable_weights(network, heads=network.heads)
         warm.meter, probe = args.probe.build(network, layers, warm.optimizer, probe_x, network.probed)
 
@@ -575,7 +597,8 @@ def main(args: Args) -> None:
     def add_control() -> None:
         """From now on a fresh network trains on the same minibatches."""
         decay = make_schedule(args, lengths[-1], args.learning_rate)
-        control = make_learner(args, new_network(run.seed("fresh", len(switches))), probe_x, decay, Never())
+        control = new_network(run.seed("fresh", len(switches)))
+        control = make_learner(args, control, probe_x, decay, Never(), InterveneArgs(), renewed)
         learners["control"] = control
         run.keep(control=control)
         run.watch(control.network, control.optimizer, "the control's ")
@@ -585,9 +608,15 @@ def main(args: Args) -> None:
         minibatches.grow(sizes[phase()])
         fit_schedule()
         intervene_(args.switch, warm, new_network(run.seed("fresh", phase() - 1)))
+        if warm.methods.react(changed=True):
+            run.scalar("reset/event", 1)
         if run.step == switches[-1] and args.control == "fresh":
             add_control()
         run.scalars({"shift/task": phase(), "shift/boundary": 1})
+
+    def reference(count: int) -> Tensor:
+        """Images known so far, for --intervene."""
+        return pixels.normalised(pixels.train_x[reference_rng.integers(sizes[phase()], size=count)])
 
     def measure() -> None:
         """Features on the probe, and the gradients of images known since before the phase and of new ones."""
@@ -636,9 +665,12 @@ def main(args: Args) -> None:
                 learner.optimizer.zero_grad()
                 loss.backward()
                 run.require_finite(loss=loss.item())
+                learner.methods.before_step(reference, loss.item())
                 learner.meter.before_step()
                 learner.optimizer.step()
                 learner.meter.after_step()  # measures the step really taken, before the projection
+                if learner.methods.after_step():
+                    run.scalar("reset/event", 1)
                 learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
                 rate, value = learner.rewarming.rate, cross_entropy.item()
                 # trigger? restart the schedule; set the next update's rate (CUSUM takes the loss's logarithm)
@@ -646,6 +678,8 @@ def main(args: Args) -> None:
                 if learner is warm:
                     trained = {"train/loss": value, "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
+                    if learner.methods.react(fired=rewarmed):
+                        run.scalar("reset/event", 1)
             run.step += 1
             if run.step in switches:
                 switch()

@@ -62,6 +62,9 @@ class Method:
     def task_changed(self) -> None:
         """The task has changed, and the agent is told."""
 
+    def weights_renewed(self) -> None:
+        """All weights are new: what the method has kept of the old ones is void."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {}
@@ -211,6 +214,10 @@ class Pull(Method):
         """Add the gradient of the penalty."""
         self._pull.add_gradient_()
 
+    def weights_renewed(self) -> None:
+        """Pull to the new weights."""
+        self._pull.remember_()
+
     def state_dict(self) -> dict[str, Any]:
         """The initial weights."""
         return self._pull.state_dict()
@@ -289,7 +296,11 @@ class Methods:
         if self._reference is None:
             return False
         inputs = self._reference(SCORED)
-        return any([method.act(inputs, self._fresh) for method in self._methods.values()])  # all of them
+        acted = [method.act(inputs, self._fresh) for method in self._methods.values()]
+        if any(isinstance(method, Reset) for method in self._methods.values()):
+            for method in self._methods.values():
+                method.weights_renewed()
+        return any(acted)
 
     def state_dict(self) -> dict[str, Any]:
         """The updates so far, and the state of every method."""
