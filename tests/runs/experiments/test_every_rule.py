@@ -156,6 +156,10 @@ def speed_values(job, effect, rng):
     return {SPEED: dealt(rng, 1_000 * (slower if job.arm.endswith("nap") else 1.0), 0.005)}
 
 
+def panel_warm_start_values(job, effect, rng):
+    return {warm_start.ACCURACY: (67.0 if (job.arm == "projected") == effect else 62.0) + 0.3 * rng.normal()}
+
+
 def theory_values(job, effect, rng):
     of_scale = dealt(rng, 300) if job.arm != "steep" else 2.0
     return {
@@ -188,6 +192,7 @@ CASES = {
     "fig9": Case(fig9_values),
     "high-utd-minatar": Case(ahead("cyclic-annealed")),
     "panel-control-v1": Case(control_values),
+    "panel-warm-start": Case(panel_warm_start_values),
     "permutations": Case(chain_values),
     "theory": Case(theory_values, alike="every number is itself a distance from a closed form"),
     "throughput": Case(speed_values, alike=EQUAL),
