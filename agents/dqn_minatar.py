@@ -444,14 +444,15 @@ def main(args: Args) -> None:
                 meter.before_step()
                 optimizer.step()
                 meter.after_step()  # measures the step really taken, before the projection
-                if methods.after_step():
-                    weights_changed()
+                acted = methods.after_step()  # other methods against loss of plasticity, if any
                 rate = rewarming.rate  # of this update
                 projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                 rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                 run.updates += 1
 
                 run.scalars(meter.fresh_scalars())
+                if acted:
+                    weights_changed()
                 if rewarmed:
                     run.scalar("rewarm/event", 1)
                     if methods.react(fired=True):
