@@ -11,15 +11,16 @@ weights, ask the trigger whether to re-warm (restart the learning-rate schedule)
 `main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
 
 An agent step is a frame (no frame skip); an update is an optimiser step. Except for pauses after a change,
-updates = replay_ratio * (steps - learning_starts). Ratio 1 is the paper's high update-to-data regime.
+updates = replay_ratio * (steps - learning_starts). Ratio 1 is that of the paper's high update-to-data arms in updates
+per step, but MinAtar's usual one; the counterpart of their four times the usual is 4.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam instead of RMSProp, squared instead of Huber loss, minimal
 action sets (-v1), exploration that falls from the first step on (theirs: from step 5,000) to 0.05 (0.1), a target
 network copied every 1,000 steps (theirs: updates, which differ if --replay-ratio is not 1), minibatches drawn with
 replacement, LayerNorm before each nonlinearity (--network plain: theirs). Deviations from the paper, which trains on
-Atari: rates 2.5e-4 and 4e-6 (paper: 6.25e-5 and 1e-6, the same ratio), three cycles of 50,000 steps (paper: ten of 4M
-or 20M frames), and CUSUM watches the squared TD errors of the newest transitions instead of the loss: most replayed
-transitions predate a change and hide it.
+Atari: rates 2.5e-4 and 4e-6 (paper: 6.25e-5 and 1e-6, the same ratio), cycles of 50,000 steps, three in
+`cyclic-annealed` (paper: ten of 4M or 20M frames), and CUSUM watches the squared TD errors of the newest transitions
+instead of the loss: most replayed transitions predate a change and hide it.
 
 --shift changes the task during training; --switch and --rewarm.trigger set how the agent reacts. By default it does not
 (plain continual learning). The probe (feature metrics on fixed inputs) always uses observations of the first task.

@@ -18,14 +18,14 @@ whose mirror (y, x) it was trained on, about 20 % of them, so accuracy is report
 The presets fig2-left-*, fig2-right-* and fig3-* are arms of the paper's grokking figures with fewer updates: 20,000,
 6,000 and 9,000 instead of up to 1,000,000; so are fig8-*, whose weight decay is 1.
 
-Deviations from the paper: embeddings are projected too (--nap.no-embeddings), as is the output layer, which counts as
-one of its "linear layers" here (--nap.no-decoder); no norm layer bounds what either does; gains of norm layers are only
-decayed (--scale-decay), not rescaled; the probe has pairs of both sets (theirs: of the training set); the trigger of
-`adaptive` is ours, where the paper re-warms on a fixed cycle or by CUSUM; fig3-* has beta2 0.95 (theirs is 0.999, with
-which single runs fall back to chance). Not specified in the paper, our choices: the training set is one batch, or 512
-pairs per update in the figures; one attention block (its text; its Table 1 says two); weights start as N(0, 1 /
-fan_in), embeddings as N(0, 0.07^2); "after the MLP" is a norm on the block's output; fig2-right has rate 1e-2; fig3-*
-has both decays at 1, a warm-up of 500 and a cosine of 3,500 updates.
+Deviations from the paper: gains of norm layers are only decayed (--scale-decay), not rescaled; the probe has pairs of
+both sets (theirs: of the training set); the trigger of `adaptive` is ours, where the paper re-warms on a fixed cycle or
+by CUSUM; fig3-* has beta2 0.95 and a warm-up of 500 updates (theirs: 0.999, with which single runs fall back to chance,
+and 1,000). Not specified in the paper, our choices: the training set is one batch, or 512 pairs per update in the
+figures; one attention block (its text; its Table 1 says two); weights start as N(0, 1 / fan_in), embeddings as N(0,
+0.07^2); "after the MLP" is a norm on the block's output; fig2-right has rate 1e-2; fig3-* has both decays at 1 and a
+cosine of 3,500 updates; embeddings are projected too (--nap.no-embeddings), and the output layer counts as one of its
+"linear layers" (--nap.no-decoder).
 
 Measured: the default first reaches 99 % of the test pairs after 282 to 1,679 of its 2,000 updates (5 of 5 seeds);
 `free` ends at 6 to 12 % (n = 3). It takes 90 seconds on two cores. All results: docs/results.md.

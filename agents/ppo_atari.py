@@ -197,7 +197,7 @@ class Args:
 
 
 NAP: dict[str, Any] = {"nap": NapArgs(enabled=True), "network": "normalised"}
-CONSTANT, CYCLIC = ScheduleArgs("constant"), ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # the paper's 4 million frames
+CONSTANT, CYCLIC = ScheduleArgs("constant"), ScheduleArgs("cyclic", 2.5e-6, 1_000_000)  # 4 million frames
 # With all 18 actions a random policy meets 7 (Breakout) to 25 (Pong) rewards in 1,000 steps of these three games, so
 # there is something to learn from (10,000 steps each); in Freeway it met none.
 VISIT = 1024 * 8 * 128  # 1,024 iterations

@@ -16,17 +16,18 @@ All flags count agent steps. One step is one decision of the agent and lasts fou
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
 paper's high update-to-data regime; 0.25 is its low one, and usual.
 
-From the paper: Adam, rate 6.25e-5. High update-to-data arms: low rate 1e-6, weight decay 1e-2, no projection. Low ones:
-projection, resets after 50, 100 and 150 million frames, final rate 1e-7 where cycling stops early, and the protocol of
-Hessel et al. 2018 (no-op starts, no sticky actions, a lost life ends the return). On the cycles of the high arms its
-text and its figures disagree: the text says 4 million, of frames, of steps and of updates; the curves of Fig. 7 show
-cycles of 20 million frames where the rate cycles to the end, and ten of 4 million where cycling stops early. The
-presets follow the figures; `high-utd-cyclic --schedule.period-steps 1000000` is the text.
+From the paper: Adam, rate 6.25e-5. High update-to-data arms: weight decay 1e-2. Low ones: projection, resets after 50,
+100 and 150 million frames, final rate 1e-7 where cycling stops early, and the protocol of Hessel et al. 2018 (no-op
+starts, no sticky actions, a lost life ends the return). On the cycles of the high arms its text and its figures
+disagree: the text says 4 million, of frames, of steps and of updates; Rainbow's curve in Fig. 7 (left, Hero) shows
+cycles of 20 million frames where the rate cycles to the end, and DQN's (right) ten of 4 million where cycling stops
+early. The presets follow the figures; `high-utd-cyclic --schedule.period-steps 1000000` (or 4000000) is the text, read
+as frames (or as steps or updates).
 
 Not specified in the paper, our choices: a reset renews the whole network and its moments and keeps the replay memory;
 the low arms' cycles go down to 1e-6, or to 1e-7 where cycling stops early, after three of four cycles; the high arms
-have no normalisation and the protocol of Machado et al. 2018 (sticky actions, no no-op starts, a lost life ends
-nothing). Resets count steps; cycles count updates, which begin --learning-starts later.
+have no normalisation, no projection (said of DQN only) and the protocol of Machado et al. 2018 (sticky actions, no
+no-op starts, a lost life ends nothing). Resets count steps; cycles count updates, which begin --learning-starts later.
 
 From DQN Zoo (github.com/google-deepmind/dqn_zoo): all other defaults.
 
@@ -274,7 +275,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "low-utd-early-stop":
         ("paper: projected, three cycles of 50M frames, then 1e-7", {**LOW_UTD, "schedule": THREE_CYCLES}),
     "high-utd-baseline": ("paper, high update-to-data: constant high rate", HIGH_UTD),
-    "high-utd-low": ("paper: constant low rate", {**HIGH_UTD, "learning_rate": 1e-6}),
+    "high-utd-low": ("constant low rate, an arm of the paper's DQN", {**HIGH_UTD, "learning_rate": 1e-6}),
     "high-utd-cyclic":
         ("paper, Fig. 7: ten cycles of 20M frames",
          {**HIGH_UTD, "schedule": ScheduleArgs("cyclic", period_steps=20 * M)}),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiments.shared.atari import PAPER_GAMES, SCORE, ahead, arms, rule
-from runs.experiments.shared.rules import end_return
+from runs.experiments.shared.atari import MEASURES, PAPER_GAMES, ahead, arms, rule
 from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
 
 ARMS = ("baseline", "cyclic-annealed-8M", "cyclic-annealed-20M", "cyclic-annealed")
@@ -40,7 +39,7 @@ EXPERIMENT = Experiment(
             folder="high-utd-dqn/paper",
         ),
     },
-    measures={SCORE: end_return},
+    measures=MEASURES,
     judge=ahead(PAIRS),
     judged=("paper",),
     note="The figure has no sentence of its own in the paper's text that we know; the claim is our reading of it.",

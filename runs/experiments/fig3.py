@@ -22,7 +22,10 @@ def before(result: Result) -> float:
     """Share of activations that flip per probe interval, mean of the 500 updates before re-warming."""
     offset = result.config["rewarm"]["at_update"]
     values = [value for step, value in result.scalars[TAG] if offset - 500 < step <= offset]
-    return defined(sum(values) / len(values), BEFORE, result)
+    share = defined(sum(values) / len(values), BEFORE, result)
+    if share == 0:
+        raise ValueError(f"no activation flips before the re-warming in {result.arm}, seed {result.seed}")
+    return share
 
 
 def after(result: Result) -> float:
@@ -101,7 +104,7 @@ EXPERIMENT = Experiment(
             },
             arms=("fig3-0.01-early-beta0.999", "fig3-0.001-early-beta0.999"),
         ),
-        "laptop": Scale(seeds=(4, 5, 6, 7, 8), estimate="70 min on two cores"),
+        "laptop": Scale(seeds=(7, 8, 9, 10, 11), estimate="70 min on two cores"),
         "paper": Scale(
             seeds=(1, 2, 3),
             estimate=guessed_gpu_hours(24, 1_000_000, 250),

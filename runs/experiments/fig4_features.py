@@ -25,7 +25,7 @@ def judge(runs: Sequence[Measured]) -> Verdict:
     said = " and ".join(f"{name} is {math.exp(ratio.mean):.2f} times" for name, ratio in ratios.items())
     return Verdict(
         all_above(list(ratios.values())),
-        f"{said} as large in the projected network (geometric means; logarithms differ by "
+        f"{said} as large in the projected network (geometric means; the differences of their logarithms are "
         f"{' and '.join(map(str, ratios.values()))})",
         ("arm", "n", *METRICS.values()),
         mean_rows(*columns.values()),

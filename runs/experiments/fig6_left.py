@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from envs.games import ATARI_57
-from runs.experiments.shared.atari import PAPER_GAMES, SCORE, ahead, arms, instead, rule
-from runs.experiments.shared.rules import end_return
+from runs.experiments.shared.atari import MEASURES, PAPER_GAMES, ahead, arms, instead, rule
 from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
 
 ARMS = ("constant", "one-cycle", "four-cycles", "reset", "reset-cycles", "early-stop")
-PAIRS = (("one-cycle", "constant"), ("four-cycles", "constant"), ("four-cycles", "reset"))
+PAIRS = (
+    ("one-cycle", "constant"),
+    ("four-cycles", "early-stop"),
+    ("four-cycles", "reset-cycles"),
+    ("early-stop", "reset"),
+    ("reset-cycles", "reset"),
+)
 GAMES = {game: {"env_id": f"ALE/{game}-v5"} for game in ATARI_57}
 
 EXPERIMENT = Experiment(
     name="fig6-left",
     source="Fig. 6 (left) of Lyle et al. 2025",
-    claim="Projected Rainbow with one update in four steps does better when its rate decays once or cycles four times "
-    "than at a constant rate, and better with four cycles than with resets.",
+    claim="Of projected Rainbow agents with one update in four steps, one decay is ahead of a constant rate; four "
+    "cycles are ahead of stopping early and of cycles with resets; and both of these are ahead of resets alone.",
     rule=rule(PAIRS),
     arms=arms("rainbow_atari", "quick-low-utd", *ARMS),
     scales={
@@ -47,7 +52,7 @@ EXPERIMENT = Experiment(
             gpus=0.25,
         ),
     },
-    measures={SCORE: end_return},
+    measures=MEASURES,
     judge=ahead(PAIRS),
     judged=("paper",),
     curve="charts/episodic_return",

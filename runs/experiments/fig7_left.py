@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from runs.experiments.shared.atari import PAPER_GAMES, SCORE, TWO_GAMES, ahead, arms, instead, rule
-from runs.experiments.shared.rules import end_return
+from runs.experiments.shared.atari import MEASURES, PAPER_GAMES, TWO_GAMES, ahead, arms, instead, rule
 from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
 
 ARMS = ("baseline", "cyclic", "cyclic-annealed")
@@ -49,7 +48,7 @@ EXPERIMENT = Experiment(
             folder="high-utd-rainbow/paper",
         ),
     },
-    measures={SCORE: end_return},
+    measures=MEASURES,
     judge=ahead(PAIRS),
     judged=("paper",),
     curve="charts/episodic_return",

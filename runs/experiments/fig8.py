@@ -51,8 +51,8 @@ def judge(runs: Sequence[Measured]) -> Verdict:
 EXPERIMENT = Experiment(
     name="fig8",
     source="Fig. 8 and App. B.1 of Lyle et al. 2025",
-    claim="With norm layers and weights renormalised now and then, the effective rank of the attention's output falls "
-    "when a network groks, which needs gains that can decay.",
+    claim="With norm layers and weights renormalised now and then, the effective rank of the attention's output "
+    "falls when a network groks, and further than in one whose gains do not decay.",
     rule="Effective rank of the attention's output at the first probe at which the training accuracy is 99 %, and at "
     "the end. The fall is the difference of their logarithms. Reproduced if it is above 0 over all runs that end at a "
     "test accuracy of 99 % or more (95 % interval), and, at each projection frequency, larger with scale decay than "
@@ -80,5 +80,7 @@ EXPERIMENT = Experiment(
     },
     measures={MEMORISED: memorised, END: lambda run: last(run, RANK), ACCURACY: lambda run: last(run, "test/accuracy")},
     judge=judge,
+    note="The paper varies the weight decay too; here it is 1. Its App. B.1 names falling norms of queries and keys as "
+    "another way for the rank to fall.",
     curve=RANK,
 )

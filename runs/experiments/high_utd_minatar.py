@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runs.experiments.shared.atari import SCORE
+from runs.experiments.shared.atari import TENTH as SCORE
 from runs.experiments.shared.rules import all_above, column, difference, end_return, mean_rows, per_world
 from runs.sweeps.experiment import Arm, Experiment, Measured, Scale, Verdict
 

@@ -51,9 +51,10 @@ def judge(runs: Sequence[Measured]) -> Verdict:
 EXPERIMENT = Experiment(
     name="theory",
     source="App. C of Lyle et al. 2025",
-    claim="How far a step moves the features depends on rate, gradient and weights through the size of the step "
-    "relative to the weights alone: the cosine of a pre-activation and the updated one is 1 / sqrt(1 + r^2), the share "
-    "of active units that switch off 1/2 - arctan(1/r) / pi.",
+    claim="How far a step moves the features, if its gradient is Gaussian and independent of the weights, depends "
+    "on rate, gradient and weights through the size of the step relative to the weights alone: the cosine of a "
+    "pre-activation and the updated one is 1 / sqrt(1 + r^2), the share of active units that switch off 1/2 - "
+    "arctan(1/r) / pi.",
     rule="At each of 40 rates, distance of simulation and closed form in standard errors. Reproduced if none exceeds "
     "5, and if the form that leaves out the scale of the weights is off by more than 20 somewhere in every run in "
     "which that scale is not 1. Not reproduced if a closed form is off by more than 20, or the form without the scale "

@@ -41,6 +41,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "plasticity": ("plasticity/",),
     "norms": ("norms/",),
     "losses": ("losses/",),
+    "theory": ("theory/",),
     "custom": ("custom/",),
 }
 """The group of a tag's chart: the first one that lists a prefix of the tag."""

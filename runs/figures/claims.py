@@ -16,6 +16,7 @@ from runs.sweeps.experiment import REPOSITORY, Experiment, load, names
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
 README, EVERYTHING = REPOSITORY / "README.md", REPOSITORY / "docs" / "claims.md"
+EARLIER = "; by an earlier rule, to be run again under that of today"
 HEAD = """# Every claim, and what became of it
 
 Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it
@@ -33,11 +34,19 @@ def verdicts(folder: Path = RESULTS) -> list[tuple[str, dict[str, Any]]]:
     return [(name, record) for name, record in records if record["outcome"]]
 
 
+def superseded(record: dict[str, Any]) -> bool:
+    """Whether the verdict is of a claim or rule that the experiment no longer has."""
+    if record["experiment"] not in names():
+        return True
+    experiment = load(record["experiment"])
+    return (record["claim"], record.get("rule", experiment.rule)) != (experiment.claim, experiment.rule)
+
+
 def claims(folder: Path = RESULTS) -> str:
     """README's table, from the verdicts in a folder."""
     lines = ["| claim | source | scale | n | verdict |", "|---|---|---|---|---|"]
     for name, one in verdicts(folder):
-        link = f"[{one['outcome']}](runs/results/{name}.md)"
+        link = f"[{one['outcome']}](runs/results/{name}.md){EARLIER if superseded(one) else ''}"
         lines.append(f"| {one['claim']} | {one['source']} | {one['scale']} | {one['seeds']} seeds | {link} |")
     return "\n".join(lines)
 
@@ -58,8 +67,7 @@ def everything(folder: Path = RESULTS) -> str:
     for experiment in sorted(map(load, names()), key=by_figure):
         for name, one in judged.get(experiment.name, []):
             link = f"[{one['outcome']}](../runs/results/{name}.md), {one['scale']}"
-            if one["claim"] != experiment.claim:
-                link += "; by an earlier rule, to be run again under that of today"
+            link += EARLIER if superseded(one) else ""
             lines.append(
                 f"| `{experiment.name}` | {one['claim']} | {one['source']} | {one['seeds']} seeds | {link} | "
                 f"{one['reason'][0].upper()}{one['reason'][1:]} |"

@@ -134,6 +134,22 @@ def per_world(values: Column) -> dict[str, dict[tuple[str, int], float]]:
     return {arm: {key: v / means[key[0]] for key, v in runs.items()} for arm, runs in values.items()}
 
 
+def standardised(values: Column) -> dict[str, dict[tuple[str, int], float]]:
+    """Values minus the mean of the same task and divided by its standard deviation, over all its arms and seeds.
+
+    So tasks have about the same weight whatever the sign and the unit of their scores. 0 where all are equal.
+    """
+    tasks: dict[str, list[float]] = {}
+    for runs in values.values():
+        for (world, _), value in runs.items():
+            tasks.setdefault(world, []).append(value)
+    scales = {world: (float(np.mean(all_)), float(np.std(all_))) for world, all_ in tasks.items()}
+    return {
+        arm: {key: (value - scales[key[0]][0]) / (scales[key[0]][1] or 1.0) for key, value in runs.items()}
+        for arm, runs in values.items()
+    }
+
+
 def mean_rows(values: Column, *more: Column) -> list[list[str]]:
     """A row per arm: its name, n, and mean and interval of each measure."""
     rows = []

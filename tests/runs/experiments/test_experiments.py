@@ -12,7 +12,7 @@ import pytest
 
 from runs.experiments import fig2_left, fig2_right, fig3, throughput
 from runs.experiments.shared import chains
-from runs.experiments.shared.atari import SCORE
+from runs.experiments.shared.atari import SCORE, TENTH
 from runs.experiments.shared.warm_start import ACCURACY, GAP, since_switch
 from runs.recording import parse
 from runs.sweeps.experiment import Measured, Result, guessed_gpu_hours, load, names, plan
@@ -82,7 +82,7 @@ def test_gpu_hours_match_the_planned_runs():
 def test_ids_are_unique_and_stable():
     ids = [job.id for name in names() for scale in load(name).scales for job in plan(load(name), scale, Path("logs"))]
     assert len(set(ids)) == len(ids)
-    assert "fig3/laptop/fig3-0.01-early-beta0.95-s4" in ids and "high-utd-minatar/laptop/low--Breakout-s11" in ids
+    assert "fig3/laptop/fig3-0.01-early-beta0.95-s7" in ids and "high-utd-minatar/laptop/low--Breakout-s11" in ids
 
 
 # thresholds of rules; that each tells an effect from none is in test_every_rule.py
@@ -98,16 +98,17 @@ def runs_of(arm, *columns):
 
 
 @pytest.mark.parametrize(
-    ("projected", "free", "outcome"),
+    ("projected", "free", "ends", "outcome"),
     [
-        (2_000, math.inf, "reproduced"),
-        (2_000, 3_000, "reproduced"),
-        (2_000, 2_000, "undecided"),
-        (3_000, 2_000, "not reproduced"),
-        (math.inf, math.inf, "not reproduced"),
+        (2_000, math.inf, 0.95, "reproduced"),
+        (2_000, 3_000, 0.95, "reproduced"),
+        (2_000, 3_000, 0.008, "undecided"),  # they reach it, and do not stay
+        (2_000, 2_000, 0.95, "undecided"),
+        (3_000, 2_000, 0.95, "not reproduced"),
+        (math.inf, math.inf, 0.1, "not reproduced"),
     ],
 )
-def test_fig2_left(projected, free, outcome):
+def test_fig2_left(projected, free, ends, outcome):
     runs = [
         run
         for rate in ("0.01", "0.001")
@@ -116,7 +117,11 @@ def test_fig2_left(projected, free, outcome):
             ("projected", "1", projected),
             ("free", "0.01", free),
         )
-        for run in runs_of(f"fig2-left-{held}-lr{rate}-wd{decay}", (fig2_left.ARRIVAL, [first, first]))
+        for run in runs_of(
+            f"fig2-left-{held}-lr{rate}-wd{decay}",
+            (fig2_left.ARRIVAL, [first, first]),
+            (fig2_left.END, [ends if held == "projected" else 0.1] * 2),
+        )
     ]
     verdict = load("fig2-left").judge(runs)
     assert verdict.outcome == outcome and "of 8 projected runs" in verdict.reason
@@ -129,8 +134,8 @@ def test_fig2_left(projected, free, outcome):
     [
         ((1.0, 1.0, 1.0), (0.2, 0.2, 0.1), "reproduced"),
         ((1.0, 1.0, 1.0), (0.2, 0.2, 0.6), "undecided"),
-        ((1.0, 0.9, 1.0), (0.2, 0.2, 0.2), "undecided"),
-        ((1.0, 0.9, 0.9), (0.2, 0.2, 0.2), "not reproduced"),
+        ((1.0, 0.95, 1.0), (0.2, 0.2, 0.2), "undecided"),
+        ((1.0, 0.95, 0.95), (0.2, 0.2, 0.2), "not reproduced"),
         ((1.0, 1.0, 1.0), (0.6, 0.6, 0.2), "not reproduced"),
     ],
 )
@@ -253,8 +258,11 @@ def test_fig9():
 
     assert outcome((0.5, 0.6, 0.5), (3.0, 3.2, 3.3)) == "reproduced"
     assert outcome((0.5, 0.6, 0.5), (0.5, 0.6, 0.5)) == "undecided"  # no gap that could be closed
-    assert outcome((1.5, 1.6, 1.5), (3.0, 3.2, 3.3)) == "not reproduced"
+    assert outcome((1.8, 1.9, 1.8), (3.0, 3.2, 3.3)) == "not reproduced"
     assert outcome((0.0, 2.0, 1.0), (3.0, 3.2, 3.3)) == "undecided"
+    assert outcome((1.24, 1.25, 1.26), (3.0, 3.2, 3.3)) == "reproduced"
+    assert outcome((-2.9, -3.0, -2.8), (-1.0, -1.2, -1.1)) == "not reproduced"  # the unconstrained one has no gap
+    assert outcome((0.5, 0.5, 0.5), (3.0, 3.2, 3.3)) == "undecided"  # an interval without width
 
 
 def test_fig13_is_about_the_gap_and_not_about_the_accuracy():
@@ -269,20 +277,20 @@ def test_fig13_is_about_the_gap_and_not_about_the_accuracy():
     assert outcome((2.0, 2.3, 2.1), (0.5, 0.6, 0.5), 0.0) == "reproduced"
     assert outcome((2.0, 2.3, 2.1), (2.1, 2.2, 2.2), 10.0) == "undecided"
     assert outcome((0.5, 0.6, 0.5), (2.0, 2.3, 2.1), 10.0) == "not reproduced"
+    assert outcome((-1.0, -1.1, -1.2), (-3.0, -3.2, -3.1), 0.0) == "not reproduced"  # there is no gap to close
 
 
 def test_games_are_the_sample_where_a_claim_is_about_games():
     """Two games with many seeds are two pairs: however far an arm is ahead in both, its interval is wide."""
 
+    def run(arm, level, k, game, seed):
+        score = -50.0 + 10.0 * (k + 1) * (level + 0.01 * seed + (0.03 * k**2 if arm == "cyclic" else 0.0))
+        return Measured(arm, game, seed, {SCORE: score, TENTH: 0.0})
+
     def runs(games, seeds):
         levels = {"cyclic": 2.0, "baseline": 1.0, "low": 1.1}
         return [
-            Measured(
-                arm,
-                game,
-                seed,
-                {SCORE: 10.0 * (k + 1) * (level + 0.01 * seed + (0.03 * k if arm == "cyclic" else 0.0))},
-            )
+            run(arm, level, k, game, seed)
             for arm, level in levels.items()
             for k, game in enumerate(games)
             for seed in range(seeds)
@@ -298,7 +306,7 @@ def test_high_utd_minatar():
     def outcome(annealed, baseline, low):
         scores = {"cyclic-annealed": annealed, "baseline": baseline, "low": low, "cyclic": baseline}
         runs = [
-            Measured(arm, world, seed, {SCORE: factor * (value + 0.01 * seed * (1 + value))})
+            Measured(arm, world, seed, {TENTH: factor * (value + 0.01 * seed * (1 + value))})
             for arm, value in scores.items()
             for world, factor in (("Pong", 1.0), ("Breakout", 100.0))
             for seed in (1, 2)

@@ -92,3 +92,9 @@ def test_tasks_have_the_same_weight():
 def test_rows_have_name_n_mean_and_interval():
     rows = rules.mean_rows({"a": {("", 1): 1.0, ("", 2): 3.0}, "b": {("", 1): 5.0}})
     assert rows == [["a", "2", "2 ± 13"], ["b", "1", "5"]]
+
+
+def test_standardised_scores_have_mean_0_and_deviation_1_in_every_task():
+    values = {"a": {("x", 1): -10.0, ("y", 1): 300.0}, "b": {("x", 1): -30.0, ("y", 1): 100.0}}
+    assert rules.standardised(values) == {"a": {("x", 1): 1.0, ("y", 1): 1.0}, "b": {("x", 1): -1.0, ("y", 1): -1.0}}
+    assert rules.standardised({"a": {("x", 1): 7.0}, "b": {("x", 1): 7.0}})["a"] == {("x", 1): 0.0}

@@ -26,7 +26,8 @@ def test_tables_are_rewritten_from_the_verdicts(tmp_path):
     readme.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
     for _ in range(2):
         claims.write_claims(readme, tmp_path / "out", every)
-        row = "| High is better. | ours | laptop | 2 seeds | [reproduced](runs/results/fig3-laptop.md) |"
+        link = f"[reproduced](runs/results/fig3-laptop.md){claims.EARLIER}"  # its claim is not the experiment's
+        row = f"| High is better. | ours | laptop | 2 seeds | {link} |"
         table = f"| claim | source | scale | n | verdict |\n|---|---|---|---|---|\n{row}"
         assert readme.read_text() == f"before\n{claims.BEGIN}\n{table}\n{claims.END}\nafter\n"
     rows = every.read_text().splitlines()
@@ -57,3 +58,11 @@ def test_the_tables_are_made_of_the_results():
         one = json.loads(path.read_text())
         assert f"# {one['experiment']}, {one['scale']}\n" in page and one["claim"] in page
         assert f"**Verdict: {one['outcome']}.**" in page or one["outcome"] is None
+
+
+def test_a_verdict_of_another_claim_or_rule_is_marked():
+    experiment = load("fig3")
+    now = {"experiment": "fig3", "claim": experiment.claim, "rule": experiment.rule}
+    assert not claims.superseded(now)
+    assert claims.superseded({**now, "rule": "Another."}) and claims.superseded({**now, "claim": "Another."})
+    assert claims.superseded({**now, "experiment": "fig99"})
