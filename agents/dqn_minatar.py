@@ -174,7 +174,7 @@ class Args:
             total=self.total_timesteps, starts=self.learning_starts, pauses=pauses, least=steps_per_update,
             heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on)
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on)
         watched = self.gradient == "explicit" and self.intervene.watches
         require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
         self.probe.check(size_is_read=self.nap.enabled)
@@ -354,7 +354,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(q_network, layers, optimizer, probe_obs, q_network.probed)
         methods = args.intervene.build(
             q_network, optimizer, projection, layers=q_network.probed, heads=["head"], inputs=probe_obs[:2],
-            fresh=lambda: make_network(channels, actions, args, run.seed("intervene", run.updates), run.device),
+            fresh=lambda: make_network(channels, actions, args, int(reference_rng.integers(2**32)), run.device),
             divergence=value_divergence, batch=args.batch_size, churn=Q_CHURN,
         )  # fmt: skip
 
@@ -387,7 +387,11 @@ def main(args: Args) -> None:
         """
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", run.step), run.device)
+        if methods.react(reference, changed=True):
+            weights_changed()
         switch.intervene_(q_network, fresh, projection, heads=["head"])
+        if switch.renews:
+            methods.weights_renewed()
         if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.does("target"):
@@ -405,8 +409,6 @@ def main(args: Args) -> None:
             run.scalar("rewarm/event", 1)
         if switch.does("intervention"):
             probe.forget()
-        if methods.react(changed=True):
-            weights_changed()
         returns.clear()
 
     # td_gradient turns gradients on for itself. `require_finite` stops a run that diverges, so NumPy need not warn.
@@ -456,7 +458,7 @@ def main(args: Args) -> None:
                     weights_changed()
                 if rewarmed:
                     run.scalar("rewarm/event", 1)
-                    if methods.react(fired=True):
+                    if methods.react(reference, fired=True):
                         weights_changed()
                 if run.updates % args.log_every == 0:
                     run.scalars({"charts/learning_rate": rate, "losses/td_loss": float(loss)})

@@ -174,7 +174,9 @@ class Args:
             self.schedule, self.switch, self.shift, self.updates,
             total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on, self.shift.unchanged)
+        self.intervene.check(
+            self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on, self.shift.unchanged
+        )
         self.probe.check(size_is_read=self.nap.enabled)
         apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -404,7 +406,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
         methods = args.intervene.build(
             network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
-            fresh=lambda: make_network(inputs, actions, args, run.seed("intervene", run.updates), run.device),
+            fresh=lambda: make_network(inputs, actions, args, int(reference_rng.integers(2**32)), run.device),
             divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
             churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
         )  # fmt: skip
@@ -423,6 +425,8 @@ def main(args: Args) -> None:
         """
         fresh = make_network(inputs, actions, args, run.seed("switch", at), run.device)
         args.switch.intervene_(network, fresh, projection, heads=network.heads)
+        if args.switch.renews:
+            methods.weights_renewed()
         if args.switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if args.switch.fresh_agent:
@@ -521,7 +525,7 @@ def main(args: Args) -> None:
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if (fired if args.switch.at_trigger else changed) and run.step < run.total:
                 intervene(run.step)
-            if methods.react(changed=changed, fired=fired):
+            if run.step < run.total and methods.react(reference, changed=changed, fired=fired):
                 weights_changed()
             if changed:
                 returns.clear()

@@ -176,7 +176,7 @@ class Args:
             self.schedule, self.switch, self.shift, self.updates,
             total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.shift.on)
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on)
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -224,7 +224,7 @@ PRESETS = presets(
             f"chain-{name}": (
                 f"the same games, the agent of chain-plain and {name}",
                 {"schedule": CONSTANT, "intervene": args, **ALARM.get(args.acts_at, {}), **CHAIN},
-            ) for name, args in BASELINES.items() if name != "reset"
+            ) for name, args in BASELINES.items()
         },
     },
 )  # fmt: skip
@@ -400,7 +400,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
         methods = args.intervene.build(
             network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
-            fresh=lambda: make_network(channels, actions, args, run.seed("intervene", run.updates), run.device),
+            fresh=lambda: make_network(channels, actions, args, int(reference_rng.integers(2**32)), run.device),
             divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
             churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
         )  # fmt: skip
@@ -427,6 +427,8 @@ def main(args: Args) -> None:
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
         switch.intervene_(network, fresh, projection, heads=network.heads)
+        if switch.renews:
+            methods.weights_renewed()
         if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.fresh_agent:
@@ -516,7 +518,7 @@ def main(args: Args) -> None:
             if changed and run.step < run.total:
                 react_to_change(changed)
                 evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
-            if methods.react(changed=bool(changed), fired=fired):
+            if run.step < run.total and methods.react(reference, changed=bool(changed), fired=fired):
                 weights_changed()
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()

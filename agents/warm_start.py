@@ -224,7 +224,7 @@ class Args:
             require(self.rewarm.trigger != "switch", self, "rewarm.trigger fractions", "no switch comes; use never")
         self.switch.check(switches, one := "with a single phase of --fractions: there is no switch")
         self.nap.check()
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, switches, one)
+        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, greatest, switches, one)
         for flag, methods in (("l2_init", ("l2-init", "reset")), ("weight_decay", ("weight-decay",))):
             twice = getattr(self, flag) > 0 and not set(self.intervene.methods).isdisjoint(methods)
             require(not twice, self, f"{flag} intervene.methods", "give the one or the other")
@@ -542,8 +542,9 @@ def make_learner(
 def intervene_(switch: SwitchArgs, learner: Learner, fresh: nn.Module) -> None:
     """What --switch asks for, in place; `fresh` is a newly initialised network."""
     switch.intervene_(learner.network, fresh, learner.projection, heads=learner.network.heads)
-    if switch.intervention == "reset":
+    if switch.renews:
         learner.l2_init.remember_()  # the pull is towards the new weights
+        learner.methods.weights_renewed()
     if switch.does("optimizer"):
         reset_moments_(learner.optimizer)
 
@@ -578,7 +579,7 @@ def main(args: Args) -> None:
         with one_line_errors("--schedule, --rewarm"):
             schedule, initial = make_schedules(args, lengths)
             trigger = make_trigger(args, total)
-        renewed = lambda: new_network(run.seed("intervene", run.step))  # noqa: E731
+        renewed = lambda: new_network(int(reference_rng.integers(2**32)))  # noqa: E731
         warm = make_learner(args, network, probe_x, schedule, trigger, args.intervene, renewed, initial)
         layers = scalable_weights(network, heads=network.heads)
         warm.meter, probe = args.probe.build(network, layers, warm.optimizer, probe_x, network.probed)
@@ -610,7 +611,7 @@ def main(args: Args) -> None:
         minibatches.grow(sizes[phase()])
         fit_schedule()
         intervene_(args.switch, warm, new_network(run.seed("fresh", phase() - 1)))
-        if warm.methods.react(changed=True):
+        if warm.methods.react(reference, changed=True):
             run.scalar("reset/event", 1)
         if run.step == switches[-1] and args.control == "fresh":
             add_control()
@@ -680,7 +681,7 @@ def main(args: Args) -> None:
                 if learner is warm:
                     trained = {"train/loss": value, "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
-                    if learner.methods.react(fired=rewarmed):
+                    if learner.methods.react(reference, fired=rewarmed):
                         run.scalar("reset/event", 1)
             run.step += 1
             if run.step in switches:

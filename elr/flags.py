@@ -206,6 +206,16 @@ class InterventionArgs:
         return getattr(self, what) not in ("keep", "none")
 
     @property
+    def renews(self) -> bool:
+        """All weights become new ones."""
+        return self._intervention == "reset"
+
+    @property
+    def acts_at(self) -> Literal["change", "trigger"]:
+        """When all this happens."""
+        return "change"
+
+    @property
     def _intervention(self) -> str:
         return self.intervention
 
@@ -287,6 +297,11 @@ class TriggeredSwitchArgs(SwitchArgs):
     def at_trigger(self) -> bool:
         """All this happens when --rewarm.trigger fires, and not at a change."""
         return self.when == "trigger"
+
+    @property
+    def acts_at(self) -> Literal["change", "trigger"]:
+        """When all this happens."""
+        return self.when
 
     def check(self, changes: bool, unchanged: str = NO_CHANGE, *, trigger: str = "never") -> None:
         """Refuse flags without effect or meaning; `trigger` is --rewarm.trigger. See `InterventionArgs.check`."""

@@ -108,7 +108,7 @@ def per_entry(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[tuple
         if any(held is parameter for held in group["params"]):
             state = optimizer.state.get(parameter, {})
             initial = _initial(optimizer, group, state)
-            tensors = ((key, value) for key, value in state.items() if isinstance(value, Tensor))
+            tensors = ((key, value) for key, value in state.items() if key != "step" and isinstance(value, Tensor))
             return [(value, initial[key] or 0.0) for key, value in tensors if value.shape == parameter.shape]
     raise ValueError(f"the optimiser does not hold a parameter of shape {tuple(parameter.shape)}")
 

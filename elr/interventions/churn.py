@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr.states import check_keys
+from elr.undisturbed import tensors_in
 
 Divergence = Callable[[Any, Any], Tensor]
 """of the network's outputs now and those of its older copy on the same inputs: a 0-d tensor"""
@@ -27,7 +28,7 @@ def policy_divergence(now: Any, before: Any) -> Tensor:
 
 
 def value_divergence(now: Any, before: Any) -> Tensor:
-    """Mean squared difference of all outputs: the authors' loss for Q-networks."""
+    """Mean squared difference of the first output, the values of all actions: the authors' loss for Q-networks."""
     return F.mse_loss(_first(now), _first(before))
 
 
@@ -41,8 +42,8 @@ class ChurnReduction:
         lambda = ratio * mean|loss| / (mean D + 1e-8)    over the last `window` values of each, from `warmup` values on,
                                                          each the mean over `block` updates
 
-    Use: `add_gradient_` after the loss's backward pass and before clipping and the optimiser's step, then `remember_`
-    after the step.
+    Use: `add_gradient_` at every update, after the backward pass of the loss, before clipping and the step. It keeps
+    a copy of the network as it is then, so that the older network has all that was done to it.
 
     Args:
         network: called as network(inputs).
@@ -87,7 +88,7 @@ class ChurnReduction:
         self.window, self.warmup, self.block = window, warmup, block
         self._network, self._divergence = network, divergence
         self._old = copy.deepcopy(network).requires_grad_(False)
-        self._copies: deque[list[Tensor]] = deque(maxlen=lag + 1)  # the newest is the network itself
+        self._copies: deque[list[Tensor]] = deque(maxlen=lag)  # before the last updates
         self._losses: deque[float] = deque(maxlen=window)
         self._divergences: deque[float] = deque(maxlen=window)
         self._part: list[tuple[float, float]] = []  # of the block that is not full yet
@@ -107,17 +108,18 @@ class ChurnReduction:
             inputs: x_ref.
             loss: of the minibatch that is learned from, without this term.
         """
-        if len(self._copies) <= self.lag:
-            return 0.0
-        strength = self.strength
-        with torch.no_grad():
-            for tensor, kept in zip(self._tensors(self._old), self._copies[0], strict=True):
-                tensor.copy_(kept)
-            before = self._old(inputs)
-        with torch.enable_grad():
-            divergence = self._divergence(self._network(inputs), before)
-            (strength * divergence).backward()  # type: ignore[no-untyped-call]
-        value = float(divergence.detach())
+        value = 0.0
+        if len(self._copies) == self.lag:
+            strength = self.strength
+            with torch.no_grad():
+                for tensor, kept in zip(self._tensors(self._old), self._copies[0], strict=True):
+                    tensor.copy_(kept)
+                before = self._old(inputs)
+            with torch.enable_grad():
+                divergence = self._divergence(self._network(inputs), before)
+                (strength * divergence).backward()  # type: ignore[no-untyped-call]
+            value = float(divergence.detach())
+        self._copies.append([tensor.detach().clone() for tensor in self._tensors(self._network)])
         self._part.append((float(loss), value))
         if len(self._part) == self.block:
             losses, divergences = (sum(column) / self.block for column in zip(*self._part, strict=True))
@@ -126,10 +128,9 @@ class ChurnReduction:
             self._part.clear()
         return value
 
-    @torch.no_grad()
-    def remember_(self) -> None:
-        """Keep the network as it is now, after an optimiser step."""
-        self._copies.append([tensor.detach().clone() for tensor in self._tensors(self._network)])
+    def forget_copies(self) -> None:
+        """All weights are new: there is no older network."""
+        self._copies.clear()
 
     def forget(self) -> None:
         """Begin the averages of lambda anew, as at a change of the task."""
@@ -154,9 +155,7 @@ class ChurnReduction:
         """Restore them (ValueError: another network, or other lengths)."""
         check_keys("ChurnReduction", state, ("copies", "losses", "divergences", "part"))
         shapes = [tuple(tensor.shape) for tensor in self._tensors(self._network)]
-        if len(state["copies"]) > self.lag + 1 or any(
-            [tuple(t.shape) for t in one] != shapes for one in state["copies"]
-        ):
+        if len(state["copies"]) > self.lag or any([tuple(t.shape) for t in one] != shapes for one in state["copies"]):
             raise ValueError("the saved copies are of another network, or more than these")
         for kept, saved in ((self._losses, state["losses"]), (self._divergences, state["divergences"])):
             kept.clear()
@@ -167,5 +166,4 @@ class ChurnReduction:
 
 
 def _first(outputs: Any) -> Tensor:
-    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    return first
+    return tensors_in(outputs)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elr.interventions.recycle import parameters_by_name, recycle_
+from elr.interventions.recycle import check_fresh, recycle_, tensors_by_name
 from elr.interventions.units import Hidden, hidden_units
 from elr.states import check_keys
 
@@ -72,6 +72,7 @@ class ContinualBackprop:
         self._optimizer = optimizer
         self._hidden = hidden_units(network, layers, inputs)
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._watching = True
         self._state = {
             hidden.name: {
                 "utility": next(iter(hidden.makers.values())).new_zeros(hidden.units),
@@ -85,11 +86,22 @@ class ContinualBackprop:
 
     def _watch(self, hidden: Hidden) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                features = output.detach()
+            if self._watching and torch.is_grad_enabled():
+                features = output.detach().to(next(iter(hidden.makers.values())).dtype)
                 self._seen[hidden.name] = hidden.mean_activity(features), features.mean(dim=hidden.other_dims)
 
         return hook
+
+    def hold_(self) -> None:
+        """The last forward pass is that of the update: those until the next `step_` do not count."""
+        self._watching = False
+
+    def forget_(self) -> None:
+        """All units are new: utilities, means and ages begin at 0."""
+        for state in self._state.values():
+            for tensor in state.values():
+                tensor.zero_()
+        self._seen.clear()
 
     @torch.no_grad()
     def step_(self, fresh: Callable[[], nn.Module]) -> int:
@@ -103,6 +115,7 @@ class ContinualBackprop:
         """
         if missing := [hidden.name for hidden in self._hidden if hidden.name not in self._seen]:
             raise ValueError(f"no forward pass with gradients reached {missing} since the last step_")
+        self._watching = True
         replaced, new = 0, None
         for hidden in self._hidden:
             state = self._state[hidden.name]
@@ -120,7 +133,9 @@ class ContinualBackprop:
             order = torch.where(mature, corrected, torch.inf).argsort(stable=True)
             chosen = torch.zeros_like(mature)
             chosen[order[:number]] = True
-            new = new if new is not None else parameters_by_name(fresh())
+            if new is None:
+                new = tensors_by_name(fresh())
+                check_fresh(self._hidden, new)
             self._move_to_biases(hidden, chosen)
             recycle_(hidden, chosen, new, self._optimizer)
             for name in ("utility", "mean", "age"):
@@ -129,14 +144,14 @@ class ContinualBackprop:
         return replaced
 
     def _read(self, hidden: Hidden) -> Tensor:
-        """mean|w_out| of every unit over all readers, [units]."""
+        """mean|w_out| of every unit, over all weights that read it, [units]."""
         total = torch.zeros_like(self._state[hidden.name]["utility"])
         count = torch.zeros_like(total)
         for reader in hidden.readers:
-            sizes = reader.weight.abs()
-            per_column = sizes.mean(dim=[0, *range(2, sizes.ndim)])[reader.columns]
-            total.index_add_(0, reader.unit_of, per_column)
-            count.index_add_(0, reader.unit_of, torch.ones_like(per_column))
+            sizes = reader.weight.abs().sum(dim=[0, *range(2, reader.weight.ndim)])[reader.columns]
+            total.index_add_(0, reader.unit_of, sizes)
+            weights = reader.weight[:, 0].numel()  # of one column
+            count.index_add_(0, reader.unit_of, torch.full_like(sizes, weights))
         return total / count
 
     def _move_to_biases(self, hidden: Hidden, chosen: Tensor) -> None:

@@ -54,14 +54,15 @@ def fire_(network: nn.Module, *, leave: Iterable[str] = (), iterations: int | No
         raise ValueError("fire_ has nothing to change: there is no trained linear or convolutional weight")
     new = {}
     for name in chosen:
-        weight = modules[name].weight
+        weight, groups = modules[name].weight, getattr(modules[name], "groups", 1)
         if not bool(weight.isfinite().all()):
             raise ValueError(f"the weight of {name} is not finite")
         positions = math.prod(weight.shape[2:])
-        stacked = weight.flatten(2).movedim(2, 0) if weight.ndim > 2 else weight[None]  # [positions, out, in]
+        # A matrix for each group and position: [groups, positions, out, in].
+        stacked = weight.reshape(groups, -1, weight.shape[1], positions).permute(0, 3, 1, 2)
         factor = polar(stacked) if iterations is None else newton_schulz(stacked, iterations)
-        factor = factor * (math.sqrt(weight.shape[0] / weight.shape[1]) / positions)
-        new[name] = factor.movedim(0, 2).reshape(weight.shape) if weight.ndim > 2 else factor[0]
+        factor = factor * (math.sqrt(stacked.shape[2] / stacked.shape[3]) / positions)
+        new[name] = factor.permute(0, 2, 3, 1).reshape(weight.shape)
     for name, weight in new.items():
         modules[name].weight.copy_(weight)
     return chosen

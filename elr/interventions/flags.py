@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from elr.flags import NO_CHANGE, reject_unused
+from elr.flags import NO_CHANGE, InterventionArgs, reject_unused
 from elr.interventions.churn import ChurnReduction, Divergence
 from elr.interventions.continual_backprop import ContinualBackprop
 from elr.interventions.l2_init import L2Init
@@ -80,8 +80,11 @@ class InterveneArgs:
     """flags that single methods read"""
     ACT: ClassVar[Sequence[str]] = ("reset", "reset-head", "shrink-and-perturb", "fire", "local-time", "redo")
     """methods that act at times, which --intervene.when chooses"""
-    NEW_WEIGHTS: ClassVar[Sequence[str]] = ("reset", "shrink-and-perturb", "fire")
-    """methods of which only one can decide what becomes of all weights"""
+    CLASH: ClassVar[Sequence[tuple[Sequence[str], str]]] = (
+        (("reset", "reset-head", "shrink-and-perturb", "fire"), "both decide what becomes of the weights"),
+        (("reset", "local-time"), "both restart Adam's count of steps"),
+    )
+    """methods of which only one can act"""
 
     @property
     def on(self) -> bool:
@@ -98,12 +101,17 @@ class InterveneArgs:
         """ "every", "change" or "trigger" if a method acts at times, else nothing."""
         return self.when if any(name in self.ACT for name in self.methods) else ""
 
-    def check(self, trigger: str, projected: bool, changes: bool, unchanged: str = NO_CHANGE) -> None:
+    def check(
+        self, trigger: str, projected: bool, switch: InterventionArgs, peak: float, changes: bool,
+        unchanged: str = NO_CHANGE,
+    ) -> None:  # fmt: skip
         """Refuse flags without effect or meaning.
 
         Args:
             trigger: --rewarm.trigger.
             projected: --nap.enabled.
+            switch: --switch, which may renew weights at a change as well.
+            peak: the highest learning rate.
             changes: whether the task changes; if not, `unchanged` says why not.
         """
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
@@ -112,9 +120,14 @@ class InterveneArgs:
         read |= {"when", "every"} if self.acts_at == "every" else {"when"} if self.acts_at else set()
         unread = [field.name for field in dataclasses.fields(self) if field.name not in {"methods", *read}]
         reject_unused("intervene", self, unread, f"with --intervene.methods {' '.join(self.methods) or '(none)'}")
-        if len(both := [name for name in self.methods if name in self.NEW_WEIGHTS]) > 1:
+        for clashing, why in self.CLASH:
+            if len(both := [name for name in self.methods if name in clashing]) > 1:
+                raise ValueError(f"--intervene.methods {' and '.join(both)} {why}: give one")
+        renewing = [name for name in self.methods if name in self.CLASH[0][0]]
+        if renewing and switch.does("intervention") and self.acts_at == switch.acts_at:
             raise ValueError(
-                f"--intervene.methods {' and '.join(both)} both decide what becomes of all weights: give one"
+                f"--intervene.methods {' '.join(renewing)} and --switch (intervention, fresh-agent) both renew "
+                "weights at the same time: give one"
             )
         if projected and (void := [name for name in self.methods if name in ("weight-clipping", "weight-decay")]):
             raise ValueError(
@@ -123,8 +136,13 @@ class InterveneArgs:
         if self.acts_at == "change" and not changes:
             raise ValueError(f"--intervene.when change has no effect {unchanged}; give --intervene.when every")
         if self.acts_at == "trigger" and trigger in ("never", "switch"):
-            raise ValueError(f"--intervene.when trigger needs --rewarm.trigger cusum or every, not {trigger}")
+            raise ValueError(f"--intervene.when trigger needs a --rewarm.trigger that fires by itself, not {trigger}")
         self._check_numbers()
+        if "weight-decay" in self.methods and peak * self.decay > 1:
+            raise ValueError(
+                f"--intervene.decay {self.decay:g} times --learning-rate {peak:g} exceeds 1: the weights would change "
+                "sign"
+            )
 
     def _check_numbers(self) -> None:
         positive = ("every", "rate", "kappa", "decay", "pull", "ratio")

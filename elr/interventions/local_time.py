@@ -18,18 +18,21 @@ def restart_local_time_(optimizer: torch.optim.Optimizer) -> None:
     after a change are small at first.
 
     Args:
-        optimizer: Adam, AdamW or another whose state counts steps per parameter.
+        optimizer: Adam, AdamW, NAdam, RAdam or Adamax.
 
     Raises:
-        ValueError: it counts no steps, or in its groups rather than per parameter.
+        ValueError: it is of another kind, or counts its steps in its groups.
     """
-    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     if any("step" in group for group in optimizer.param_groups):
         raise ValueError(f"{type(optimizer).__name__} counts its steps in its groups, for all parameters together")
-    if optimizer.state and not counts:
-        raise ValueError(f"{type(optimizer).__name__} counts no steps: local time is Adam's")
     for state in optimizer.state.values():
-        if isinstance(state.get("step"), Tensor):
-            state["step"].zero_()
-        elif "step" in state:
-            state["step"] = 0
+        if not {"step", "exp_avg"} <= state.keys():
+            raise ValueError(
+                f"{type(optimizer).__name__} corrects no moments by a count of steps: local time is Adam's"
+            )
+    for state in optimizer.state.values():
+        for key, first in (("step", 0), ("mu_product", 1)):  # the latter is NAdam's product over its steps
+            if isinstance(state.get(key), Tensor):
+                state[key].fill_(first)
+            elif key in state:
+                state[key] = first

@@ -1,8 +1,9 @@
 """Several methods on one network, called at three places of a training loop.
 
-    methods.before_step(reference, loss)     after the loss's backward pass, before clipping and the optimiser's step
-    methods.after_step()                     after the optimiser's step, before the projection
-    methods.react(changed=..., fired=...)    when the task changed, or a trigger fired
+    methods.before_step(reference, loss)                after the loss's backward pass, before clipping and the step
+    methods.after_step()                                after the optimiser's step, before the projection
+    methods.react(reference, changed=..., fired=...)    when the task changed, or a trigger fired
+    methods.weights_renewed()                           when something else has made all weights new
 
 `InterveneArgs.build` makes it from flags. One without methods does nothing, and changes no bit.
 """
@@ -29,7 +30,7 @@ from elr.states import check_keys
 
 When = Literal["every", "change", "trigger"]
 Fresh = Callable[[], nn.Module]
-"""makes a newly initialised network of the same shape"""
+"""makes a newly initialised network of the same shape, another each time"""
 
 
 Draw = Callable[[int], Tensor]
@@ -47,6 +48,9 @@ class Held(Protocol):
 
 class Method:
     """A method that does nothing; each of those below overrides what it needs."""
+
+    def learned(self) -> None:
+        """The last forward pass was that of the update; others may follow before the step."""
 
     def before_step(self, reference: Draw, loss: float) -> None:
         """Add to the gradients; `loss` is that of the batch that is learned from."""
@@ -162,10 +166,18 @@ class GenerateAndTest(Method):
     def __init__(self, method: ContinualBackprop, fresh: Fresh) -> None:
         self._method, self._fresh = method, fresh
 
+    def learned(self) -> None:
+        """Features are those of this pass."""
+        self._method.hold_()
+
     def after_step(self) -> bool:
         """Renew utilities; replace what is due. A few units at a time are no event."""
         self._method.step_(self._fresh)
         return False
+
+    def weights_renewed(self) -> None:
+        """All units are new."""
+        self._method.forget_()
 
     def state_dict(self) -> dict[str, Any]:
         """Utilities and ages."""
@@ -191,17 +203,20 @@ class Clip(Method):
 class WeightDecay(Method):
     """Decoupled weight decay, as AdamW's: theta <- theta - rate strength theta before each step (arXiv:1711.05101).
 
-    Of all parameters but those of norm layers. It is no part of the realised effective learning rate, which is Adam's.
+    Of all parameters but those of norm layers, each at the rate of its group. It is no part of the realised effective
+    learning rate, which is Adam's.
     """
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, strength: float) -> None:
-        self._parameters, self._optimizer, self._strength = list(parameters), optimizer, strength
+        self._decayed, self._optimizer, self._strength = {id(p) for p in parameters}, optimizer, strength
 
     @torch.no_grad()
     def before_step(self, reference: Draw, loss: float) -> None:
         """Decay; the gradients are those of the weights before."""
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        torch._foreach_mul_(self._parameters, 1.0 - rate * self._strength)
+        for group in self._optimizer.param_groups:
+            chosen = [p for p in group["params"] if id(p) in self._decayed]
+            if chosen:
+                torch._foreach_mul_(chosen, 1.0 - float(group["lr"]) * self._strength)
 
 
 class Pull(Method):
@@ -237,10 +252,9 @@ class Churn(Method):
         """Add the gradient of the divergence from the older network."""
         self._churn.add_gradient_(reference(self._batch), loss)
 
-    def after_step(self) -> bool:
-        """Keep a copy."""
-        self._churn.remember_()
-        return False
+    def weights_renewed(self) -> None:
+        """There is no older network."""
+        self._churn.forget_copies()
 
     def task_changed(self) -> None:
         """Begin the averages of its strength anew."""
@@ -271,35 +285,41 @@ class Methods:
         self._reference: Draw | None = None
 
     def before_step(self, reference: Draw, loss: float) -> None:
-        """See `Method.before_step`. `reference` is used by the next event as well."""
+        """See `Method.before_step`. An event after this step draws from `reference`, too."""
         self._reference = reference
+        for method in self._methods.values():
+            method.learned()
         for method in self._methods.values():
             method.before_step(reference, loss)
 
     def after_step(self) -> bool:
-        """See `Method.after_step`; whether an event came and changed weights."""
+        """See `Method.after_step`; whether an event came and changed weights, but for what comes with every update."""
         for method in self._methods.values():
             method.after_step()
         self._updates += 1
-        return self._when == "every" and self._updates % self._every == 0 and self._event()
+        if self._when != "every" or self._updates % self._every or self._reference is None:
+            return False
+        return self._event(self._reference) and self._every > 1
 
-    def react(self, *, changed: bool = False, fired: bool = False) -> bool:
+    def react(self, reference: Draw, *, changed: bool = False, fired: bool = False) -> bool:
         """Tell the methods that the task changed, or that --rewarm.trigger fired; whether weights were changed."""
         if changed:
             for method in self._methods.values():
                 method.task_changed()
         due = (changed and self._when == "change") or (fired and self._when == "trigger")
-        return due and self._event()
+        return due and self._event(reference)
 
-    def _event(self) -> bool:
-        """Let all methods act; whether weights were changed. Before the first update there is nothing to act on."""
-        if self._reference is None:
-            return False
-        inputs = self._reference(SCORED)
+    def weights_renewed(self) -> None:
+        """Something else has made all weights new."""
+        for method in self._methods.values():
+            method.weights_renewed()
+
+    def _event(self, reference: Draw) -> bool:
+        """Let all methods act; whether weights were changed."""
+        inputs = reference(SCORED)
         acted = [method.act(inputs, self._fresh) for method in self._methods.values()]
         if any(isinstance(method, Reset) for method in self._methods.values()):
-            for method in self._methods.values():
-                method.weights_renewed()
+            self.weights_renewed()
         return any(acted)
 
     def state_dict(self) -> dict[str, Any]:

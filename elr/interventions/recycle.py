@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from elr.interventions.pairs import is_parameter
 from elr.interventions.units import Hidden
 from elr.moments import per_entry
 
@@ -19,8 +20,9 @@ def recycle_(
     """Redraw the weights that make the chosen units, set those that read them to 0, and forget their moments; in place.
 
     A unit's row, bias, gain and offset become those of a freshly initialised network, so that they have the
-    distribution of the layer's own initialisation. As its readers ignore it at first, the network's output changes by
-    what the unit contributed before, and by nothing else.
+    distribution of the layer's own initialisation. Its readers ignore it at first, so that the network's output changes
+    by what the unit contributed before; and, behind a LayerNorm over several units, by the others' new mean and
+    deviation.
 
     Args:
         hidden: of the network that is changed.
@@ -36,15 +38,15 @@ def recycle_(
         raise ValueError(f"{hidden.name} has {hidden.units} units: give a mask of as many, not {tuple(chosen.shape)}")
     if not bool(chosen.any()):
         return
-    if missing := [name for name in hidden.makers if name not in fresh]:
-        raise ValueError(f"the fresh network has no {missing}: build it with the same class and arguments")
+    check_fresh([hidden], fresh)
     rows: list[tuple[Tensor, Any]] = [(parameter, chosen) for parameter in hidden.makers.values()]
     columns: list[tuple[Tensor, Any]] = [
         (r.weight, (slice(None), r.columns[chosen[r.unit_of]])) for r in hidden.readers
     ]
     changed = [*rows, *columns]
     # Refuse what cannot be reset before anything is changed.
-    kept = [(entry, index) for p, index in changed if optimizer for entry in per_entry(optimizer, p)]
+    trained = [(p, index) for p, index in changed if is_parameter(p)]  # running statistics have no moments
+    kept = [(entry, index) for p, index in trained if optimizer for entry in per_entry(optimizer, p)]
     for name, parameter in hidden.makers.items():
         parameter[chosen] = fresh[name][chosen].to(parameter)
     for weight, index in columns:
@@ -53,6 +55,17 @@ def recycle_(
         moment[index] = first
 
 
-def parameters_by_name(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The network's parameters, tied ones under each of their names."""
-    return dict(network.named_parameters(remove_duplicate=False))
+def check_fresh(layers: Sequence[Hidden], fresh: Mapping[str, Tensor]) -> None:
+    """Refuse (ValueError) a fresh network that lacks what makes the units, or has it in another shape."""
+    for hidden in layers:
+        for name, tensor in hidden.makers.items():
+            if name not in fresh or fresh[name].shape != tensor.shape:
+                raise ValueError(
+                    f"the fresh network has no {name} of shape {tuple(tensor.shape)}: build it with the same class and "
+                    "arguments"
+                )
+
+
+def tensors_by_name(network: nn.Module) -> dict[str, Tensor]:
+    """The network's parameters and buffers."""
+    return {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}

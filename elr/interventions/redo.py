@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from elr.interventions.recycle import parameters_by_name, recycle_
+from elr.interventions.recycle import check_fresh, recycle_, tensors_by_name
 from elr.interventions.units import hidden_units
 from elr.undisturbed import undisturbed
 
@@ -79,7 +79,8 @@ class ReDo:
             inputs: 256 in the paper's code.
             fresh: a newly initialised network of the same shape.
         """
-        new = parameters_by_name(fresh)
+        new = tensors_by_name(fresh)
+        check_fresh(self._hidden, new)
         chosen = {name: scores <= self.tau for name, scores in self.scores(inputs).items()}
         for hidden in self._hidden:
             recycle_(hidden, chosen[hidden.name], new, self._optimizer)

@@ -49,8 +49,8 @@ class Hidden:
     """the nonlinearity"""
     units: int
     makers: Mapping[str, Tensor]
-    """by name, with one row per unit in dimension 0: weight and bias of the layer that makes them, gain and offset of a
-    norm layer between"""
+    """by name, with one row per unit in dimension 0: weight and bias of the layer that makes them; of a norm layer
+    between gain, offset and running statistics"""
     readers: Sequence[Reader]
     other_dims: tuple[int, ...]
     """dimensions of the nonlinearity's output that are not the unit's: batch and space"""
@@ -78,6 +78,8 @@ def hidden_units(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> l
     modules = dict(network.named_modules())
     if isinstance(layers, str) or not layers:
         raise ValueError(f"layers must be a list of names, got {layers!r}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers names one twice: {list(layers)}")
     if unknown := [name for name in layers if name not in modules]:
         raise ValueError(f"layers {unknown} do not exist; there are {[name for name in modules if name]}")
     if inputs.ndim < 1 or inputs.shape[0] < 2:
@@ -94,22 +96,24 @@ class _Call:
     name: str
     module: nn.Module
     source: _Call | None
-    """whose output the input is, the very tensor"""
+    """whose output the input is: the very tensor, not written to since"""
     given: Tensor
+    """a copy of the input"""
     output: Tensor
 
 
 def _calls(network: nn.Module, inputs: Tensor) -> dict[str, list[_Call]]:
     """The calls of the modules without children in one forward pass, by name."""
     found: dict[str, list[_Call]] = {}
-    producer: dict[int, _Call] = {}
+    producer: dict[int, tuple[_Call, int]] = {}  # by address; with the version of the tensor when it was made
     kept: list[Any] = []  # tensors live until the end, so that no address is used twice
     waiting: dict[str, tuple[_Call | None, Tensor]] = {}
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if len(args) == 1 and isinstance(args[0], Tensor):
-                waiting[name] = producer.get(id(args[0])), args[0]
+                maker, version = producer.get(id(args[0]), (None, 0))
+                waiting[name] = maker if args[0]._version == version else None, args[0].clone()
 
         return hook
 
@@ -118,7 +122,7 @@ def _calls(network: nn.Module, inputs: Tensor) -> dict[str, list[_Call]]:
             if name in waiting and isinstance(output, Tensor):
                 call = _Call(name, module, *waiting.pop(name), output)
                 if not isinstance(module, nn.Identity):  # its output is its input, and keeps its maker
-                    producer[id(output)] = call
+                    producer[id(output)] = call, output._version
                 found.setdefault(name, []).append(call)
                 kept.append((args, output))
 
@@ -141,15 +145,20 @@ def _hidden(network: nn.Module, name: str, inputs: Tensor, calls: Mapping[str, l
     while maker is not None and isinstance(maker.module, NORMS):
         between.append(maker)
         maker = maker.source
-    if maker is None or not isinstance(maker.module, nn.Linear | _ConvNd) or getattr(maker.module, "transposed", False):
+    if maker is None or not _multiplies(maker.module):
         what = f"{maker.name}, a {type(maker.module).__name__}" if maker else "something that is no module"
         raise ValueError(
             f"the input of {name} comes from {what}: it must be that of a linear or convolutional layer, with nothing "
             "but norm layers between"
         )
-    if len(calls[maker.name]) != 1:
-        raise ValueError(f"{maker.name}, which makes the units of {name}, is called more than once in a forward pass")
-    weight = maker.module.weight
+    for call in (maker, *between):
+        if len(calls[call.name]) != 1:
+            raise ValueError(f"{call.name}, in front of {name}, is called more than once in a forward pass")
+    if activation.output.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"units are told apart in single or double precision, not in {activation.output.dtype}")
+    weight = _own(maker.module).get("weight")
+    if weight is None:
+        raise ValueError(f"{maker.name} has no weight of its own: it is computed from other parameters")
     units, features = weight.shape[0], activation.output
     unit_dim = 1 if isinstance(maker.module, _ConvNd) else features.ndim - 1
     if features.shape != maker.output.shape:
@@ -157,16 +166,41 @@ def _hidden(network: nn.Module, name: str, inputs: Tensor, calls: Mapping[str, l
             f"{name} makes {tuple(features.shape)} of the {tuple(maker.output.shape)} of {maker.name}: single units "
             "can be told apart only where each output belongs to one"
         )
-    vectors = {"bias": maker.module.bias} | {
-        f"{norm.name}.{kind}": getattr(norm.module, kind, None) for norm in between for kind in ("weight", "bias")
-    }
-    makers = {f"{maker.name}.weight": weight}
-    for key, vector in vectors.items():
-        if vector is not None and vector.shape[0] == units and vector.ndim in (1, features.ndim - 1):
-            makers[f"{maker.name}.bias" if key == "bias" else key] = vector
+    makers = {f"{maker.name}.{kind}": tensor for kind, tensor in _own(maker.module).items()}
+    for norm in between:
+        if _per_unit(norm.module, features, unit_dim):
+            makers |= {f"{norm.name}.{kind}": tensor for kind, tensor in _own(norm.module).items() if tensor.ndim}
     readers = _readers(network, activation, unit_dim, units, inputs, calls)
+    _refuse_shared(network, name, [*makers.values(), *(reader.weight for reader in readers)])
     other = tuple(d for d in range(features.ndim) if d != unit_dim)
     return Hidden(name, activation.module, units, makers, readers, other)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | _ConvNd) and not getattr(module, "transposed", False)
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module itself."""
+    both = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: tensor for name, tensor in both if tensor is not None}
+
+
+def _per_unit(norm: nn.Module, features: Tensor, unit_dim: int) -> bool:
+    """Whether what the norm layer holds has one entry, or slice, per unit in dimension 0."""
+    if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        return len(norm.normalized_shape) == features.ndim - unit_dim
+    return unit_dim == 1  # GroupNorm and BatchNorm: by channel
+
+
+def _refuse_shared(network: nn.Module, name: str, tensors: Sequence[Tensor]) -> None:
+    owners: dict[int, set[str]] = {}
+    for owner, module in network.named_modules():
+        for tensor in _own(module).values():
+            owners.setdefault(id(tensor), set()).add(owner)
+    for tensor in tensors:
+        if len(shared := owners.get(id(tensor), set())) > 1:
+            raise ValueError(f"{' and '.join(sorted(shared))} share a weight, which {name}'s units cannot change alone")
 
 
 def _readers(
@@ -201,19 +235,25 @@ def _readers(
             continue
         columns, unit_of = _columns(arrived[0], call, names)
         if len(columns):
-            weight, bias = (dict(call.module.named_parameters(recurse=False)).get(kind) for kind in ("weight", "bias"))
-            if weight is None:
-                raise ValueError(f"{name} has no weight of its own: it is computed from other parameters")
-            readers.append(Reader(name, weight, bias, columns, unit_of))
+            own = _own(call.module)
+            if not _multiplies(call.module) or getattr(call.module, "groups", 1) != 1 or "weight" not in own:
+                raise ValueError(
+                    f"{name} reads the output of {activation.name} and is transposed, in groups, or has no weight of "
+                    "its own: its columns do not belong to single units"
+                )
+            readers.append(Reader(name, own["weight"], own.get("bias"), columns, unit_of))
     _prove(network, activation, readers, inputs)
+    read = {unit for reader in readers for unit in reader.unit_of.tolist()}
+    if unread := sorted(set(range(units)) - read):
+        raise ValueError(f"no layer reads units {unread[:5]} of {activation.name} as they are")
     return readers
 
 
 def _columns(arrived: Tensor, call: _Call, names: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs of a layer that are the name of one unit, for every entry of the batch and of space; and which unit."""
     dim = 1 if isinstance(call.module, _ConvNd) else arrived.ndim - 1
-    flat = arrived.movedim(dim, 0).flatten(1)  # [inputs, entries]
-    constant = (flat == flat[:, :1]).all(1)
+    flat, before = (one.movedim(dim, 0).flatten(1) for one in (arrived, call.given))  # [inputs, entries]
+    constant = (flat == flat[:, :1]).all(1) & (flat != before).any(1)  # an input may happen to be such a number
     place = torch.searchsorted(names, flat[:, 0].contiguous()).clamp(max=len(names) - 1)
     columns = (constant & (names[place] == flat[:, 0])).nonzero()[:, 0]
     return columns, place[columns]
@@ -229,19 +269,28 @@ def _prove(network: nn.Module, activation: _Call, readers: Sequence[Reader], inp
         raise ValueError(
             f"no linear or convolutional layer reads the output of {activation.name} as it is, through reshaping alone"
         )
-    saved = [reader.weight.detach().clone() for reader in readers]
+    parameters = list(network.parameters())
+    saved = [parameter.detach().clone() for parameter in parameters]
+    generator = torch.Generator().manual_seed(1)
+
+    def random(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
     try:
+        for parameter in parameters:  # a head of zeros would hide everything
+            if parameter.is_floating_point():
+                parameter.copy_(random(parameter) / max(1.0, parameter[0].numel() if parameter.ndim else 1) ** 0.5)
         for reader in readers:
             reader.weight[:, reader.columns] = 0
         returned = []
-        for seed in (1, 2):
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.rand(activation.output.shape, generator=generator).to(activation.output)
-            with _replaced(activation.module, noise):
+        for _ in range(2):
+            with _replaced(activation.module, random(activation.output)):
                 returned.append(tensors_in(network(inputs)))
     finally:
-        for reader, weight in zip(readers, saved, strict=True):
-            reader.weight.copy_(weight)
+        for parameter, values in zip(parameters, saved, strict=True):
+            parameter.copy_(values)
+    if not returned[0]:
+        raise ValueError("the network returns no tensor, so that it cannot be seen what depends on the units")
     if not all(torch.equal(one, other) for one, other in zip(*returned, strict=True)):
         read = ", ".join(reader.name for reader in readers)
         raise ValueError(

@@ -41,14 +41,11 @@ class WeightClipping:
                 continue
             if any(name == one or name.startswith(f"{one}.") for one in left):
                 continue
-            fan_in = (
-                module.weight[0].numel() if not getattr(module, "transposed", False) else module.weight[:, 0].numel()
-            )
-            self._bounds += [
-                (tensor, kappa / math.sqrt(fan_in))
-                for tensor in (module.weight, module.bias)
-                if tensor is not None and tensor.requires_grad
-            ]
+            own = dict(module.named_parameters(recurse=False))
+            if "weight" not in own:
+                raise ValueError(f"{name} has no weight of its own: it is computed from other parameters")
+            fan_in = own["weight"][0].numel()  # as torch's initialisation counts it, in transposed layers too
+            self._bounds += [(tensor, kappa / math.sqrt(fan_in)) for tensor in own.values() if tensor.requires_grad]
         if not self._bounds:
             raise ValueError("there is no trained weight or bias of a linear or convolutional layer to clip")
 

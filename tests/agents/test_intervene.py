@@ -110,3 +110,36 @@ def test_presets_are_the_plain_chain_and_one_method(kind):
         preset = script.PRESETS[f"chain-{name}"].args
         expected = dataclasses.replace(plain, intervene=args, exp_name=f"chain-{name}", rewarm=preset.rewarm)
         assert preset == expected and preset.rewarm.on == (args.acts_at == "trigger")
+
+
+def test_a_change_right_after_resuming_is_no_less_an_event(tmp_path, monkeypatch):
+    """Updates come every ten steps: none lies between the checkpoint and the change."""
+    method = InterveneArgs(("reset-head",))
+
+    def small(directory):
+        return dataclasses.replace(dqn(directory, intervene=method), replay_ratio=0.1, learning_starts=30)
+
+    dqn_minatar.main(small(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, 59)
+        dqn_minatar.main(small(tmp_path / "killed"))
+    dqn_minatar.main(parse(dqn_minatar.Args, dqn_minatar.PRESETS, ["--resume", str(tmp_path / "killed")]))
+    assert recorded(tmp_path / "killed") == recorded(tmp_path / "whole")
+    assert recorded(tmp_path / "whole")["reset/event"] == [(60, 1.0)]
+
+
+def test_a_method_acts_before_the_memory_is_cleared(tmp_path):
+    switch = dqn_minatar.SwitchArgs(replay="clear")
+    dqn_minatar.main(dqn(tmp_path / "r", intervene=InterveneArgs(("local-time", "redo")), switch=switch))
+    assert recorded(tmp_path / "r")["shift/boundary"]
+
+
+def test_a_trigger_in_the_last_iteration_changes_nothing_any_more(tmp_path):
+    ppo_minatar.main(
+        ppo(
+            tmp_path / "r",
+            intervene=InterveneArgs(("reset",), when="trigger"),
+            rewarm=RewarmArgs("every", every_steps=64),
+        )
+    )
+    assert max(step for step, _ in recorded(tmp_path / "r")["reset/event"]) < 192

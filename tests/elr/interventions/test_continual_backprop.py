@@ -50,11 +50,11 @@ def test_a_hundred_steps_equal_a_literal_twin(kind, resumed):
                 age[layer][unit] += 1
                 active = acts[layer][:, unit]
                 weights = [
-                    parameters[f"{reader}.weight"][:, column].abs().mean().item()
+                    parameters[f"{reader}.weight"][:, column].detach().abs().flatten()
                     for reader, columns in twins.readers(kind, layer, unit)
                     for column in columns
                 ]
-                new = active.abs().mean().item() * sum(weights) / len(weights)
+                new = active.abs().mean().item() * torch.cat(weights).mean().item()
                 u[layer][unit] = decay * u[layer][unit] + (1 - decay) * new
                 f[layer][unit] = decay * f[layer][unit] + (1 - decay) * active.mean().item()
             mature = [unit for unit in range(size) if age[layer][unit] > maturity]

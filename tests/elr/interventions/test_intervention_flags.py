@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 
+from elr.flags import TriggeredSwitchArgs as SwitchArgs
 from elr.interventions import policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.projection import NoProjection
@@ -14,8 +15,8 @@ from tests.elr.interventions import twins
 STILL = "with --shift.kind none: the task does not change"
 
 
-def check(args, trigger="cusum", projected=False, changes=True):
-    args.check(trigger, projected, changes, STILL)
+def check(args, trigger="cusum", projected=False, changes=True, peak=1e-3, switch=None):
+    args.check(trigger, projected, switch or SwitchArgs(), peak, changes, STILL)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -36,10 +37,19 @@ def test_presets_are_accepted_and_each_is_another(name):
             {},
             "--intervene.when every has no effect with --intervene.methods l2-init",
         ),
-        ({"methods": ("fire", "reset")}, {}, "fire and reset both decide what becomes of all weights"),
+        ({"methods": ("fire", "reset")}, {}, "fire and reset both decide what becomes of the weights"),
+        ({"methods": ("reset", "local-time")}, {}, "reset and local-time both restart Adam's count"),
+        ({"methods": ("reset", "reset-head")}, {}, "both decide what becomes of the weights"),
+        ({"methods": ("reset",)}, {"switch": SwitchArgs(intervention="reset")}, "--switch .* both renew weights"),
+        ({"methods": ("fire",)}, {"switch": SwitchArgs(fresh_agent=True)}, "--switch .* both renew weights"),
+        ({"methods": ("weight-decay",), "decay": 3000.0}, {}, "exceeds 1: the weights would change sign"),
         ({"methods": ("weight-clipping",)}, {"projected": True}, "weight-clipping and --nap.enabled both decide"),
         ({"methods": ("fire",)}, {"changes": False}, "--intervene.when change has no effect with --shift.kind none"),
-        ({"methods": ("fire",), "when": "trigger"}, {"trigger": "never"}, "needs --rewarm.trigger cusum or every"),
+        (
+            {"methods": ("fire",), "when": "trigger"},
+            {"trigger": "never"},
+            "needs a --rewarm.trigger that fires by itself, not never",
+        ),
         ({"methods": ("redo",), "when": "every", "every": 0}, {}, "--intervene.every must be positive"),
         ({"methods": ("redo",), "tau": -1.0}, {}, "--intervene.tau and --intervene.maturity must be at least 0"),
         ({"methods": ("continual-backprop",), "rate": 2.0}, {}, "--intervene.rate at most 1"),
@@ -52,6 +62,10 @@ def test_flags_without_effect_or_meaning_are_refused(flags, surroundings, messag
         check(InterveneArgs(**flags), **surroundings)
 
 
+def DRAW(count):
+    return torch.randn(count, 6).double()
+
+
 def build(args, net, optimizer, held=None):
     return args.build(
         net, optimizer, held or NoProjection(), layers=net.layers, heads=["head", "value"],
@@ -62,15 +76,19 @@ def build(args, net, optimizer, held=None):
 
 def train(methods, net, optimizer, updates=12, change_at=6):
     generator = torch.Generator().manual_seed(3)
+
+    def draw(count):
+        return torch.randn(count, 6, generator=generator, dtype=torch.float64)
+
     for update, (x, y) in enumerate(twins.batches(twins.Mlp, updates)):
         optimizer.zero_grad()
         loss = twins.loss_of(net, x, y)
         loss.backward()
-        methods.before_step(lambda count: torch.randn(count, 6, generator=generator, dtype=torch.float64), loss.item())
+        methods.before_step(draw, loss.item())
         optimizer.step()
         methods.after_step()
         if update == change_at:
-            methods.react(changed=True, fired=True)
+            methods.react(draw, changed=True, fired=True)
 
 
 def test_without_methods_not_a_bit_changes():
@@ -131,10 +149,10 @@ def test_events_come_when_they_are_asked_for(when):
     held = Recorder()
     args = InterveneArgs(("reset",), when=when, **({"every": 3} if when == "every" else {}))
     methods = build(args, net, optimizer, held)
-    assert not methods.react(changed=True, fired=True)  # before the first update there is nothing to act on
     train(methods, net, optimizer)
     assert len(held.calls) == (4 if when == "every" else 1)
-    assert methods.react(changed=True) == (when == "change") and methods.react(fired=True) == (when == "trigger")
+    assert methods.react(DRAW, changed=True) == (when == "change")
+    assert methods.react(DRAW, fired=True) == (when == "trigger")
 
 
 def test_decoupled_decay_is_adamw():
@@ -153,9 +171,8 @@ def test_heads_are_reset_with_their_moments():
     (net, optimizer), _ = twins.pair(twins.Mlp)
     train(build(InterveneArgs(), net, optimizer), net, optimizer)
     methods = build(InterveneArgs(("reset-head",)), net, optimizer)
-    methods.before_step(lambda count: torch.randn(count, 6).double(), 0.0)
     before = copy.deepcopy(net.state_dict())
-    assert methods.react(changed=True)
+    assert methods.react(DRAW, changed=True)
     fresh = twins.network(twins.Mlp, 99).state_dict()
     for name, value in net.state_dict().items():
         assert torch.equal(value, (fresh if name.startswith(("head", "value")) else before)[name]), name
@@ -163,3 +180,54 @@ def test_heads_are_reset_with_their_moments():
         state = optimizer.state[parameter]
         assert bool(state["exp_avg"].any()) != name.startswith(("head", "value"))
         assert state["step"].item() == 12
+
+
+def test_decay_is_at_the_rate_of_each_group():
+    net = twins.network(twins.Mlp, 1)
+    groups = [{"params": [net.one.weight], "lr": 0.1}, {"params": [net.two.weight], "lr": 0.01}]
+    optimizer = torch.optim.Adam(groups)
+    before = copy.deepcopy(net.state_dict())
+    build(InterveneArgs(("weight-decay",), decay=0.5), net, optimizer).before_step(DRAW, 0.0)
+    for name, factor in (("one", 0.95), ("two", 0.995), ("head", 1.0)):
+        assert torch.allclose(net.state_dict()[f"{name}.weight"], factor * before[f"{name}.weight"], rtol=1e-12)
+
+
+def test_after_new_weights_methods_forget_the_old_ones():
+    for other in ("l2-init", "churn", "continual-backprop"):
+        for renewed in ("react", "weights_renewed"):
+            (net, optimizer), _ = twins.pair(twins.Mlp)
+            methods = build(InterveneArgs(("reset", other)), net, optimizer)
+            train(methods, net, optimizer, change_at=99)
+            methods.react(DRAW, changed=True) if renewed == "react" else methods.weights_renewed()
+            state = methods.state_dict()["methods"][other]
+            if other == "l2-init":
+                assert all(torch.equal(state["initial"][name], p) for name, p in net.named_parameters())
+            elif other == "churn":
+                assert state["copies"] == []
+            else:
+                assert not any(tensor.any() for one in state["layers"].values() for tensor in one.values())
+
+
+def test_utilities_are_of_the_batch_that_is_learned_from_though_churn_looks_at_another():
+    states = []
+    for methods in (("continual-backprop",), ("churn", "continual-backprop")):
+        (net, optimizer), _ = twins.pair(twins.Mlp)
+        made = build(InterveneArgs(methods), net, optimizer)
+        for x, y in twins.batches(twins.Mlp, 2):  # in the second update churn has an older network to look at
+            optimizer.zero_grad()
+            loss = twins.loss_of(net, x, y)
+            loss.backward()
+            made.before_step(lambda count: 100.0 * DRAW(count), loss.item())
+            made.after_step()  # no step: weights are the same in both
+        states.append(made.state_dict()["methods"]["continual-backprop"]["layers"])
+    for layer, one in states[0].items():
+        assert torch.allclose(one["utility"], states[1][layer]["utility"], rtol=1e-12)
+
+
+def test_what_comes_with_every_update_is_no_event():
+    (net, optimizer), _ = twins.pair(twins.Mlp)
+    methods = build(BASELINES["soft-shrink-and-perturb"], net, optimizer)
+    before = copy.deepcopy(net.state_dict())
+    methods.before_step(DRAW, 0.0)
+    assert not methods.after_step()
+    assert any(not torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -9,6 +9,7 @@ from torch import nn
 from agents.dqn_minatar import QNetwork
 from agents.ppo_control import ActorCritic
 from agents.ppo_minatar import ActorCritic as MinAtarActorCritic
+from elr.interventions.recycle import recycle_, tensors_by_name
 from elr.interventions.units import hidden_units
 
 
@@ -90,10 +91,10 @@ def test_makers_are_all_parameters_of_the_layer_and_of_norm_layers_behind_it(nam
     network, x, layers = built(name)
     for hidden in hidden_units(network, layers, x[:2]):
         for key, tensor in hidden.makers.items():
-            assert tensor is dict(network.named_parameters())[key] and tensor.shape[0] == hidden.units
+            assert tensor is tensors_by_name(network)[key] and tensor.shape[0] == hidden.units
         names = [key.rsplit(".", 1)[0] for key in hidden.makers]
         owners = [network.get_submodule(one) for one in dict.fromkeys(names)]
-        every = {id(p) for owner in owners for p in owner.parameters(recurse=False)}
+        every = {id(p) for owner in owners for p in (*owner.parameters(False), *owner.buffers(False)) if p.ndim}
         assert every == {id(p) for p in hidden.makers.values()}
 
 
@@ -135,6 +136,60 @@ class Scaled(Residual):
         return self.two(2 * self.relu(self.one(x)))
 
 
+class InPlace(Residual):
+    def forward(self, x):
+        h = self.one(x)
+        h += x
+        return self.two(self.relu(h))
+
+
+class Selecting(Residual):
+    def forward(self, x):
+        h = self.relu(self.one(x))
+        return self.two(torch.cat([torch.maximum(h[:, :2], h[:, 2:4]), h[:, 2:]], 1))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.relu, self.two, self.three = nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.three.weight = self.one.weight
+
+    def forward(self, x):
+        return self.three(self.two(self.relu(self.one(x))))
+
+
+class Hiding(Residual):
+    """A residual network whose head is zero at first: no test on its output alone could show what reads the units."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 2)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        h = self.relu(self.one(x))
+        return self.head(self.two(h) + h)
+
+
+class Distribution(Residual):
+    def forward(self, x):
+        return torch.distributions.Categorical(logits=self.two(self.relu(self.one(x))))
+
+
+class Twin(nn.Module):
+    """The same norm layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.norm, self.relu, self.head = (
+            nn.Linear(5, 5), nn.Linear(5, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2)
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.head(self.relu(self.norm(self.two(self.norm(self.one(x))))))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return torch.cat([x.relu(), (-x).relu()], 1)
@@ -147,6 +202,13 @@ class Pair(nn.Module):
         (Twice(), ["relu"], "relu is called 2 times in a forward pass"),
         (Doubled(), ["relu"], "the input of relu comes from something that is no module"),
         (Scaled(), ["relu"], "no linear or convolutional layer reads the output of relu as it is"),
+        (InPlace(), ["relu"], "the input of relu comes from something that is no module"),
+        (Selecting(), ["relu"], r"no layer reads units \[0, 1\] of relu as they are"),
+        (Tied(), ["relu"], "one and three share a weight"),
+        (Hiding(), ["relu"], "besides two something else reads the output of relu"),
+        (Distribution(), ["relu"], "the network returns no tensor"),
+        (Twin(), ["relu"], "norm, in front of relu, is called more than once"),
+        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), ["1", "1"], "layers names one twice"),
         (nn.Sequential(nn.Linear(5, 4), Pair(), nn.Linear(8, 2)), ["1"], r"1 makes \(2, 8\) of the \(2, 4\) of 0"),
         (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.ReLU()), ["2"], "comes from 1, a Tanh"),
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU()), ["1"], "no linear or convolutional layer reads"),
@@ -168,3 +230,48 @@ def test_mean_activity_is_over_batch_and_space():
     assert torch.allclose(conv.mean_activity(h), h.abs().mean((0, 2, 3)))
     h = torch.randn(3, 128)
     assert torch.allclose(dense.mean_activity(h), h.abs().mean(0))
+
+
+@pytest.mark.parametrize(
+    "reader", [nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4)]
+)
+def test_readers_whose_columns_are_not_single_units_are_refused(reader):
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), reader)
+    with pytest.raises(ValueError, match="is transposed, in groups, or has no weight of its own"):
+        hidden_units(network, ["1"], torch.randn(2, 2, 8, 8))
+
+
+def test_half_precision_cannot_name_units_and_is_refused():
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16()
+    with pytest.raises(ValueError, match=r"single or double precision, not in torch\.bfloat16"):
+        hidden_units(network, ["1"], torch.randn(2, 5).bfloat16())
+
+
+def test_a_norm_layer_over_space_belongs_to_no_unit():
+    """Its gain has one entry per image column, as many as there are channels."""
+    network = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.LayerNorm(8), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    (hidden,) = hidden_units(network, ["2"], torch.randn(2, 2, 8, 8))
+    assert set(hidden.makers) == {"0.weight", "0.bias"}
+
+
+def test_running_statistics_of_a_unit_are_those_of_a_new_layer_after_recycling():
+    torch.manual_seed(1)
+    network, fresh = (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2))
+    network[1].running_mean += 7.0
+    (hidden,) = hidden_units(network, ["2"], torch.randn(2, 5))
+    recycle_(hidden, torch.tensor([False, True, False, False]), tensors_by_name(fresh))
+    assert network[1].running_mean.tolist() == [7.0, 0.0, 7.0, 7.0]
+
+
+def test_an_input_that_happens_to_be_a_mark_is_no_unit():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.relu, self.two = nn.Linear(5, 4), nn.ReLU(), nn.Linear(9, 2)
+
+        def forward(self, x):
+            return self.two(torch.cat([x, self.relu(self.one(x))], 1))
+
+    (hidden,) = hidden_units(Both(), ["relu"], torch.full((2, 5), 4101.0))
+    (reader,) = hidden.readers
+    assert reader.columns.tolist() == [5, 6, 7, 8] and reader.unit_of.tolist() == [0, 1, 2, 3]
