@@ -14,7 +14,7 @@
     alarms RUN ...            changes that CUSUM found or missed, false alarms
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
-    bench NAME                speed: dqn ppo control atari grokking warm-start parts attach sb3-elr
+    bench NAME                speed: dqn ppo control atari grokking warm-start parts attach interventions sb3-elr
 
 Examples:
     python -m runs run fig3 --scale smoke
@@ -60,21 +60,33 @@ COMMANDS: Mapping[str, Command] = {
 }
 BENCHMARKS: Mapping[str, Command] = {
     name: Command(f"runs.benchmarks.{name.replace('-', '_')}")
-    for name in ("dqn", "ppo", "control", "atari", "grokking", "warm-start", "parts", "attach", "sb3-elr")
+    for name in (
+        "dqn",
+        "ppo",
+        "control",
+        "atari",
+        "grokking",
+        "warm-start",
+        "parts",
+        "attach",
+        "interventions",
+        "sb3-elr",
+    )
 }
 _ALL: Mapping[str, Command | None] = {**COMMANDS, "bench": None}
 _HELP = ("-h", "--help")
 _BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
 
-    dqn         agents/dqn_minatar.py against CleanRL's dqn.py
-    ppo         agents/ppo_minatar.py against CleanRL's ppo.py
-    control     agents/ppo_control.py against CleanRL's ppo.py
-    atari       environments, DQN and parts of Rainbow against CleanRL's
-    grokking    agents/grokking.py against the same model in plain PyTorch
-    warm-start  agents/warm_start.py against a plain loop over a DataLoader
-    parts       what projection, meter and probe cost, as shares of an update
-    attach      what elr.attach adds to an update of a plain loop
-    sb3-elr     effective learning rates in Stable-Baselines3, with projection and without
+    dqn            agents/dqn_minatar.py against CleanRL's dqn.py
+    ppo            agents/ppo_minatar.py against CleanRL's ppo.py
+    control        agents/ppo_control.py against CleanRL's ppo.py
+    atari          environments, DQN and parts of Rainbow against CleanRL's
+    grokking       agents/grokking.py against the same model in plain PyTorch
+    warm-start     agents/warm_start.py against a plain loop over a DataLoader
+    parts          what projection, meter and probe cost, as shares of an update
+    interventions  what each method of --intervene costs
+    attach         what elr.attach adds to an update of a plain loop
+    sb3-elr        effective learning rates in Stable-Baselines3, with projection and without
 
 Example:
     python -m runs bench dqn --cleanrl path/to/cleanrl
