@@ -14,7 +14,7 @@
     alarms RUN ...            changes that CUSUM found or missed, false alarms
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
-    bench NAME                speed: dqn ppo control atari grokking warm-start parts attach interventions sb3-elr
+    bench NAME                speed, on this machine: dqn, ppo, control, ... (bench --help)
 
 Examples:
     python -m runs run fig3 --scale smoke

@@ -63,7 +63,7 @@ class RunArgs(Selection):
     """Run all jobs of an experiment to completion, on this machine or on a Ray cluster.
 
         python -m runs run fig3 --scale smoke
-        python -m runs run fig3 fig9 --scale laptop --jobs 4 --seeds 6 7
+        python -m runs run fig4 fig9 --scale laptop --jobs 4 --seeds 12 13
         python -m runs run all --scale paper --engine ray --address auto
 
     Each run is its own process with the flags that --dry-run prints. Give the same command again to continue: finished
