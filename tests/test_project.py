@@ -145,3 +145,9 @@ def test_the_readme_shows_algorithm_1_as_it_stands_in_the_script():
     lines = [line.strip() for line in script.splitlines()]
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    prose = re.sub(r"```.*?```|<!-- claims.*<!-- end of claims -->", "", text, flags=re.S)
+    assert len(prose.split()) <= 1_200
