@@ -1,0 +1,60 @@
+"""Every flag and every preset that the documents name exists."""
+
+import dataclasses
+import importlib
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from runs.__main__ import BENCHMARKS, COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted(path.stem for path in (ROOT / "agents").glob("*.py") if path.stem != "__init__")
+OTHERS = {  # of programs that are not ours
+    "--help",
+    "--logdir",
+    "--no-anneal-lr",
+    "--no-deps",
+}
+
+
+def flags(cls, prefix=""):
+    """Every flag of a dataclass as tyro spells it, with the negation of booleans."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, kind = field.name.replace("_", "-"), hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from flags(kind, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}"
+            yield f"--{prefix}no-{name}"
+
+
+@pytest.fixture(scope="module")
+def known():
+    found = set(OTHERS)
+    for name in SCRIPTS:
+        found |= set(flags(importlib.import_module(f"agents.{name}").Args))
+    for command in (*COMMANDS.values(), *BENCHMARKS.values()):
+        try:
+            module = importlib.import_module(command.module)
+        except ImportError:  # an extra that is not installed
+            continue
+        found |= set(flags(getattr(module, command.args)))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_flags_in_documents_exist(document, known):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]", document.read_text()))
+    groups = {flag for flag in named if any(one.startswith(f"{flag}.") for one in known)}  # --shift, --rewarm.*
+    assert sorted(named - known - groups) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_name_presets_that_exist(document):
+    for script, preset in re.findall(r"agents/(\w+)\.py ([a-z][a-z0-9.-]*)(?![\w.-])", document.read_text()):
+        assert preset in importlib.import_module(f"agents.{script}").PRESETS, (script, preset)
