@@ -44,6 +44,11 @@ from runs.sweeps.experiment import (
 )
 from runs.sweeps.record import Record
 
+FEW_ARMS = 6
+"""in a panel, with whose seeds and intervals a picture can still be read"""
+UNCROWDED_TEXT = "Thin lines are seeds, thick ones their mean with its 95 % interval (Student's), cut off at the axis."
+CROWDED_TEXT = f"Lines are means over seeds. Of more than {FEW_ARMS} arms the seeds and intervals are not drawn."
+
 
 @dataclass(frozen=True)
 class Args:
@@ -115,7 +120,7 @@ def page(
         f"**Claim** ({experiment.source}). {experiment.claim}", "", *noted,
         f"**Rule, written before the runs.** {experiment.rule}", "", said, "",
         f"![{experiment.curve} over steps]({page_name(experiment, scale, len(done) < planned)}.png)", "",
-        "Thin lines are seeds, thick ones their mean with its 95 % interval (Student's), cut off at the axis.", "",
+        CROWDED_TEXT if crowded(done) else UNCROWDED_TEXT, "",
     ]  # fmt: skip
     if verdict and verdict.rows:
         lines.append(markdown(verdict.heads, verdict.rows))
@@ -151,6 +156,11 @@ def work(experiment: Experiment, scale: str, done: Sequence[Job]) -> str:
     return f"Each run is {scripts}{given}, and the flags of its arm ({shows}){worlds}."
 
 
+def crowded(jobs: Sequence[Job]) -> bool:
+    """Whether a panel has too many arms for their seeds and intervals."""
+    return len({job.arm for job in jobs}) > FEW_ARMS
+
+
 def draw(experiment: Experiment, jobs: Sequence[Job], runs: Record, stem: Path) -> None:
     """The experiment's curve, one panel per task, as PNG and SVG.
 
@@ -165,7 +175,11 @@ def draw(experiment: Experiment, jobs: Sequence[Job], runs: Record, stem: Path) 
     for axes, (world, arms) in zip(panels, curves.items(), strict=True):
         for arm, seeds in arms.items():
             x, values = over_seeds(experiment.curve, seeds)
-            style.draw_arm(axes, x, values, looks[arm], f"{arm}, n = {len(seeds)}", student_band(values), cut=True)
+            label = f"{arm}, n = {len(seeds)}"
+            if crowded(jobs):
+                style.draw_arm(axes, x, values.mean(axis=0, keepdims=True), looks[arm], label)
+            else:
+                style.draw_arm(axes, x, values, looks[arm], label, student_band(values), cut=True)
         axes.set_title(world, fontsize=9)
         axes.set_ylabel(experiment.curve, fontsize=8)
         style.steps_axis(axes)

@@ -66,8 +66,8 @@ def begin(panels: int, columns: int = 3, width: float = 4.4, height: float = 3.1
     return figure, drawn[:panels]
 
 
-DENSE = 500
-"""points from which on the runs and the interval of an arm are pixels in an SVG"""
+DENSE = 1_000
+"""points of all its runs from which on the runs and the interval of an arm are pixels in an SVG"""
 
 
 def draw_arm(
@@ -94,7 +94,7 @@ def draw_arm(
         cut: the axis covers the runs only, and the interval is cut off beyond. A wide interval of few runs would
             otherwise flatten the curves.
     """
-    dense = len(x) > DENSE  # then an image of the faint lines is smaller than their points
+    dense = runs.size > DENSE  # then an image of the faint lines is smaller than their points
     if len(runs) > 1:
         for run in runs:
             known = ~np.isnan(run)

@@ -24,7 +24,7 @@ from runs.analysis.curves import Curve, as_curve, windowed
 from runs.recording import RunError, one_line_errors, read_json, read_status
 from runs.recording.files import replace_atomically
 from runs.sweeps.experiment import Experiment, Job, Measured, Value, Verdict
-from runs.sweeps.results import measure, result_of
+from runs.sweeps.results import Undefined, measure, result_of
 
 POINTS = 200
 """of a published curve, at most"""
@@ -108,7 +108,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> Record | None:
                 raise RunError(f"{job.directory} has recorded no {experiment.curve}")
             try:
                 runs[key_of(job)] = measure(experiment, result)
-            except RunError:
+            except Undefined:
                 if job.scale in experiment.judged:
                     raise
                 runs[key_of(job)] = Measured(job.arm, job.world, job.seed, {})

@@ -10,6 +10,10 @@ from runs.sweeps.experiment import Experiment, Job, Measured, Result
 from runs.sweeps.run_job import inspect
 
 
+class Undefined(RunError):
+    """A measure is not defined for a run, which may be too short for it."""
+
+
 def result_of(job: Job) -> Result | None:
     """What a job's run recorded; None if it is not finished.
 
@@ -36,16 +40,19 @@ def measure(experiment: Experiment, result: Result) -> Measured:
     """The numbers of a run that the rule reads.
 
     Raises:
-        RunError: one cannot be measured, or is nan.
+        Undefined: one is not defined for this run, as no episode ended when it should have, for instance.
+        RunError: one cannot be measured at all, as the run records no such tag or flag.
     """
     values = {}
     for name, of in experiment.measures.items():
         try:
             value = of(result)
-        except (ValueError, KeyError, ArithmeticError) as error:
-            raise RunError(f"{experiment.name}: {name} cannot be measured: {error}") from error
+        except KeyError as error:
+            raise RunError(f"{experiment.name}: {name} cannot be measured: there is no {error}") from error
+        except (ValueError, ArithmeticError) as error:
+            raise Undefined(f"{experiment.name}: {name} cannot be measured: {error}") from error
         if any(map(math.isnan, value if isinstance(value, tuple) else [value])):
             where = f" in {result.world}" if result.world else ""
-            raise RunError(f"{experiment.name}: {name} is undefined for {result.arm}, seed {result.seed}{where}")
+            raise Undefined(f"{experiment.name}: {name} is undefined for {result.arm}, seed {result.seed}{where}")
         values[name] = value
     return Measured(result.arm, result.world, result.seed, values)

@@ -57,7 +57,7 @@ def score(result: Result) -> float:
 
 def late(result: Result) -> float:
     """The mean return of the iterations in the last fifth of each level but the first; nan without one."""
-    level = result.config["shift.every_steps"]
+    level = result.config["shift"]["every_steps"]
     curve = result.scalars.get("charts/iteration_return", ())
     # An iteration is recorded at its end: that at the end of a level belongs to it.
     returns = [value for step, value in curve if step > level and (step - 1) % level >= 0.8 * level]

@@ -17,7 +17,7 @@ def run(arm, value, *, world="CartPole", seed=1, count=3):
     """A run of `count` levels with ten iterations each; `value` is one number or one per iteration."""
     returns = np.broadcast_to(np.asarray(value, dtype=float), (10 * count,))
     curve = [((k + 1) * levels.ITERATION, float(one)) for k, one in enumerate(returns)]
-    config = {"shift.every_steps": LEVEL, "total_timesteps": count * LEVEL}
+    config = {"shift": {"every_steps": LEVEL}, "total_timesteps": count * LEVEL}
     return Result(arm, world, seed, config, {"charts/iteration_return": curve})
 
 

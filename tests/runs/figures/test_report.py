@@ -99,6 +99,27 @@ def test_page_has_a_figure(tmp_path, monkeypatch):
     assert "</svg>" in (tmp_path / "out" / "toy-laptop.svg").read_text()
 
 
+def test_of_many_arms_the_means_alone_are_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(report, "draw", DRAW)
+    real = report.style.draw_arm
+
+    def watched(axes, x, runs, *rest, **more):
+        drawn.append((len(runs), rest))
+        real(axes, x, runs, *rest, **more)
+
+    monkeypatch.setattr(report.style, "draw_arm", watched)
+    finish_all(tmp_path / "logs", "laptop")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    assert report.UNCROWDED_TEXT in report.write(args, EXPERIMENT).read_text()
+    assert [runs for runs, _ in drawn] == [2, 2] and all(len(rest) == 3 for _, rest in drawn)  # with an interval
+    drawn.clear()
+    monkeypatch.setattr(report, "FEW_ARMS", 1)
+    assert report.CROWDED_TEXT in report.write(args, EXPERIMENT).read_text()
+    assert [runs for runs, _ in drawn] == [1, 1] and all(len(rest) == 2 for _, rest in drawn)
+
+
 def test_rule_is_not_applied_to_part_of_a_plan(tmp_path):
     jobs = plan(EXPERIMENT, "laptop", tmp_path / "logs")
     args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
@@ -347,7 +368,7 @@ def test_a_number_that_is_nan_or_cannot_be_measured_is_refused(tmp_path):
     args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
     for of, message in (
         (lambda run: math.nan, "toy: end is undefined for high, seed 1"),
-        (lambda run: run.scalars["none"], "toy: end cannot be measured: 'none'"),
+        (lambda run: 1 / 0, "toy: end cannot be measured: division by zero"),
     ):
         changed = dataclasses.replace(EXPERIMENT, measures={"end": of})
         with pytest.raises(RunError, match=message):
@@ -387,3 +408,10 @@ def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch):
         for kind in ("json", "csv.gz"):
             again = page.with_name(f"{path.stem}.{kind}").read_bytes()
             assert again == path.with_name(f"{path.stem}.{kind}").read_bytes(), path.stem
+
+
+def test_a_measure_that_asks_for_what_no_run_has_is_refused_at_every_scale(tmp_path):
+    finish_all(tmp_path / "logs", "smoke")
+    changed = dataclasses.replace(EXPERIMENT, measures={"end": lambda run: run.config["shift.every"]})
+    with pytest.raises(RunError, match=r"toy: end cannot be measured: there is no .shift\.every."):
+        report.write(Args(("toy",), "smoke", tmp_path / "logs", tmp_path / "out"), changed)
