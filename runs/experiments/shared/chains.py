@@ -71,14 +71,20 @@ def share(ends: Sequence[float], fresh: Sequence[float]) -> float:
     return float(np.mean([ours / theirs for ours, theirs in pairs]))
 
 
-def judge(runs: Sequence[Measured]) -> Verdict:
-    """The rule above."""
+def shares_of(runs: Sequence[Measured]) -> dict[str, dict[tuple[str, int], float]]:
+    """The share of every run, by arm."""
     ends = {(run.arm, run.world, run.seed): run.values[ENDS] for run in runs}
     shares: dict[str, dict[tuple[str, int], float]] = {}
     for (arm, world, seed), of_run in ends.items():
         fresh = ends["chain-fresh", world, seed]
         assert isinstance(of_run, tuple) and isinstance(fresh, tuple)
         shares.setdefault(arm, {})[world, seed] = share(of_run, fresh)
+    return shares
+
+
+def judge(runs: Sequence[Measured]) -> Verdict:
+    """The rule above."""
+    shares = shares_of(runs)
     ahead = [difference(shares, arm, "chain-plain") for arm in ("chain-switch", "chain-cusum")]
     return Verdict(
         all_above(ahead),

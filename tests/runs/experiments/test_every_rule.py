@@ -171,6 +171,11 @@ def speed_values(job, effect, rng):
     return {SPEED: dealt(rng, 1_000 * (slower if job.arm.endswith("nap") else 1.0), 0.005)}
 
 
+def panel_minatar_values(job, effect, rng):
+    level = 10.0 if job.arm == "chain-fresh" else 8.0 if (job.arm == "chain-switch") == effect else 4.0
+    return {chains.ENDS: tuple(dealt(rng, level) for _ in range(6))}
+
+
 def panel_warm_start_values(job, effect, rng):
     return {warm_start.ACCURACY: (67.0 if (job.arm == "projected") == effect else 62.0) + 0.3 * rng.normal()}
 
@@ -207,6 +212,7 @@ CASES = {
     "fig9": Case(fig9_values),
     "high-utd-minatar": Case(high_utd_minatar_values),
     "panel-control-v1": Case(control_values),
+    "panel-minatar": Case(panel_minatar_values),
     "panel-warm-start": Case(panel_warm_start_values),
     "permutations": Case(chain_values),
     "theory": Case(theory_values, alike="every number is itself a distance from a closed form"),
