@@ -10,21 +10,25 @@ between; one of these events is timed by itself.
 
 from __future__ import annotations
 
+import runpy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents import ppo_control as script
 from elr.fast.flat_adam import FlatAdam
 from elr.interventions import policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.projection import NoProjection
 from runs.analysis.tables import markdown
+
+SCRIPT = Path(__file__).resolve().parents[2] / "agents" / "ppo_control.py"
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,11 @@ class Args:
             raise ValueError(f"--methods must be some of {', '.join(BASELINES)}, got {', '.join(unknown)}")
 
 
-def make_update(method: InterveneArgs) -> tuple[Callable[[], None], Callable[[], bool]]:
+def make_update(script: dict[str, Any], method: InterveneArgs) -> tuple[Callable[[], None], Callable[[], bool]]:
     """One update with a method, on networks of its own and made-up samples; and one event of it."""
     rng = np.random.default_rng(0)
-    args = script.Args()
-    network = script.make_network(4, 2, args, 0, torch.device("cpu"))
+    args = script["Args"]()
+    network = script["make_network"](4, 2, args, 0, torch.device("cpu"))
     optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     obs = torch.from_numpy(rng.normal(size=(800, 4)).astype(np.float32))
     batch = {
@@ -62,7 +66,7 @@ def make_update(method: InterveneArgs) -> tuple[Callable[[], None], Callable[[],
     }  # fmt: skip
     methods = method.build(
         network, optimizer, NoProjection(), layers=network.probed, heads=network.heads, inputs=obs[:2],
-        fresh=lambda: script.make_network(4, 2, args, int(rng.integers(2**32)), torch.device("cpu")),
+        fresh=lambda: script["make_network"](4, 2, args, int(rng.integers(2**32)), torch.device("cpu")),
         divergence=policy_divergence, batch=32, churn={"block": 125, "least": 1.0},
     )  # fmt: skip
 
@@ -70,9 +74,9 @@ def make_update(method: InterveneArgs) -> tuple[Callable[[], None], Callable[[],
         return obs[torch.from_numpy(rng.integers(len(obs), size=count))]
 
     def update() -> None:
-        loss, parts = script.ppo_loss(network, batch, args)
+        loss, parts = script["ppo_loss"](network, batch, args)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if method.on:
             methods.before_step(reference, parts["policy_loss"].item())
         optimizer.step()
@@ -84,7 +88,9 @@ def make_update(method: InterveneArgs) -> tuple[Callable[[], None], Callable[[],
 def main(args: Args) -> None:
     """Measure and print a table."""
     torch.set_num_threads(args.threads)
-    made = {"plain": make_update(InterveneArgs())} | {name: make_update(BASELINES[name]) for name in args.methods}
+    script = runpy.run_path(str(SCRIPT))
+    asked = {"plain": InterveneArgs(), **{name: BASELINES[name] for name in args.methods}}
+    made = {name: make_update(script, method) for name, method in asked.items()}
     times: dict[str, list[float]] = {name: [] for name in made}
     events: dict[str, list[float]] = {name: [] for name in made}
     for update, _ in made.values():

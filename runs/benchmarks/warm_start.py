@@ -108,7 +108,8 @@ def sides(args: Args) -> tuple[Callable[[], None], Callable[[], None]]:
         optimizer.step()
 
     check = pixels.normalised(images.train_x[: flags.probe.size])
-    learner = script["make_learner"](flags, network, check, Constant(flags.learning_rate), Never())
+    rate = Constant(flags.learning_rate)
+    learner = script["make_learner"](flags, network, check, rate, Never(), flags.intervene, lambda: network)
     weights = scalable_weights(network, heads=network.heads)
     meter, probe = flags.probe.build(network, weights, learner.optimizer, check, network.probed)
     minibatches = Minibatches(len(images.train_y), args.batch_size, np.random.default_rng(0))

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info
 from agents import dqn_minatar as script
 from agents.dqn_minatar import Args, NapArgs, QNetwork
 from elr.fast.flat_adam import FlatAdam
+from elr.interventions.flags import Q_BASELINES
 from envs.minatar import MinAtarVectorEnv
 from envs.replay import TransitionMemory
 from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
@@ -145,7 +146,7 @@ def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
 
         def spawn(self, n):
             streams = whole(1).spawn(n)
-            if n == 6 and self.replaced is not None:
+            if n == 7 and self.replaced is not None:
                 streams[self.replaced] = whole(2).spawn(n)[self.replaced]
             return streams
 
@@ -331,7 +332,7 @@ def test_flags_that_are_not_in_use_are_not_judged():
 def test_every_preset_parses_and_differs(capsys):
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     named = {"baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive", "quickstart"}
-    named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum")}
+    named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum", *Q_BASELINES)}
     assert set(parsed) == named
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)

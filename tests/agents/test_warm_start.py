@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from agents import warm_start as script
-from agents.warm_start import Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from agents.warm_start import Args, InterveneArgs, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
 from elr.scale_invariance import check_scale_invariance
 from elr.weights import scalable_weights
 from envs.images import Images, load_images
@@ -272,7 +272,9 @@ def test_measuring_changes_nothing(default_run, tmp_path):
 def learner(**changes):
     """After one update, so that the optimiser has moments."""
     args, network, check = small(**changes), digits_network(), torch.randn(16, 1, 8, 8)
-    built = script.make_learner(args, network, check, script.Constant(1e-3), script.Never())
+    built = script.make_learner(
+        args, network, check, script.Constant(1e-3), script.Never(), InterveneArgs(), digits_network
+    )
     F.cross_entropy(network(check), torch.arange(16) % 10).backward()
     built.optimizer.step()
     return built

@@ -1,5 +1,7 @@
 """The table of what methods cost: every method has a row, and what it does is what the script does."""
 
+import runpy
+
 import pytest
 
 from elr.interventions.flags import BASELINES, InterveneArgs
@@ -17,13 +19,14 @@ def test_every_method_has_a_row_and_those_that_act_at_a_change_are_timed(capsys)
         assert (table[name][2].strip("| ") != "–") == (args.acts_at in ("change", "trigger")), name
 
 
-def test_the_events_change_weights(monkeypatch):
+def test_the_events_change_weights():
+    script = runpy.run_path(str(interventions.SCRIPT))
     for name, args in BASELINES.items():
-        update, event = make_update(args)
+        update, event = make_update(script, args)
         update()
         acts = args.acts_at in ("change", "trigger") and name != "local-time"
         assert event() == acts, name
-    update, event = make_update(InterveneArgs())
+    update, event = make_update(script, InterveneArgs())
     assert not event()
 
 

@@ -87,7 +87,7 @@ def test_every_experiment_can_be_planned_under_its_name():
 def test_unknown_names_are_refused_with_suggestions(tmp_path):
     with pytest.raises(RunError, match=r"no experiment fig33; did you mean fig3 .*path of a .py file"):
         load("fig33")
-    with pytest.raises(RunError, match=r"no experiment fig6; did you mean fig6-right\?"):
+    with pytest.raises(RunError, match=r"no experiment fig6; did you mean fig6-left or fig6-right\?"):
         load("fig6")
     with pytest.raises(RunError, match=r"no experiment zzz; there are .*fig3"):
         load("zzz")
