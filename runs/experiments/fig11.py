@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from runs.experiments.fig6_left import EXPERIMENT as FIG6_LEFT
+from runs.experiments.shared.atari import SPEED
 from runs.experiments.shared.rules import all_above, difference, mean_rows, over_games
 from runs.sweeps.experiment import Experiment, Measured, Result, Scale, Verdict, guessed_gpu_hours
 
@@ -70,7 +71,7 @@ EXPERIMENT = Experiment(
         "paper": Scale(
             **{
                 **vars(FIG6_LEFT.scales["paper"]),
-                "estimate": guessed_gpu_hours(342, 12_500_000, 700),
+                "estimate": guessed_gpu_hours(342, 12_500_000, SPEED["rainbow_atari"]),
                 "instead": {name: FIG6_LEFT.scales["paper"].instead[name] for name in (CYCLES, RESETS)},
                 "folder": "fig6-left/paper",
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from envs.games import ATARI_57
-from runs.experiments.shared.atari import MEASURES, PAPER_GAMES, ahead, arms, instead, rule
+from runs.experiments.shared.atari import MEASURES, PAPER_GAMES, SMOKE, SPEED, ahead, arms, instead, rule
 from runs.sweeps.experiment import Experiment, Scale, guessed_gpu_hours
 
 ARMS = ("constant", "one-cycle", "four-cycles", "reset", "reset-cycles", "early-stop")
@@ -27,15 +27,7 @@ EXPERIMENT = Experiment(
         "smoke": Scale(
             seeds=(1,),
             estimate="4 min on two cores",
-            flags={
-                "total_timesteps": 1_500,  # more than an episode, which has about 900 steps at first
-                "learning_starts": 1_300,
-                "buffer_size": 2_000,
-                "target_network_frequency": 100,
-                "eval_every": 0,
-                "probe.every": 20,
-                "checkpoint_every": 1_500,
-            },
+            flags={**SMOKE, "probe.every": 20},
             by_arm={
                 "one-cycle": {"schedule.period_steps": 200},
                 "four-cycles": {"schedule.period_steps": 50},
@@ -46,7 +38,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate=guessed_gpu_hours(1026, 12_500_000, 700),
+            estimate=guessed_gpu_hours(1026, 12_500_000, SPEED["rainbow_atari"]),
             instead=instead("rainbow_atari", "low-utd", *ARMS),
             worlds=GAMES,
             gpus=0.25,

@@ -15,7 +15,7 @@ from runs.experiments.shared.rules import (
     over_games,
     standardised,
 )
-from runs.sweeps.experiment import Arm, Flags, Measured, Result, Verdict
+from runs.sweeps.experiment import Arm, Flags, Measured, Result, Scale, Verdict, guessed_gpu_hours
 
 SCORE = "mean training return of the last fiftieth of the steps"
 TENTH = "mean training return of the last tenth of the steps"
@@ -27,6 +27,18 @@ HOW = (
 PAPER_GAMES: dict[str, Flags] = {game: {"env_id": f"ALE/{game}-v5"} for game in HIGH_UTD_GAMES}
 TWO_GAMES: dict[str, Flags] = {name: PAPER_GAMES[name] for name in ("Pong", "Breakout")}
 
+SMOKE: Flags = {
+    "total_timesteps": 1_500,  # more than an episode, which has about 900 steps at first
+    "learning_starts": 1_300,
+    "buffer_size": 2_000,
+    "target_network_frequency": 100,
+    "eval_every": 0,
+    "probe.every": 100,
+    "checkpoint_every": 1_500,
+}
+SPEED = {"dqn_atari": 1_000, "rainbow_atari": 700}
+"""updates per second on a GPU: a guess, as no Atari game has been trained on one yet"""
+
 
 def arms(script: str, prefix: str, *names: str) -> list[Arm]:
     """Arms of Figs. 6 and 7, as presets of an Atari script."""
@@ -36,6 +48,43 @@ def arms(script: str, prefix: str, *names: str) -> list[Arm]:
 def instead(script: str, prefix: str, *names: str) -> dict[str, Arm]:
     """The same, by name."""
     return {arm.name: arm for arm in arms(script, prefix, *names)}
+
+
+def smoke(by_arm: dict[str, Flags]) -> Scale:
+    """One short run of each arm, on Pong."""
+    return Scale(
+        seeds=(1,),
+        estimate="3 min on two cores",
+        flags=SMOKE,
+        by_arm=by_arm,
+        worlds={"Pong": PAPER_GAMES["Pong"]},
+    )
+
+
+def high_utd_scales(script: str, names: Sequence[str], by_arm: dict[str, Flags]) -> dict[str, Scale]:
+    """Scales of Figs. 6 (right) and 7: one update per step. Experiments on the same script share their runs.
+
+    There is no scale `laptop`: 2M frames are the least that ranks arms on most games, and take hours a run on one core.
+    """
+    agent = script.removesuffix("_atari")
+    return {
+        "smoke": smoke(by_arm),
+        "quick": Scale(
+            seeds=(1, 2),
+            estimate=guessed_gpu_hours(2 * len(names) * len(TWO_GAMES), 500_000, SPEED[script]),
+            worlds=TWO_GAMES,
+            gpus=0.25,
+            folder=f"high-utd-{agent}/quick",
+        ),
+        "paper": Scale(
+            seeds=(1, 2, 3),
+            estimate=guessed_gpu_hours(3 * len(names) * len(PAPER_GAMES), 50_000_000, SPEED[script]),
+            instead=instead(script, "high-utd", *names),
+            worlds=PAPER_GAMES,
+            gpus=0.25,
+            folder=f"high-utd-{agent}/paper",
+        ),
+    }
 
 
 def end(result: Result) -> float:
@@ -65,9 +114,7 @@ def ahead(pairs: Pairs) -> Callable[[Sequence[Measured]], Verdict]:
         rows = [
             [world, *row]
             for world in dict.fromkeys(run.world for run in runs)
-            for row in mean_rows(
-                *({a: {k: v for k, v in one.items() if k[0] == world} for a, one in c.items()} for c in columns)
-            )
+            for row in mean_rows(*(of_game(one, world) for one in columns))
         ]
         said = ", ".join(f"{better} minus {other} {lead}" for (better, other), lead in zip(pairs, leads, strict=True))
         return Verdict(
