@@ -133,7 +133,7 @@ class ChurnReduction:
         self._copies.clear()
 
     def forget(self) -> None:
-        """Begin the averages of lambda anew, as at a change of the task."""
+        """Restart the averages of lambda, as at a change of the task."""
         self._losses.clear()
         self._divergences.clear()
         self._part.clear()

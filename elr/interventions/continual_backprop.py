@@ -73,21 +73,23 @@ class ContinualBackprop:
         self._hidden = hidden_units(network, layers, inputs)
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._watching = True
-        self._state = {
-            hidden.name: {
-                "utility": next(iter(hidden.makers.values())).new_zeros(hidden.units),
-                "mean": next(iter(hidden.makers.values())).new_zeros(hidden.units),
-                "age": torch.zeros(hidden.units, dtype=torch.int64, device=next(iter(hidden.makers.values())).device),
-                "due": torch.zeros((), dtype=torch.float64),
-            }
-            for hidden in self._hidden
-        }
+        self._state = {hidden.name: self._new_state(hidden) for hidden in self._hidden}
         self._handles = [hidden.module.register_forward_hook(self._watch(hidden)) for hidden in self._hidden]
+
+    @staticmethod
+    def _new_state(hidden: Hidden) -> dict[str, Tensor]:
+        weight = next(iter(hidden.makers.values()))
+        return {
+            "utility": weight.new_zeros(hidden.units),
+            "mean": weight.new_zeros(hidden.units),
+            "age": weight.new_zeros(hidden.units, dtype=torch.int64),
+            "due": torch.zeros((), dtype=torch.float64),
+        }
 
     def _watch(self, hidden: Hidden) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if self._watching and torch.is_grad_enabled():
-                features = output.detach().to(next(iter(hidden.makers.values())).dtype)
+                features = output.detach().to(self._state[hidden.name]["mean"].dtype)
                 self._seen[hidden.name] = hidden.mean_activity(features), features.mean(dim=hidden.other_dims)
 
         return hook

@@ -79,7 +79,7 @@ class Method:
 
 
 class Reset(Method):
-    """`reset_` of the whole network; norms are held at their new values, and the optimiser begins anew."""
+    """`reset_` of the whole network; norms are held at their new values, and the optimiser restarts."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> None:
         self._network, self._optimizer, self._held = network, optimizer, held
@@ -92,7 +92,7 @@ class Reset(Method):
 
 
 class ResetHeads(Method):
-    """`reset_` of the output layers. Their moments begin anew; Adam's step count, which others share, goes on."""
+    """`reset_` of the output layers. Their moments restart; Adam's step count, which others share, continues."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, heads: Sequence[str]) -> None:
         self._network, self._optimizer, self._heads = network, optimizer, heads
@@ -257,7 +257,7 @@ class Churn(Method):
         self._churn.forget_copies()
 
     def task_changed(self) -> None:
-        """Begin the averages of its strength anew."""
+        """Restart the averages of its strength."""
         self._churn.forget()
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class Methods:
             method.before_step(reference, loss)
 
     def after_step(self) -> bool:
-        """See `Method.after_step`; whether an event came and changed weights, but for what comes with every update."""
+        """See `Method.after_step`; whether an event came and changed weights, except what every update does."""
         for method in self._methods.values():
             method.after_step()
         self._updates += 1

@@ -29,7 +29,7 @@ def recycle_(
         chosen: mask [units].
         fresh: parameters of a freshly initialised network of the same shape, by name.
         optimizer: the moments of exactly the entries that change become those of a new optimiser; None: they are kept.
-            Its step counts are kept: they belong to whole tensors, most of which is not new.
+            Its step counts are kept: they belong to whole tensors, which are mostly not new.
 
     Raises:
         ValueError: the mask does not fit, or the optimiser keeps something whose initial value is not known.

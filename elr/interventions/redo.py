@@ -31,7 +31,8 @@ class ReDo:
     Raises:
         ValueError: tau is negative, or the units cannot be told apart.
 
-    Source: Sokar et al. 2023; dopamine's labs/redo, Apache-2.0, whose scores and masks these equal.
+    Source: Sokar et al. 2023; dopamine's labs/redo, Apache-2.0. Scores follow the same formula; they have not been
+        compared with its numbers.
     Deviation: new weights are those of a freshly initialised network of the same class. Dopamine's code draws them by
         Xavier's rule, whatever the layer was initialised with, and sets biases to 0.
     """

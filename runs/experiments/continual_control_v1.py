@@ -78,5 +78,6 @@ EXPERIMENT = Experiment(
     },
     measures={SCORE: score, LATE: late},
     judge=judge,
+    note="66 of the 270 runs at scale laptop had been made and looked at before, with the same seeds, arms and rule.",
     curve="charts/iteration_return",
 )

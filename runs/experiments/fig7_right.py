@@ -13,7 +13,7 @@ EXPERIMENT = Experiment(
     name="fig7-right",
     source="Fig. 7 (right) of Lyle et al. 2025",
     claim="DQN with one update per step does better when its rate cycles for a while and then stays low than "
-    "at a constant rate or when it goes on cycling.",
+    "at a constant rate or when it keeps cycling.",
     rule=rule(PAIRS),
     arms=arms("dqn_atari", "quick-high-utd", *ARMS),
     scales=high_utd_scales("dqn_atari", ARMS, SHORT),

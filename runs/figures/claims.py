@@ -16,14 +16,14 @@ from runs.sweeps.experiment import REPOSITORY, Experiment, load, names
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
 README, EVERYTHING = REPOSITORY / "README.md", REPOSITORY / "docs" / "claims.md"
-EARLIER = "; by an earlier rule, to be run again under that of today"
-HEAD = """# Every claim, and what became of it
+EARLIER = "; judged by an earlier rule, not yet run again under the current one"
+HEAD = """# All claims and their verdicts
 
 Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it
 claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the
 rule.
-*Reproduced*, *not reproduced* and *undecided* are words of these rules; each page says what its rule asks for. An
-experiment that was not run has what its runs would cost instead.
+*Reproduced*, *not reproduced* and *undecided* are defined by each rule; each page says what its rule asks for. An
+experiment that was not run has the estimated cost of its runs instead.
 
 """
 

@@ -11,7 +11,7 @@ too small to judge get no verdict either.
     python -m runs report fig3 --scale laptop --from-json
 
 applies the rule to the published numbers instead, without any run directory. So anyone can check a verdict, and a page
-can be drawn or worded anew.
+can be drawn or worded again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from runs.sweeps.record import Record
 FEW_ARMS = 6
 """in a panel, with whose seeds and intervals a picture can still be read"""
 UNCROWDED_TEXT = "Thin lines are seeds, thick ones their mean with its 95 % interval (Student's), cut off at the axis."
-CROWDED_TEXT = f"Lines are means over seeds. Of more than {FEW_ARMS} arms the seeds and intervals are not drawn."
+CROWDED_TEXT = f"Lines are means over seeds. With more than {FEW_ARMS} arms, seeds and intervals are not drawn."
 
 
 @dataclass(frozen=True)
