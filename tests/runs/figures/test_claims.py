@@ -32,7 +32,7 @@ def test_tables_are_rewritten_from_the_verdicts(tmp_path):
         assert readme.read_text() == f"before\n{claims.BEGIN}\n{table}\n{claims.END}\nafter\n"
     rows = every.read_text().splitlines()
     (row,) = [row for row in rows if row.startswith("| `fig3` |")]
-    assert "[reproduced](../runs/results/fig3-laptop.md), laptop; judged by an earlier rule" in row  # its claim is another
+    assert "[reproduced](../runs/results/fig3-laptop.md), laptop; judged by an earlier rule" in row
     assert row.endswith(" | High ends above low |")
     (row,) = [row for row in rows if row.startswith("| `fig4` |")]
     assert "| – | not run | laptop: " in row and "paper: " in row and "GPU-hours" in row
