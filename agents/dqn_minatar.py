@@ -174,7 +174,10 @@ class Args:
             total=self.total_timesteps, starts=self.learning_starts, pauses=pauses, least=steps_per_update,
             heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on)
+        self.intervene.check(
+            self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
+            updates=self.updates(max(1, self.total_timesteps - self.learning_starts)),
+        )  # fmt: skip
         watched = self.gradient == "explicit" and self.intervene.watches
         require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
         self.probe.check(size_is_read=self.nap.enabled)
@@ -387,11 +390,11 @@ def main(args: Args) -> None:
         """
         switch = args.switch
         fresh = make_network(channels, actions, args, run.seed("switch", run.step), run.device)
-        if methods.react(reference, changed=True):
-            weights_changed()
         switch.intervene_(q_network, fresh, projection, heads=["head"])
         if switch.renews:
             methods.weights_renewed()
+        if methods.react(reference, changed=True):
+            weights_changed()
         if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent
             reset_moments_(optimizer)
         if switch.does("target"):
@@ -462,7 +465,7 @@ def main(args: Args) -> None:
                         weights_changed()
                 if run.updates % args.log_every == 0:
                     run.scalars({"charts/learning_rate": rate, "losses/td_loss": float(loss)})
-                    run.scalars({"losses/q_values": float(q.mean()), **rewarming.scalars()})
+                    run.scalars({"losses/q_values": float(q.mean()), **rewarming.scalars(), **methods.scalars()})
                 if probe.due(run.updates):
                     run.require_finite()
                     run.scalars(probe.measure())

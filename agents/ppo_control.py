@@ -175,8 +175,9 @@ class Args:
             total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
         self.intervene.check(
-            self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on, self.shift.unchanged
-        )
+            self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on, self.shift.unchanged,
+            updates=self.updates(0),
+        )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled)
         apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -518,7 +519,7 @@ def main(args: Args) -> None:
             if args.fresh_episodes:
                 run.scalar("charts/iteration_return", float(np.mean(rollout.episode_returns())))
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
-            run.scalars(rewarming.scalars())
+            run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 if args.shift.drift:  # of the present physics, which changes without a change of task
                     evaluation_env = evaluation_world(env, args.eval_episodes)

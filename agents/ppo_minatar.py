@@ -176,7 +176,10 @@ class Args:
             self.schedule, self.switch, self.shift, self.updates,
             total=self.total_timesteps, least=batch, heard=self.intervene.acts_at == "trigger",
         )  # fmt: skip
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on)
+        self.intervene.check(
+            self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
+            updates=self.updates(0),
+        )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -512,7 +515,7 @@ def main(args: Args) -> None:
                 run.scalar("losses/explained_variance", 1 - float(np.var(advantages)) / spread)
             run.scalar("charts/learning_rate", rate)
             run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
-            run.scalars(rewarming.scalars())
+            run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
             if changed and run.step < run.total:

@@ -14,16 +14,15 @@ epochs). From the last switch on a fresh network, the control, trains on the sam
 result is the gap: test accuracy of the fresh network minus that of the warm one, in points.
 
 The presets fig4-*, fig5-left-*, fig5-right-*, fig9-* and fig13-* are arms of the paper's figures with a smaller budget,
-and shrink-and-perturb, reset, reset-head, l2-init and weight-decay are baselines, on CIFAR-10 (read from --data-folder
-or downloaded once, 170 MB). The digits only show how it works, in half a minute: they are too easy for a gap.
+and those named after a method of --intervene are baselines, on CIFAR-10 (read from --data-folder or downloaded once,
+170 MB). The digits only show how it works, in half a minute: they are too easy for a gap.
 
 Deviations from the paper: the control is a fresh network, where the paper's reference has 100 % of the data in both
 phases (`--fractions 1 1`); its hidden layer has no norm; ours has one, because projection needs scale invariance
 (--no-hidden-norm with --nap.allow-scale-dependent is theirs). Not specified in the paper, our choices: strides 2, 2, 1
 and 256 hidden units; the rate; minibatches without replacement, in a new order every epoch; pixels normalised by
-channel with the training set's mean and deviation; all matrices decay, gains, offsets and biases do not. "LayerNorm" of
-a convolution is over channels and space, with a gain and an offset per channel. The ResNet-18 has the same norm instead
-of BatchNorm.
+channel with the training set's mean and deviation. "LayerNorm" of a convolution is over channels and space, with a gain
+and an offset per channel. The ResNet-18 has the same norm instead of BatchNorm.
 
 Measured on 20,000 images of CIFAR-10 (--batches 1 2, n = 5): gap 0.60 points for fig4-projected-0.1, 3.70 for
 fig5-right-unconstrained-single. All results: docs/results.md.
@@ -46,7 +45,7 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.changepoint import Cusum
 from elr.flags import InterventionArgs as SwitchArgs
-from elr.interventions import L2Init, NoL2Init, policy_divergence
+from elr.interventions import policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.interventions.methods import Methods
 from elr.layerwise import layerwise_groups
@@ -56,7 +55,8 @@ from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
 from elr.schedules import Constant, Schedule, WarmupCosine
 from elr.triggers import AtKnownChange, Every, Never, OnCusum, Trigger
-from elr.weights import gains_and_offsets, scalable_weights
+from elr.undisturbed import undisturbed
+from elr.weights import scalable_weights
 from envs.images import load_images
 from envs.minibatches import Minibatches, Pixels
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
@@ -163,11 +163,6 @@ class Args:
     """Adam's rate at the peak of the schedule"""
     assignment: Literal["constant", "fast-features", "slow-features", "even-ratio-abs"] = "constant"
     """per-layer rates: all the same; the last layer's, or all others', a tenth; proportional to mean |w|"""
-    weight_decay: float = 0.0
-    """decoupled decay of all matrices: W <- W - rate * decay * W"""
-    l2_init: float = 0.0
-    """strength of the penalty on the squared distance from the initial weights (Kumar et al. 2023); of the
-    interventions only a reset moves that origin"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -196,7 +191,7 @@ class Args:
     def __post_init__(self) -> None:
         require_positive(self, "phase_updates width hidden batch_size learning_rate eval_every log_every threads")
         require_positive(self, "checkpoint_every rewarm.peak_factor")
-        require_not_negative(self, "seed train_images phase_epochs weight_decay l2_init")
+        require_not_negative(self, "seed train_images phase_epochs")
         require_device(self)
         shares = self.fractions
         grow = bool(shares) and 0 < shares[0] <= shares[-1] <= 1 and list(shares) == sorted(shares)
@@ -205,8 +200,7 @@ class Args:
         require(self.rewarm.cycles >= 2, self, "rewarm.cycles", "give at least 2")
         require(not self.bf16 or self.device.startswith("cuda"), self, "bf16 device", "bfloat16 here needs a GPU")
         greatest, rates = self.learning_rate * max(1.0, self.rewarm.peak_factor), "learning_rate rewarm.peak_factor"
-        flips = "their product exceeds 1: the weights would change sign"
-        require(greatest * self.weight_decay <= 1, self, f"weight_decay {rates}", flips)
+        flips = "their product exceeds 1: the gains would change sign"
         require(greatest * self.nap.gain_strength <= 1, self, f"nap.gain_strength {rates}", flips)
         if self.dataset == "digits":
             reject_unused("", self, ["data_folder", "cache"], "with --dataset digits, which is part of the package")
@@ -224,10 +218,10 @@ class Args:
             require(self.rewarm.trigger != "switch", self, "rewarm.trigger fractions", "no switch comes; use never")
         self.switch.check(switches, one := "with a single phase of --fractions: there is no switch")
         self.nap.check()
-        self.intervene.check(self.rewarm.trigger, self.nap.enabled, self.switch, greatest, switches, one)
-        for flag, methods in (("l2_init", ("l2-init", "reset")), ("weight_decay", ("weight-decay",))):
-            twice = getattr(self, flag) > 0 and not set(self.intervene.methods).isdisjoint(methods)
-            require(not twice, self, f"{flag} intervene.methods", "give the one or the other")
+        updates = None if self.phase_epochs else self.phase_updates * len(self.fractions)
+        self.intervene.check(
+            self.rewarm.trigger, self.nap.enabled, self.switch, greatest, switches, one, updates=updates
+        )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled and not self.nap.allow_scale_dependent)
         self._check_schedule()
 
@@ -293,17 +287,7 @@ PRESETS = presets(
             )
         },
         **{
-            name: (f"CIFAR-10, baseline {name}: unconstrained, re-warmed at a switch", {**CIFAR, "nap": FREE, **change})
-            for name, change in (
-                ("shrink-and-perturb", {"switch": SwitchArgs(optimizer="reset", intervention="shrink-and-perturb")}),
-                ("reset", {"switch": SwitchArgs(optimizer="reset", intervention="reset")}),
-                ("reset-head", {"switch": SwitchArgs(optimizer="reset", intervention="reset-head")}),
-                ("l2-init", {"l2_init": 1e-4}),
-                ("weight-decay", {"weight_decay": 0.1}),
-            )
-        },
-        **{
-            f"panel-{name}": (
+            name: (
                 f"CIFAR-10, unconstrained, re-warmed at a switch, and {name}", {**CIFAR, "nap": FREE, "intervene": args}
             ) for name, args in BASELINES.items() if name not in ("fire-cusum", "churn")
         },
@@ -402,15 +386,14 @@ def make_network(args: Args, shape: Sequence[int], classes: int, seed: int, devi
 # ------------------------------------------------------------------------------------------------------------ loss
 
 
-@torch.no_grad()
 def evaluate(network: nn.Module, pixels: Pixels, batch_size: int = 500) -> tuple[float, float]:
     """Cross-entropy and accuracy on the test set."""
     loss, right = 0.0, 0
-    for i in range(0, len(pixels.test_y), batch_size):
-        logits = network(pixels.normalised(pixels.test_x[i : i + batch_size])).float()
-        answer = pixels.test_y[i : i + batch_size]
-        loss += F.cross_entropy(logits, answer, reduction="sum").item()
-        right += int((logits.argmax(1) == answer).sum())
+    with torch.no_grad(), undisturbed(network, pixels.test_x):  # in eval mode
+        for x, answer in zip(pixels.test_x.split(batch_size), pixels.test_y.split(batch_size), strict=True):
+            logits = network(pixels.normalised(x)).float()
+            loss += F.cross_entropy(logits, answer, reduction="sum").item()
+            right += int((logits.argmax(1) == answer).sum())
     return loss / len(pixels.test_y), right / len(pixels.test_y)
 
 
@@ -490,13 +473,12 @@ def make_trigger(args: Args, total: int) -> Trigger:
 
 @dataclass
 class Learner:
-    """A network in training: its optimiser, and what sets its rate, holds its norms, pulls and measures it."""
+    """A network in training: its optimiser, and what sets its rate, holds its norms and measures it."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     rewarming: Rewarming
     projection: Projection | NoProjection
-    l2_init: L2Init | NoL2Init
     methods: Methods
     meter: Meter | NoMeter = field(default_factory=NoMeter)
 
@@ -508,14 +490,6 @@ class Learner:
             getattr(self, part.name).load_state_dict(state[part.name])
 
 
-def make_l2_init(args: Args, network: nn.Module) -> L2Init | NoL2Init:
-    """The pull towards the present weights; gains and offsets of norm layers are left out, as in its source."""
-    if not args.l2_init:
-        return NoL2Init()
-    norms = {id(p) for pair in gains_and_offsets(network).values() for p in pair}
-    return L2Init({name: p for name, p in network.named_parameters() if id(p) not in norms}, args.l2_init)
-
-
 def make_learner(
     args: Args, network: nn.Module, check: Tensor, schedule: Schedule, trigger: Trigger, intervene: InterveneArgs,
     fresh: Callable[[], nn.Module], initial: Schedule | None = None,
@@ -523,12 +497,11 @@ def make_learner(
     """Everything except the network itself; `check` is a batch on which its scale invariance is verified."""
     with one_line_errors("--assignment"):
         modules = layerwise_groups(network, args.learning_rate, args.assignment, head=network.heads[0])
-    merged: dict[tuple[float, float], list[nn.Parameter]] = {}  # by rate and decay; fewer groups are fewer kernels
+    merged: dict[float, list[nn.Parameter]] = {}  # by rate; fewer groups are fewer kernels
     for group in modules:
-        for p in group["params"]:
-            merged.setdefault((group["lr"], args.weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
+        merged.setdefault(group["lr"], []).extend(group["params"])
+    groups = [{"params": params, "lr": rate} for rate, params in merged.items()]
+    optimizer = torch.optim.Adam(groups, lr=args.learning_rate, fused=True)
     with one_line_errors("--schedule, --rewarm"):
         rewarming = Rewarming(optimizer, schedule, trigger, args.rewarm.moments, initial)
     projection = args.nap.build(network, inputs=check, heads=network.heads)
@@ -536,14 +509,13 @@ def make_learner(
         network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=check[:2], fresh=fresh,
         divergence=policy_divergence, batch=args.batch_size, churn={},
     )  # fmt: skip
-    return Learner(network, optimizer, rewarming, projection, make_l2_init(args, network), methods)
+    return Learner(network, optimizer, rewarming, projection, methods)
 
 
 def intervene_(switch: SwitchArgs, learner: Learner, fresh: nn.Module) -> None:
     """What --switch asks for, in place; `fresh` is a newly initialised network."""
     switch.intervene_(learner.network, fresh, learner.projection, heads=learner.network.heads)
     if switch.renews:
-        learner.l2_init.remember_()  # the pull is towards the new weights
         learner.methods.weights_renewed()
     if switch.does("optimizer"):
         reset_moments_(learner.optimizer)
@@ -611,11 +583,18 @@ def main(args: Args) -> None:
         minibatches.grow(sizes[phase()])
         fit_schedule()
         intervene_(args.switch, warm, new_network(run.seed("fresh", phase() - 1)))
+        if args.switch.does("intervention"):
+            probe.forget()
         if warm.methods.react(reference, changed=True):
-            run.scalar("reset/event", 1)
+            weights_changed()
         if run.step == switches[-1] and args.control == "fresh":
             add_control()
         run.scalars({"shift/task": phase(), "shift/boundary": 1})
+
+    def weights_changed() -> None:
+        """By something else than learning."""
+        run.scalar("reset/event", 1)
+        probe.forget()  # the next change of the features is measured from here, without the intervention
 
     def reference(count: int) -> Tensor:
         """Images known so far, for --intervene."""
@@ -663,34 +642,34 @@ def main(args: Args) -> None:
                 # Learn: Algorithm 1 of arXiv:2507.20057.
                 with torch.autocast(run.device.type, torch.bfloat16, enabled=args.bf16):
                     logits = learner.network(x)
-                cross_entropy = F.cross_entropy(logits.float(), answer)
-                loss = cross_entropy + learner.l2_init.penalty()
+                loss = F.cross_entropy(logits.float(), answer)
                 learner.optimizer.zero_grad()
                 loss.backward()
-                run.require_finite(loss=loss.item())
-                learner.methods.before_step(reference, loss.item())
+                value = loss.item()
+                run.require_finite(loss=value)
+                learner.methods.before_step(reference, value)
                 learner.meter.before_step()
                 learner.optimizer.step()
                 learner.meter.after_step()  # measures the step really taken, before the projection
-                if learner.methods.after_step():
-                    run.scalar("reset/event", 1)
+                acted = learner.methods.after_step()  # other methods against loss of plasticity, if any
                 learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
-                rate, value = learner.rewarming.rate, cross_entropy.item()
+                rate = learner.rewarming.rate
                 # trigger? restart the schedule; set the next update's rate (CUSUM takes the loss's logarithm)
                 rewarmed = run.step + 1 < total and learner.rewarming.step(max(value, 1e-30))
                 if learner is warm:
                     trained = {"train/loss": value, "charts/learning_rate": rate}
                     events = {"rewarm/event": 1} if rewarmed else {}
-                    if learner.methods.react(reference, fired=rewarmed):
-                        run.scalar("reset/event", 1)
+                    intervened = learner.methods.react(reference, fired=rewarmed) or acted
             run.step += 1
+            if intervened:
+                weights_changed()
             if run.step in switches:
                 switch()
 
             # Report.
             run.scalars({**warm.meter.fresh_scalars(), **events})
             if run.due(args.log_every):
-                run.scalars({**trained, **warm.rewarming.scalars()})
+                run.scalars({**trained, **warm.rewarming.scalars(), **warm.methods.scalars()})
             if probe.due(run.step):
                 measure()
             if run.due(args.eval_every, last=True):

@@ -84,7 +84,7 @@ as above.
 
 from elr.attachment import Attachment, attach
 from elr.changepoint import Cusum
-from elr.interventions import L2Init, NoL2Init, reset_, shrink_and_perturb_
+from elr.interventions import L2Init, reset_, shrink_and_perturb_
 from elr.layerwise import layerwise_groups
 from elr.layouts import layout
 from elr.matching import ElrMatch, NoElrMatch
@@ -116,7 +116,6 @@ __all__ = [
     "Meter",  # measure effective learning rates and norms around optimizer.step()
     "Never",  # trigger: the schedule runs once
     "NoElrMatch",  # an ElrMatch that does nothing
-    "NoL2Init",  # an L2Init that does nothing
     "NoMeter",  # a Meter that does nothing
     "NoProbe",  # a Probe that does nothing
     "NoProjection",  # a Projection that does nothing

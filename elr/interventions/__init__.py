@@ -18,7 +18,7 @@ from elr.interventions.churn import ChurnReduction, policy_divergence, value_div
 from elr.interventions.continual_backprop import ContinualBackprop
 from elr.interventions.crelu import CReLU
 from elr.interventions.fire import fire_
-from elr.interventions.l2_init import L2Init, NoL2Init
+from elr.interventions.l2_init import L2Init
 from elr.interventions.local_time import restart_local_time_
 from elr.interventions.redo import ReDo
 from elr.interventions.reset import reset_
@@ -30,7 +30,6 @@ __all__ = [
     "ChurnReduction",
     "ContinualBackprop",
     "L2Init",
-    "NoL2Init",
     "ReDo",
     "WeightClipping",
     "fire_",

@@ -23,7 +23,12 @@ def policy_divergence(now: Any, before: Any) -> Tensor:
 
     E sum_a pi_old(a) (-log pi(a)): the authors' loss for PPO. It differs from the divergence by the older policy's
     entropy, which has no gradient.
+
+    Raises:
+        ValueError: the first output is not [B, A] with at least two actions, such as a value that is returned first.
     """
+    if (shape := tuple(_first(now).shape))[1:] < (2,) or len(shape) != 2:
+        raise ValueError(f"the network's first output is {shape}, not logits [B, A] of at least 2 actions")
     return -(F.softmax(_first(before), -1) * F.log_softmax(_first(now), -1)).sum(-1).mean()
 
 

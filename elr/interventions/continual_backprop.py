@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from elr.interventions.recycle import check_fresh, recycle_, tensors_by_name
-from elr.interventions.units import Hidden, hidden_units
+from elr.interventions.units import Hidden, check_held, hidden_units
 from elr.states import check_keys
 
 
 class ContinualBackprop:
     """Generate and test: a running utility of every unit, and a slow replacement of the least useful ones.
 
-    After each update, for the units i of a layer, with h the output of the nonlinearity in that update's forward pass,
+    After each update, for the units i of a layer, with h the output of the nonlinearity in the update's forward passes,
     f_i its mean over batch and space, w the weights that read it, and a_i the unit's age in updates:
 
         u_i <- eta u_i + (1 - eta) E|h_i| mean|w_out,i|          f^_i <- eta f^_i + (1 - eta) f_i      both from 0
@@ -29,8 +29,8 @@ class ContinualBackprop:
 
     and u_i, f^_i and a_i begin at 0.
 
-    Use: build it before training; call `step_` after each optimiser step. Features are taken from the forward pass with
-    gradients, by hooks, so passes under no_grad do not count. Remove the hooks by `close`.
+    Use: build it before training; call `step_` after each optimiser step. Features are taken by hooks from all forward
+    passes with gradients since the last one, so passes under no_grad do not count. Remove the hooks by `close`.
 
     Args:
         network: changed in place.
@@ -42,7 +42,8 @@ class ContinualBackprop:
         decay: eta; 0.99 in their runs.
 
     Raises:
-        ValueError: an argument out of range, or the units cannot be told apart.
+        ValueError: an argument out of range, the units cannot be told apart, or the optimiser does not hold their
+            weights.
 
     Source: Dohare et al. 2024, github.com/shibhansh/loss-of-plasticity (MIT): `GnT` with utility "contribution", whose
         utilities these equal.
@@ -70,11 +71,12 @@ class ContinualBackprop:
             )
         self.rate, self.maturity, self.decay = rate, maturity, decay
         self._optimizer = optimizer
-        self._hidden = hidden_units(network, layers, inputs)
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self.hidden = hidden_units(network, layers, inputs)
+        check_held(optimizer, self.hidden)
+        self._seen: dict[str, tuple[int, Tensor, Tensor]] = {}  # numbers per unit, mean activity, mean
         self._watching = True
-        self._state = {hidden.name: self._new_state(hidden) for hidden in self._hidden}
-        self._handles = [hidden.module.register_forward_hook(self._watch(hidden)) for hidden in self._hidden]
+        self._state = {hidden.name: self._new_state(hidden) for hidden in self.hidden}
+        self._handles = [hidden.module.register_forward_hook(self._watch(hidden)) for hidden in self.hidden]
 
     @staticmethod
     def _new_state(hidden: Hidden) -> dict[str, Tensor]:
@@ -90,7 +92,16 @@ class ContinualBackprop:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if self._watching and torch.is_grad_enabled():
                 features = output.detach().to(self._state[hidden.name]["mean"].dtype)
-                self._seen[hidden.name] = hidden.mean_activity(features), features.mean(dim=hidden.other_dims)
+                size, active, mean = (
+                    features.numel() // hidden.units,
+                    hidden.mean_activity(features),
+                    features.mean(hidden.other_dims),
+                )
+                if earlier := self._seen.get(hidden.name):  # another pass of the same update: the mean over both
+                    both = size + earlier[0]
+                    active, mean = active.lerp(earlier[1], earlier[0] / both), mean.lerp(earlier[2], earlier[0] / both)
+                    size = both
+                self._seen[hidden.name] = size, active, mean
 
         return hook
 
@@ -115,13 +126,13 @@ class ContinualBackprop:
         Raises:
             ValueError: no forward pass with gradients has been made since the last call.
         """
-        if missing := [hidden.name for hidden in self._hidden if hidden.name not in self._seen]:
+        if missing := [hidden.name for hidden in self.hidden if hidden.name not in self._seen]:
             raise ValueError(f"no forward pass with gradients reached {missing} since the last step_")
         self._watching = True
         replaced, new = 0, None
-        for hidden in self._hidden:
+        for hidden in self.hidden:
             state = self._state[hidden.name]
-            active, mean = self._seen.pop(hidden.name)
+            _, active, mean = self._seen.pop(hidden.name)
             state["age"] += 1
             state["utility"].lerp_(active * self._read(hidden), 1 - self.decay)
             state["mean"].lerp_(mean, 1 - self.decay)
@@ -137,7 +148,7 @@ class ContinualBackprop:
             chosen[order[:number]] = True
             if new is None:
                 new = tensors_by_name(fresh())
-                check_fresh(self._hidden, new)
+                check_fresh(self.hidden, new)
             self._move_to_biases(hidden, chosen)
             recycle_(hidden, chosen, new, self._optimizer)
             for name in ("utility", "mean", "age"):

@@ -34,8 +34,9 @@ from elr.interventions.methods import (
     When,
 )
 from elr.interventions.redo import ReDo
-from elr.interventions.units import NORMS
+from elr.interventions.units import NORMS, check_complete
 from elr.interventions.weight_clipping import WeightClipping
+from elr.undisturbed import undisturbed
 
 Name = Literal[
     "reset", "reset-head", "shrink-and-perturb", "fire", "local-time", "redo", "continual-backprop", "weight-clipping",
@@ -103,7 +104,7 @@ class InterveneArgs:
 
     def check(
         self, trigger: str, projected: bool, switch: InterventionArgs, peak: float, changes: bool,
-        unchanged: str = NO_CHANGE,
+        unchanged: str = NO_CHANGE, *, updates: int | None = None,
     ) -> None:  # fmt: skip
         """Refuse flags without effect or meaning.
 
@@ -113,6 +114,7 @@ class InterveneArgs:
             switch: --switch, which may renew weights at a change as well.
             peak: the highest learning rate.
             changes: whether the task changes; if not, `unchanged` says why not.
+            updates: of the whole run, if they are known.
         """
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
             raise ValueError(f"--intervene.methods names {sorted(repeated)} twice")
@@ -138,6 +140,9 @@ class InterveneArgs:
         if self.acts_at == "trigger" and trigger in ("never", "switch"):
             raise ValueError(f"--intervene.when trigger needs a --rewarm.trigger that fires by itself, not {trigger}")
         self._check_numbers()
+        for flag, acts in (("every", self.acts_at == "every"), ("maturity", "continual-backprop" in self.methods)):
+            if acts and updates is not None and (value := getattr(self, flag)) > updates - (flag == "maturity"):
+                raise ValueError(f"--intervene.{flag} {value:,} never comes: the run has {updates:,} updates")
         if "weight-decay" in self.methods and peak * self.decay > 1:
             raise ValueError(
                 f"--intervene.decay {self.decay:g} times --learning-rate {peak:g} exceeds 1: the weights would change "
@@ -191,6 +196,10 @@ class InterveneArgs:
         decayed = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
         named = {name: p for name, p in network.named_parameters() if p.requires_grad and id(p) not in norms}
 
+        if "churn" in self.methods:
+            with torch.no_grad(), undisturbed(network, inputs):  # whether it takes the outputs of this network
+                divergence(network(inputs), network(inputs))
+
         def made(name: Name) -> Method:
             match name:
                 case "reset":
@@ -204,11 +213,14 @@ class InterveneArgs:
                 case "local-time":
                     return LocalTime(optimizer)
                 case "redo":
-                    return Recycle(ReDo(network, layers, inputs, optimizer=optimizer, tau=self.tau), held)
+                    redo = ReDo(network, layers, inputs, optimizer=optimizer, tau=self.tau)
+                    check_complete(network, redo.hidden, heads)
+                    return Recycle(redo, held)
                 case "continual-backprop":
                     kept = ContinualBackprop(
                         network, layers, inputs, optimizer=optimizer, rate=self.rate, maturity=self.maturity
                     )
+                    check_complete(network, kept.hidden, heads)
                     return GenerateAndTest(kept, fresh)
                 case "weight-clipping":
                     return Clip(WeightClipping(network, kappa=self.kappa))

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elr.states import check_keys
-
 
 class L2Init:
     """Regenerative regularisation: a penalty, added to the loss, on the distance to the parameters at construction
@@ -36,7 +34,7 @@ class L2Init:
         if not parameters_by_name:
             raise ValueError("L2Init needs at least one named parameter, got none")
         if not 0.0 < strength < math.inf:
-            raise ValueError(f"strength must be positive and finite, got {strength}; without a penalty use NoL2Init")
+            raise ValueError(f"strength must be positive and finite, got {strength}")
         self.strength = strength
         self._parameters = dict(parameters_by_name)
         self.remember_()
@@ -78,25 +76,3 @@ class L2Init:
             raise ValueError(f"saved initial values are of {saved}, the parameters {held}: build with the same network")
         for name, initial in self._initial.items():
             initial.copy_(state["initial"][name])
-
-
-class NoL2Init:
-    """The penalty of a run without one: zero, and there is no state."""
-
-    def remember_(self) -> None:
-        """Do nothing."""
-
-    def add_gradient_(self) -> None:
-        """Do nothing."""
-
-    def penalty(self) -> float:
-        """Zero: added to a loss, it changes neither the loss nor its gradient, not by a bit."""
-        return 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept the empty state only (ValueError)."""
-        check_keys("NoL2Init", state, ())

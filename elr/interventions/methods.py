@@ -4,6 +4,7 @@
     methods.after_step()                                after the optimiser's step, before the projection
     methods.react(reference, changed=..., fired=...)    when the task changed, or a trigger fired
     methods.weights_renewed()                           when something else has made all weights new
+    methods.scalars()                                   what they do, for a log
 
 `InterveneArgs.build` makes it from flags. One without methods does nothing, and changes no bit.
 """
@@ -25,7 +26,7 @@ from elr.interventions.redo import ReDo
 from elr.interventions.reset import reset_
 from elr.interventions.shrink_and_perturb import shrink_and_perturb_
 from elr.interventions.weight_clipping import WeightClipping
-from elr.moments import per_entry
+from elr.moments import per_entry, states_to_reset
 from elr.states import check_keys
 
 When = Literal["every", "change", "trigger"]
@@ -69,6 +70,10 @@ class Method:
     def weights_renewed(self) -> None:
         """All weights are new: what the method has kept of the old ones is void."""
 
+    def scalars(self) -> dict[str, float]:
+        """What it does, by tag, for a log."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {}
@@ -83,6 +88,7 @@ class Reset(Method):
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> None:
         self._network, self._optimizer, self._held = network, optimizer, held
+        states_to_reset(optimizer, list(network.parameters()), "reset")  # refuse at once what would be refused then
 
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
         """Reset."""
@@ -96,6 +102,9 @@ class ResetHeads(Method):
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, heads: Sequence[str]) -> None:
         self._network, self._optimizer, self._heads = network, optimizer, heads
+        for head in heads:
+            for parameter in network.get_submodule(head).parameters():
+                per_entry(optimizer, parameter)  # refuse at once what would be refused then
 
     @torch.no_grad()
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
@@ -112,6 +121,8 @@ class ShrinkAndPerturb(Method):
     """`shrink_and_perturb_`."""
 
     def __init__(self, network: nn.Module, held: Held, shrink: float, perturb: float) -> None:
+        if frozen := [name for name, p in network.named_parameters() if not p.requires_grad]:
+            raise ValueError(f"shrink-and-perturb changes all parameters, but these are frozen: {', '.join(frozen)}")
         self._network, self._held, self._shrink, self._perturb = network, held, shrink, perturb
 
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
@@ -129,6 +140,8 @@ class Fire(Method):
 
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
         """Make all weights but those of the heads orthogonal; moments are kept."""
+        if not all(bool(p.isfinite().all()) for p in self._network.parameters()):
+            return False  # the loop's own check stops such a run, and names layer and rate
         fire_(self._network, leave=self._heads)
         self._held.remember_norms_()
         return True
@@ -138,6 +151,8 @@ class LocalTime(Method):
     """`restart_local_time_`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        if not all("betas" in group for group in optimizer.param_groups):
+            raise ValueError(f"local time is that of Adam and its relatives, not of {type(optimizer).__name__}")
         self._optimizer = optimizer
 
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
@@ -150,21 +165,35 @@ class Recycle(Method):
     """`ReDo`."""
 
     def __init__(self, redo: ReDo, held: Held) -> None:
-        self._redo, self._held = redo, held
+        self._redo, self._held, self._recycled = redo, held, 0
 
     def act(self, inputs: Tensor, fresh: Fresh) -> bool:
         """Recycle what is dormant on these inputs."""
         recycled = sum(self._redo.step_(inputs, fresh()).values())
         if recycled:
             self._held.project_()
+        self._recycled += recycled
         return recycled > 0
+
+    def scalars(self) -> dict[str, float]:
+        """Units recycled so far."""
+        return {"intervene/recycled": self._recycled}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Units recycled so far."""
+        return {"recycled": self._recycled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        check_keys("Recycle", state, ("recycled",))
+        self._recycled = state["recycled"]
 
 
 class GenerateAndTest(Method):
     """`ContinualBackprop`."""
 
     def __init__(self, method: ContinualBackprop, fresh: Fresh) -> None:
-        self._method, self._fresh = method, fresh
+        self._method, self._fresh, self._replaced = method, fresh, 0
 
     def learned(self) -> None:
         """Features are those of this pass."""
@@ -172,20 +201,26 @@ class GenerateAndTest(Method):
 
     def after_step(self) -> bool:
         """Renew utilities; replace what is due. A few units at a time are no event."""
-        self._method.step_(self._fresh)
+        self._replaced += self._method.step_(self._fresh)
         return False
+
+    def scalars(self) -> dict[str, float]:
+        """Units replaced so far."""
+        return {"intervene/replaced": self._replaced}
 
     def weights_renewed(self) -> None:
         """All units are new."""
         self._method.forget_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Utilities and ages."""
-        return self._method.state_dict()
+        """Utilities and ages, and the units replaced so far."""
+        return {"method": self._method.state_dict(), "replaced": self._replaced}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._method.load_state_dict(state)
+        check_keys("GenerateAndTest", state, ("method", "replaced"))
+        self._method.load_state_dict(state["method"])
+        self._replaced = state["replaced"]
 
 
 class Clip(Method):
@@ -198,6 +233,10 @@ class Clip(Method):
         """Clamp."""
         self._clipping.clip_()
         return False
+
+    def scalars(self) -> dict[str, float]:
+        """Share of the entries at their bound."""
+        return {"intervene/clipped_fraction": self._clipping.clipped_fraction()}
 
 
 class WeightDecay(Method):
@@ -229,6 +268,11 @@ class Pull(Method):
         """Add the gradient of the penalty."""
         self._pull.add_gradient_()
 
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """The penalty."""
+        return {"intervene/l2_init_penalty": float(self._pull.penalty())}
+
     def weights_renewed(self) -> None:
         """Pull to the new weights."""
         self._pull.remember_()
@@ -246,11 +290,15 @@ class Churn(Method):
     """`ChurnReduction`."""
 
     def __init__(self, churn: ChurnReduction, batch: int) -> None:
-        self._churn, self._batch = churn, batch
+        self._churn, self._batch, self._divergence = churn, batch, 0.0
 
     def before_step(self, reference: Draw, loss: float) -> None:
         """Add the gradient of the divergence from the older network."""
-        self._churn.add_gradient_(reference(self._batch), loss)
+        self._divergence = self._churn.add_gradient_(reference(self._batch), loss)
+
+    def scalars(self) -> dict[str, float]:
+        """Divergence from the older network at the last update, and lambda of the next."""
+        return {"intervene/churn": self._divergence, "intervene/churn_strength": self._churn.strength}
 
     def weights_renewed(self) -> None:
         """There is no older network."""
@@ -313,6 +361,10 @@ class Methods:
         """Something else has made all weights new."""
         for method in self._methods.values():
             method.weights_renewed()
+
+    def scalars(self) -> dict[str, float]:
+        """What the methods do, by tag, for a log."""
+        return {tag: value for method in self._methods.values() for tag, value in method.scalars().items()}
 
     def _event(self, reference: Draw) -> bool:
         """Let all methods act; whether weights were changed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elr.interventions.recycle import check_fresh, recycle_, tensors_by_name
-from elr.interventions.units import hidden_units
+from elr.interventions.units import check_held, hidden_units
 from elr.undisturbed import undisturbed
 
 
@@ -29,7 +29,7 @@ class ReDo:
         tau: threshold; 0.1 in the paper for DQN, 0.025 in others' later work.
 
     Raises:
-        ValueError: tau is negative, or the units cannot be told apart.
+        ValueError: tau is negative, the units cannot be told apart, or the optimiser does not hold their weights.
 
     Source: Sokar et al. 2023; dopamine's labs/redo, Apache-2.0. Scores follow the same formula; they have not been
         compared with its numbers.
@@ -50,7 +50,8 @@ class ReDo:
             raise ValueError(f"tau must be at least 0, got {tau}")
         self.tau = tau
         self._network, self._optimizer = network, optimizer
-        self._hidden = hidden_units(network, layers, inputs)
+        self.hidden = hidden_units(network, layers, inputs)
+        check_held(optimizer, self.hidden)
 
     @torch.no_grad()
     def scores(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ class ReDo:
             hidden.module.register_forward_hook(
                 lambda module, args, output, hidden=hidden: activity.update({hidden.name: hidden.mean_activity(output)})
             )
-            for hidden in self._hidden
+            for hidden in self.hidden
         ]
         try:
             with undisturbed(self._network, inputs):
@@ -81,8 +82,8 @@ class ReDo:
             fresh: a newly initialised network of the same shape.
         """
         new = tensors_by_name(fresh)
-        check_fresh(self._hidden, new)
+        check_fresh(self.hidden, new)
         chosen = {name: scores <= self.tau for name, scores in self.scores(inputs).items()}
-        for hidden in self._hidden:
+        for hidden in self.hidden:
             recycle_(hidden, chosen[hidden.name], new, self._optimizer)
         return {name: int(mask.sum()) for name, mask in chosen.items()}

@@ -89,6 +89,32 @@ def hidden_units(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> l
         return [_hidden(network, name, inputs, calls) for name in layers]
 
 
+def check_complete(network: nn.Module, found: Sequence[Hidden], heads: Sequence[str]) -> None:
+    """Refuse (ValueError) a trained linear or convolutional layer that makes none of these units and is no head."""
+    made = {id(tensor) for hidden in found for tensor in hidden.makers.values()}
+    for name, module in network.named_modules():
+        under = any(name == head or name.startswith(f"{head}.") for head in heads)
+        if under or not isinstance(module, nn.Linear | _ConvNd) or not module.weight.requires_grad:
+            continue
+        if id(module.weight) not in made:
+            listed = ", ".join(hidden.name for hidden in found)
+            raise ValueError(
+                f"{name} makes none of the units behind {listed}: add its nonlinearity to these, or it is left out"
+            )
+
+
+def check_held(optimizer: torch.optim.Optimizer | None, found: Sequence[Hidden]) -> None:
+    """Refuse (ValueError) weights of these units that the optimiser does not hold, such as frozen ones."""
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for hidden in found:
+        readers = {f"{reader.name}.weight": reader.weight for reader in hidden.readers}
+        for name, tensor in {**hidden.makers, **readers}.items():
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in held:
+                raise ValueError(f"{name} belongs to the units of {hidden.name}, but the optimiser does not hold it")
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of a module in a forward pass."""

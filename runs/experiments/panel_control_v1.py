@@ -62,7 +62,10 @@ EXPERIMENT = Experiment(
             estimate="2 min on two cores",
             flags=levels(2, 10),
             by_arm={name: flags for name, flags in by_arm(10).items() if name in AROUND}
-            | {"fire-cusum": {"rewarm.burn_in": 3, "rewarm.refractory": 5}},
+            | {
+                "fire-cusum": {"rewarm.burn_in": 3, "rewarm.refractory": 5},
+                "continual-backprop": {"intervene.maturity": 500},
+            },
             worlds={"CartPole": WORLDS["CartPole"]},
         ),
         "laptop": Scale(

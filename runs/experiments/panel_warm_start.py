@@ -41,11 +41,15 @@ EXPERIMENT = Experiment(
     "95 % interval is above 0, not reproduced if one is below 0, undecided otherwise.",
     arms=[
         *(Arm(name, "warm_start", preset) for name, preset in AROUND.items()),
-        *(Arm(name, "warm_start", f"panel-{name}") for name in METHODS),
+        *(Arm(name, "warm_start", name) for name in METHODS),
     ],
     scales={
         "smoke": Scale(
-            seeds=(1,), estimate="1 min on two cores", flags={**SMOKE, **ALONE}, arms=("projected", "redo", "fire")
+            seeds=(1,),
+            estimate="1 min on two cores",
+            flags={**SMOKE, **ALONE},
+            by_arm={"redo": {"intervene.every": 50}},
+            arms=("projected", "redo", "fire"),
         ),
         "laptop": Scale(seeds=SEEDS, estimate="60 min on two cores", flags={**REGIME, **ALONE}),
         "paper": paper(13),

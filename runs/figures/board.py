@@ -40,6 +40,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "feature learning": ("plasticity/delta_c/", "plasticity/delta_a/", "plasticity/flipped_fraction/"),
     "plasticity": ("plasticity/",),
     "norms": ("norms/",),
+    "other methods": ("intervene/",),
     "losses": ("losses/",),
     "theory": ("theory/",),
     "custom": ("custom/",),

@@ -6,7 +6,7 @@ import pytest
 
 from agents import dqn_minatar, ppo_minatar, warm_start
 from elr.flags import ProbeArgs, RewarmArgs, ScheduleArgs
-from elr.interventions.flags import BASELINES, Q_BASELINES, InterveneArgs
+from elr.interventions.flags import BASELINES, Q_BASELINES, Q_CHURN, InterveneArgs
 from envs.flags import MinAtarShiftArgs as ShiftArgs
 from runs.recording import load_checkpoint, parse, read_scalars
 from tests.agents import scripts
@@ -94,7 +94,7 @@ def test_a_method_acts_and_a_resumed_run_is_the_whole_one(kind, name, tmp_path, 
 
 
 def test_a_method_that_needs_autograd_refuses_the_gradient_written_by_hand(tmp_path):
-    method = InterveneArgs(("continual-backprop",))
+    method = InterveneArgs(("continual-backprop",), maturity=5)
     with pytest.raises(ValueError, match=r"--gradient and --intervene.methods|--gradient explicit"):
         dqn(tmp_path, intervene=method, gradient="explicit")
     dqn(tmp_path, intervene=method)
@@ -143,3 +143,46 @@ def test_a_trigger_in_the_last_iteration_changes_nothing_any_more(tmp_path):
         )
     )
     assert max(step for step, _ in recorded(tmp_path / "r")["reset/event"]) < 192
+
+
+def test_warm_start_records_events_at_the_update_and_measures_features_from_there(tmp_path, monkeypatch):
+    forgotten = []
+    forget = warm_start.ProbeArgs.build.__globals__["Probe"].forget
+    monkeypatch.setattr(
+        warm_start.ProbeArgs.build.__globals__["Probe"], "forget", lambda self: (forgotten.append(1), forget(self))
+    )
+    method = InterveneArgs(("redo",), when="every", every=10, tau=5.0)
+    warm_start.main(warm(tmp_path / "run", intervene=method))
+    scalars = read_scalars(tmp_path / "run")
+    assert [step for step, _ in scalars["reset/event"]] == [10, 20, 30, 40]
+    assert len(forgotten) == 4
+    counts = [value for _, value in scalars["intervene/recycled"]]
+    assert counts == sorted(counts)
+    assert counts[0] == 0 < counts[-1]  # logged every 4 updates
+
+
+def test_what_fires_and_what_changes_are_told_apart(tmp_path):
+    """The task changes with the second iteration; a trigger that comes with every iteration acts in the first too."""
+    method = InterveneArgs(("fire",), when="trigger")
+    rewarm = RewarmArgs("every", every_steps=64)
+    schedule = ScheduleArgs("warmup-cosine", 1e-5, 64)
+    plain = ppo(tmp_path / "run")
+    ppo_minatar.main(dataclasses.replace(plain, intervene=method, rewarm=rewarm, schedule=schedule))
+    assert [step for step, _ in read_scalars(tmp_path / "run")["reset/event"]] == [64, 128]
+
+
+@pytest.mark.parametrize("flags", [
+    {"methods": ("redo",), "when": "every", "every": 49}, {"methods": ("continual-backprop",), "maturity": 48},
+])  # fmt: skip
+def test_what_never_comes_in_the_run_is_refused(tmp_path, flags):
+    with pytest.raises(ValueError, match=r"never comes: the run has 48 updates"):
+        dqn(tmp_path, intervene=InterveneArgs(**flags))
+
+
+def test_constants_of_presets_are_those_of_their_sources():
+    churn, q = BASELINES["churn"], Q_BASELINES["churn"]
+    assert (churn.ratio, q.ratio) == (1e4, 1e-2)
+    assert Q_CHURN == {"start": 50.0, "block": 100, "window": 500, "warmup": 100}
+    backprop = BASELINES["continual-backprop"]
+    assert (backprop.rate, backprop.maturity, BASELINES["weight-clipping"].kappa) == (1e-4, 10_000, 3.0)
+    assert (BASELINES["redo"].tau, BASELINES["redo"].every) == (0.1, 1_000)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from agents import warm_start as script
-from agents.warm_start import Args, InterveneArgs, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from agents.warm_start import Args, NapArgs, ProbeArgs, RewarmArgs, ScheduleArgs, SwitchArgs
+from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.scale_invariance import check_scale_invariance
 from elr.weights import scalable_weights
 from envs.images import Images, load_images
@@ -186,10 +187,10 @@ def test_every_phase_anneals_to_its_end(tmp_path):
     assert found[-1] < 1e-5
 
 
-def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
+def test_all_off_is_plain_adam_bit_for_bit(tmp_path):
     """Two phases of plain training: no projection, a constant rate, nothing at the switch, and a control as well."""
     once, constant = RewarmArgs(trigger="never"), ScheduleArgs(kind="constant")
-    args = small(tmp_path / "r", nap=FREE, rewarm=once, schedule=constant, fractions=(0.5, 1.0), weight_decay=0.1)
+    args = small(tmp_path / "r", nap=FREE, rewarm=once, schedule=constant, fractions=(0.5, 1.0))
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(6)
     split_rng, rng = (np.random.default_rng(s) for s in streams[:2])
@@ -200,10 +201,7 @@ def test_all_off_is_plain_adamw_bit_for_bit(tmp_path):
     x = (x - pixels.mean) / pixels.deviation
     torch.manual_seed(int(streams[4].generate_state(1)[0]))
     plain = script.CNN(x.shape[1:], images.classes, args).to(memory_format=torch.channels_last)
-    decayed = [p for p in plain.parameters() if p.ndim > 1]
-    others = [p for p in plain.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
     for n in (round(0.5 * len(y)), len(y)):
         upcoming: list[int] = []
         for _ in range(args.phase_updates):
@@ -233,7 +231,7 @@ def test_a_reset_network_is_the_control_bit_for_bit(tmp_path, nap, monkeypatch):
 
     monkeypatch.setattr(script, "make_network", make_network)
     switch = SwitchArgs(optimizer="reset", intervention="reset")
-    scalars = run(tmp_path / "r", nap=nap, switch=switch, l2_init=1e-3, weight_decay=0.1, augment=True)
+    scalars = run(tmp_path / "r", nap=nap, switch=switch, augment=True)
     gaps = scalars["test/gap"]
     assert [u for u, _ in gaps] == [30, 40, 50, 60] and all(gap == 0.0 for _, gap in gaps)
     assert scalars["test/loss"][-4:] == scalars["test/loss_fresh"]
@@ -273,7 +271,7 @@ def learner(**changes):
     """After one update, so that the optimiser has moments."""
     args, network, check = small(**changes), digits_network(), torch.randn(16, 1, 8, 8)
     built = script.make_learner(
-        args, network, check, script.Constant(1e-3), script.Never(), InterveneArgs(), digits_network
+        args, network, check, script.Constant(1e-3), script.Never(), args.intervene, digits_network
     )
     F.cross_entropy(network(check), torch.arange(16) % 10).backward()
     built.optimizer.step()
@@ -307,19 +305,19 @@ def test_shrink_and_perturb_keeps_the_norms_that_projection_holds():
 
 
 def test_a_reset_moves_the_norms_and_the_origin_of_l2_init():
-    built, fresh = learner(l2_init=1e-3), digits_network(seed=4)
-    assert built.l2_init.penalty() > 0
-    script.intervene_(SwitchArgs(intervention="reset"), built, fresh)
-    assert built.l2_init.penalty() == 0
-    for name, weight in scalable_weights(fresh, heads=fresh.heads).items():
-        assert built.projection.norms[name] == pytest.approx(weight.norm().item(), rel=1e-5)
-
-
-def test_another_intervention_leaves_the_origin_of_l2_init():
-    built = learner(l2_init=1e-3)
-    origin = built.l2_init.state_dict()
-    script.intervene_(SwitchArgs(intervention="shrink-and-perturb"), built, digits_network(seed=4))
-    assert_same(origin, built.l2_init.state_dict())
+    """Another intervention leaves the origin."""
+    pull = BASELINES["l2-init"]
+    for intervention, leaves in (("reset", False), ("shrink-and-perturb", True)):
+        built, fresh = learner(intervene=pull), digits_network(seed=4)
+        before = built.methods.state_dict()
+        assert built.methods.scalars()["intervene/l2_init_penalty"] > 0
+        script.intervene_(SwitchArgs(intervention=intervention), built, fresh)
+        assert (built.methods.scalars()["intervene/l2_init_penalty"] > 0) is leaves
+        if leaves:
+            assert_same(before, built.methods.state_dict())
+            continue
+        for name, weight in scalable_weights(fresh, heads=fresh.heads).items():
+            assert built.projection.norms[name] == pytest.approx(weight.norm().item(), rel=1e-5)
 
 
 def test_moments_are_kept_unless_they_are_reset():
@@ -328,10 +326,8 @@ def test_moments_are_kept_unless_they_are_reset():
     assert all(built.optimizer.state[p]["step"] == 1 for p in built.network.parameters())
 
 
-def test_matrices_decay_and_vectors_do_not():
-    built = learner(weight_decay=0.3, assignment="slow-features")
-    decayed = {id(p) for g in built.optimizer.param_groups if g["weight_decay"] == 0.3 for p in g["params"]}
-    assert decayed == {id(p) for p in built.network.parameters() if p.ndim > 1}
+def test_the_optimiser_holds_every_parameter_at_the_rate_of_its_layer():
+    built = learner(assignment="slow-features")
     held = [p for g in built.optimizer.param_groups for p in g["params"]]
     assert sorted(map(id, held)) == sorted(map(id, built.network.parameters()))
     rate = {id(p): g["lr"] for g in built.optimizer.param_groups for p in g["params"]}
@@ -342,7 +338,8 @@ def test_l2_init_pulls_towards_the_start(tmp_path):
     start = digits_network(seed=int(np.random.SeedSequence(1).spawn(6)[4].generate_state(1)[0]))
     distance = {}
     for strength in (0.0, 10.0):
-        run(tmp_path / str(strength), nap=FREE, l2_init=strength, control="none")
+        pull = InterveneArgs(("l2-init",), pull=strength) if strength else InterveneArgs()
+        run(tmp_path / str(strength), nap=FREE, intervene=pull, control="none")
         weights = state(tmp_path / str(strength))["warm"]["network"]
         distance[strength] = sum((weights[n] - p).square().sum().item() for n, p in start.named_parameters())
     assert distance[10.0] < 0.6 * distance[0.0]  # Adam takes steps of its own size, however strong the pull
@@ -469,7 +466,6 @@ def test_every_flag_of_the_scripts_own_groups_changes_the_run(changes, flag, val
         (["--rewarm.moments", "reset"], ["--rewarm.moments", "--rewarm.trigger switch"]),
         (["unconstrained", "--rewarm.peak-factor", "3"], ["--rewarm.peak-factor", "--rewarm.trigger never"]),
         (["--switch.intervention", "shrink-and-perturb", "--switch.shrink", "1", "--switch.perturb", "0"], ["nothing"]),
-        (["--weight-decay", "500", "--rewarm.peak-factor", "10"], ["--weight-decay", "--rewarm.peak-factor"]),
         (["--nap.gains", "decay", "--nap.gain-strength", "2000"], ["--nap.gain-strength", "--learning-rate"]),
         (["--device", "meta"], ["--device", "meta"]),
         (["--switch.shrink", "0.5"], ["--switch.shrink", "--switch.intervention none"]),
@@ -478,7 +474,10 @@ def test_every_flag_of_the_scripts_own_groups_changes_the_run(changes, flag, val
         (["--seed", "-1"], ["--seed"]),
         (["--rewarm.cycles", "1"], ["--rewarm.cycles"]),
         (["--strides", "1", "0", "1"], ["--strides"]),
-        (["--weight-decay", "2000"], ["--weight-decay", "--learning-rate"]),
+        (
+            ["--intervene.methods", "weight-decay", "--intervene.decay", "2000", "--nap.no-enabled"],
+            ["--intervene.decay", "--learning-rate"],
+        ),
         (["--probe.every", "0", "--probe.tau", "0.2"], ["--probe.tau", "--probe.every 0"]),
         (["fig4"], ["fig4-"]),
         (["--widht", "3"], ["--widht"]),
@@ -555,7 +554,7 @@ def test_missing_data_is_one_line(tmp_path):
 
 def poison(monkeypatch, whose, harm):
     """Call harm(optimizer) after each step from the seventh of the control on; `whose`: 0 the warm one, 1 its own."""
-    step, made_by = torch.optim.AdamW.step, []
+    step, made_by = torch.optim.Adam.step, []
 
     def poisoned(self, *args, **kwargs):
         step(self, *args, **kwargs)
@@ -563,7 +562,7 @@ def poison(monkeypatch, whose, harm):
         if len(made_by) > 36 and list(dict.fromkeys(made_by)).index(id(self)) == whose:
             harm(self)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+    monkeypatch.setattr(torch.optim.Adam, "step", poisoned)
 
 
 @pytest.mark.parametrize(("whose", "named"), [(0, "the weight conv1"), (1, "the control's the weight conv1")])
@@ -633,7 +632,7 @@ def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
 FLAGS = (
     "--width 4 --hidden 8 --batch-size 16 --threads 1 --phase-epochs 3 --fractions 0.2 0.5 1.0 --augment "
     "--checkpoint-every 20 --eval-every 100 --log-every 7 --probe.every 50 --probe.size 16 --probe.meter-every 11 "
-    "--l2-init 1e-4 --weight-decay 0.01 --nap.every 3 "
+    "--intervene.methods l2-init --intervene.pull 1e-4 --nap.every 3 "
 )  # phases of 54, 135 and 270 updates
 VARIANTS = {
     "cusum": "--rewarm.trigger cusum --rewarm.block 5 --rewarm.burn-in 8 --rewarm.threshold 2 --rewarm.moments reset",

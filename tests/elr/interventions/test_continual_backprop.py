@@ -39,7 +39,7 @@ def test_a_hundred_steps_equal_a_literal_twin(kind, resumed):
             cbp.load_state_dict(state)
             twins.loss_of(net, x, y)  # weights have moved: the features of this update are those of the twin's pass
             cbp._seen = {
-                n: (acts[n].abs().mean(dim=[d for d in range(acts[n].ndim) if d != 1]),
+                n: (1, acts[n].abs().mean(dim=[d for d in range(acts[n].ndim) if d != 1]),
                     acts[n].mean(dim=[d for d in range(acts[n].ndim) if d != 1])) for n in sizes
             }  # fmt: skip
         replaced = cbp.step_(lambda fresh=fresh: fresh)

@@ -205,7 +205,7 @@ def test_after_new_weights_methods_forget_the_old_ones():
             elif other == "churn":
                 assert state["copies"] == []
             else:
-                assert not any(tensor.any() for one in state["layers"].values() for tensor in one.values())
+                assert not any(tensor.any() for one in state["method"]["layers"].values() for tensor in one.values())
 
 
 def test_utilities_are_of_the_batch_that_is_learned_from_though_churn_looks_at_another():
@@ -219,7 +219,7 @@ def test_utilities_are_of_the_batch_that_is_learned_from_though_churn_looks_at_a
             loss.backward()
             made.before_step(lambda count: 100.0 * DRAW(count), loss.item())
             made.after_step()  # no step: weights are the same in both
-        states.append(made.state_dict()["methods"]["continual-backprop"]["layers"])
+        states.append(made.state_dict()["methods"]["continual-backprop"]["method"]["layers"])
     for layer, one in states[0].items():
         assert torch.allclose(one["utility"], states[1][layer]["utility"], rtol=1e-12)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elr.interventions import L2Init, NoL2Init, reset_, shrink_and_perturb_
+from elr.interventions import L2Init, reset_, shrink_and_perturb_
 from elr.moments import reset_moments_
 
 Optimizer = torch.optim.Optimizer
@@ -310,18 +310,6 @@ def test_l2_init_remembers_as_a_new_one_would():
     assert equal(l2_init.state_dict()["initial"].values(), new.state_dict()["initial"].values())
     train(net, OPTIMIZERS["adam"](net.parameters()), range(5, 8))
     assert l2_init.penalty() == new.penalty() > 0
-
-
-def test_no_l2_init_changes_no_number():
-    plain, other, none = network(), network(), NoL2Init()
-    none.remember_()
-    train(plain, OPTIMIZERS["adam"](plain.parameters()), range(10))
-    train(other, OPTIMIZERS["adam"](other.parameters()), range(10), none.penalty)
-    assert equal(bits(plain.parameters()), bits(other.parameters()))
-    assert none.state_dict() == {}
-    none.load_state_dict({})
-    with pytest.raises(ValueError, match="NoL2Init needs exactly"):
-        none.load_state_dict({"initial": {}})
 
 
 def test_l2_init_state_survives_a_file_and_shares_no_memory():
