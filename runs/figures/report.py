@@ -11,12 +11,13 @@ too small to judge get no verdict either.
     python -m runs report fig3 --scale laptop --from-json
 
 applies the rule to the published numbers instead, without any run directory. So anyone can check a verdict, and a page
-can be drawn or worded again.
+can be drawn or worded again. If the published outcome, reason, claim or rule differ from those of now, it prints both.
 """
 
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def judged(experiment: Experiment, scale: str, runs: Sequence[Measured], complet
         return None
     try:
         return experiment.judge(runs)
-    except (ValueError, KeyError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise RunError(f"the rule of {experiment.name} cannot be applied at {scale}: {error}") from error
 
 
@@ -227,13 +228,22 @@ def write(args: Args, experiment: Experiment) -> Path:
             )
     verdict = judged(experiment, args.scale, list(runs.runs.values()), len(done) == len(jobs))
     stem = args.out / page_name(experiment, args.scale, partial)
-    with one_line_errors(f"cannot write {stem}.md", also=(OSError,)):
+    path, published = (stem.with_name(f"{stem.name}.{kind}") for kind in ("md", "json"))
+    # Everything is made before the first file is written, so an error changes none of them.
+    text = page(experiment, args.scale, done, len(jobs), verdict, runs.where)
+    files = record.contents(stem, experiment, args.scale, len(jobs), runs, verdict)
+    with (
+        one_line_errors(f"cannot draw the figure of {path}", also=(OSError,)),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        draw(experiment, done, runs, Path(folder) / stem.name)
+        files |= {args.out / picture.name: picture.read_bytes() for picture in sorted(Path(folder).iterdir())}
+    if args.from_json and published.exists() and (changed := record.changes(published, files[published])):
+        print(f"{published} changes: {changed}", flush=True)
+    with one_line_errors(f"cannot write {path}", also=(OSError,)):
         args.out.mkdir(parents=True, exist_ok=True)
-        draw(experiment, done, runs, stem)
-        text = page(experiment, args.scale, done, len(jobs), verdict, runs.where)
-        stem.with_name(stem.name + ".md").write_text(text, encoding="utf-8")
-    record.write(stem, experiment, args.scale, len(jobs), runs, verdict)
-    return stem.with_name(stem.name + ".md")
+    record.write({**files, path: text.encode()})
+    return path
 
 
 def main(args: Args) -> None:

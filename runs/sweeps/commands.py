@@ -212,7 +212,7 @@ def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list
 
     done = set()
     for path in records:
-        name = read_json(path).get("experiment")
+        name: Any = read_json(path).get("experiment")
         mine = [job for job in jobs if job.experiment == name]
         if not mine:
             raise RunError(f"{path} is of {name}, of which no run is planned here")

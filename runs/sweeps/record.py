@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from runs.analysis.curves import Curve, as_curve, windowed
 from runs.recording import RunError, one_line_errors, read_json, read_status
-from runs.recording.files import replace_atomically
+from runs.recording.files import failures_named, replace_atomically
 from runs.sweeps.experiment import Experiment, Job, Measured, Value, Verdict
 from runs.sweeps.results import Undefined, measure, result_of
 
@@ -36,6 +37,18 @@ class Key(NamedTuple):
     arm: str
     world: str
     seed: int
+
+    @property
+    def group(self) -> str:
+        """Arm and task, as in the names of runs."""
+        return f"{self.arm}--{self.world}" if self.world else self.arm
+
+    def __str__(self) -> str:
+        return f"{self.group}, seed {self.seed}"
+
+
+HEADER = [*Key._fields, "step", "value"]
+"""first line of the curves' table"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def digest(job: Job) -> str:
 
 def digests(jobs: Sequence[Job]) -> dict[str, str]:
     """The digests of a plan, by arm and task."""
-    return {f"{job.arm}--{job.world}" if job.world else job.arm: digest(job) for job in jobs}
+    return {key_of(job).group: digest(job) for job in jobs}
 
 
 def collect(experiment: Experiment, jobs: Sequence[Job]) -> Record | None:
@@ -156,7 +169,7 @@ def joined(record: Record | None, others: Sequence[tuple[Path, Record]], order: 
     """These runs and those of other records, in the order of the plan.
 
     Raises:
-        RunError: two records hold a run with different numbers.
+        RunError: two records hold a run with different numbers or curves.
     """
     for path, other in others:
         if record is None:
@@ -164,8 +177,10 @@ def joined(record: Record | None, others: Sequence[tuple[Path, Record]], order: 
             continue
         for key, run in record.runs.items():
             if run != other.runs.get(key, run):
-                name = f"{key.arm}--{key.world}" if key.world else key.arm
-                raise RunError(f"{path} has other numbers for {name}, seed {key.seed}, than the runs here")
+                raise RunError(f"{path} has other numbers for {key}, than the runs here")
+            pairs = zip(record.curves[key], other.curves.get(key, record.curves[key]), strict=True)
+            if not all(np.array_equal(one, two, equal_nan=True) for one, two in pairs):
+                raise RunError(f"{path} has another curve for {key}, than the runs here")
         record = Record(
             {**other.runs, **record.runs},
             {**other.curves, **record.curves},
@@ -179,14 +194,10 @@ def joined(record: Record | None, others: Sequence[tuple[Path, Record]], order: 
     return Record({k: record.runs[k] for k in keys}, {k: record.curves[k] for k in keys}, flags, record.where)
 
 
-def write(
+def contents(
     stem: Path, experiment: Experiment, scale: str, planned: int, record: Record, verdict: Verdict | None
-) -> None:
-    """STEM.json and STEM.csv.gz.
-
-    Raises:
-        RunError: they cannot be written.
-    """
+) -> dict[Path, bytes]:
+    """What STEM.json and STEM.csv.gz hold; `write` writes it."""
     head = {
         "experiment": experiment.name, "scale": scale, "claim": experiment.claim, "source": experiment.source,
         "rule": experiment.rule,
@@ -201,23 +212,36 @@ def write(
     ]
     body = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
     text = body + ',\n  "values": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
-    _put(stem.with_name(f"{stem.name}.json"), text.encode())
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*Key._fields, "step", "value"])
+    writer.writerow(HEADER)
     for key, (steps, values) in record.curves.items():
         writer.writerows([*key, step, value] for step, value in zip(steps.tolist(), values.tolist(), strict=True))
     packed = gzip.compress(table.getvalue().encode(), mtime=0)  # the same bytes each time
-    _put(stem.with_name(f"{stem.name}.csv.gz"), packed)
+    return {stem.with_name(f"{stem.name}.json"): text.encode(), stem.with_name(f"{stem.name}.csv.gz"): packed}
+
+
+def changes(path: Path, new: bytes) -> str:
+    """How outcome, reason, claim and rule of a published record differ from its new content; empty if they do not.
+
+    Raises:
+        RunError: the record cannot be read.
+    """
+    old, now = read_json(path), json.loads(new)
+    return "; ".join(
+        f"{name} was {json.dumps(old.get(name), ensure_ascii=False)}, now {json.dumps(now[name], ensure_ascii=False)}"
+        for name in ("outcome", "reason", "claim", "rule")
+        if old.get(name) != now[name]
+    )
 
 
 def read(path: Path, experiment: Experiment, scale: str, jobs: Sequence[Job]) -> Record:
     """The record in NAME.json and NAME.csv.gz next to it.
 
     Raises:
-        RunError: there is none, it is damaged, of another experiment or scale, holds no numbers of single runs, or its
-            runs had other flags than the plan has now.
+        RunError: there is none, it is damaged, of another experiment or scale, holds no numbers of single runs or a
+            run twice, or its runs had other flags than the plan has now.
     """
     written = read_json(path)
     if (written.get("experiment"), written.get("scale")) != (experiment.name, scale):
@@ -226,38 +250,81 @@ def read(path: Path, experiment: Experiment, scale: str, jobs: Sequence[Job]) ->
         )
     if "values" not in written:
         raise RunError(f"{path} holds no numbers of single runs: it was written before they were published")
+    with one_line_errors(f"{path} is damaged", also=(KeyError, OverflowError)):
+        runs = _runs(written["values"])
+        flags = written["flags"]
+        if not isinstance(flags, dict) or not all(isinstance(one, str) for one in flags.values()):
+            raise ValueError(f"flags must be an object of strings, got {flags!r:.80}")
+        revisions, torch, hardware = (_texts(name, written[name]) for name in ("revisions", "torch", "hardware"))
+        first, last = written["first"], written["last"]
+        if not isinstance(first, str) or not isinstance(last, str):
+            raise ValueError(f"first and last must be strings, got {first!r:.80} and {last!r:.80}")
+        where = Circumstances(revisions, first, last, torch, hardware)
     curves_path = path.with_suffix(".csv.gz")
-    with one_line_errors(f"{path} is damaged", also=(KeyError, TypeError, ValueError)):
-        runs = {}
-        for row in written["values"]:
-            key = Key(*(row.pop(name) for name in Key._fields))
-            runs[key] = Measured(*key, {name: _from_json(value) for name, value in row.items()})
-        flags: dict[str, str] = dict(written["flags"])
-        lists = (tuple(written[name]) for name in ("revisions", "torch", "hardware"))
-        revisions, torch, hardware = lists
-        where = Circumstances(revisions, written["first"], written["last"], torch, hardware)
-    with one_line_errors(f"cannot read {curves_path}", also=(OSError, EOFError, ValueError)):
-        points: dict[Key, list[tuple[int, float]]] = {}
-        with gzip.open(curves_path, "rt", encoding="utf-8", newline="") as file:
-            for arm, world, seed, step, value in list(csv.reader(file))[1:]:
-                points.setdefault(Key(arm, world, int(seed)), []).append((int(step), float(value)))
+    with failures_named(f"read {curves_path.name}", curves_path):
+        packed = curves_path.read_bytes()
+    with one_line_errors(f"{curves_path} is damaged", also=(OSError, EOFError, zlib.error, csv.Error)):
+        curves = _curves(gzip.decompress(packed).decode(), curves_path)
     plan, known = digests(jobs), {key_of(job) for job in jobs}
     for key, run in runs.items():
-        name = f"{key.arm}--{key.world}" if key.world else key.arm
-        if key not in known or flags.get(name) != plan.get(name):
-            raise RunError(f"{path} holds {name}, seed {key.seed}, which is not in the plan, or has other flags there")
-        if key not in points:
-            raise RunError(f"{curves_path} has no curve of {name}, seed {key.seed}")
+        if key not in known or flags.get(key.group) != plan.get(key.group):
+            raise RunError(f"{path} holds {key}, which is not in the plan, or has other flags there")
+        if key not in curves:
+            raise RunError(f"{curves_path} has no curve of {key}")
         if run.values.keys() != experiment.measures.keys() and (run.values or scale in experiment.judged):
             raise RunError(f"{path} was measured otherwise: {experiment.name} now measures other numbers of each run")
-    return Record(runs, {key: as_curve(points[key], curves_path) for key in runs}, flags, where)
+    return Record(runs, {key: curves[key] for key in runs}, flags, where)
 
 
-def _put(path: Path, data: bytes) -> None:
-    def write(file: BinaryIO) -> None:
-        file.write(data)
+def write(files: Mapping[Path, bytes]) -> None:
+    """Replace files, one after the other, each atomically.
 
-    replace_atomically(path, write)
+    Raises:
+        RunError: one cannot be written.
+    """
+    for path, data in files.items():
+
+        def fill(file: BinaryIO, data: bytes = data) -> None:
+            file.write(data)
+
+        replace_atomically(path, fill)
+
+
+def _runs(rows: Any) -> dict[Key, Measured]:
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"values must be a list of objects, one for each run, got {rows!r:.80}")
+    runs = {}
+    for row in rows:
+        key = Key(*(row[name] for name in Key._fields))
+        if [type(one) for one in key] != [str, str, int]:
+            raise ValueError(
+                f"a run must have the strings arm and world and a whole number seed, got {tuple(key)!r:.80}"
+            )
+        if key in runs:
+            raise ValueError(f"it holds {key}, twice")
+        runs[key] = Measured(*key, {name: _from_json(name, row[name]) for name in row if name not in Key._fields})
+    return runs
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{name} must be a list of strings, got {value!r:.80}")
+    return tuple(value)
+
+
+def _curves(table: str, path: Path) -> dict[Key, Curve]:
+    """Steps may repeat (episodes that end together) and values be nan, as a run may record both."""
+    head, *lines = csv.reader(io.StringIO(table, newline="")) if table else [[]]
+    if head != HEADER:
+        raise ValueError(f"its first line must be {','.join(HEADER)}, got {','.join(head)!r:.80}")
+    points: dict[Key, list[tuple[int, float]]] = {}
+    for arm, world, seed, step, value in lines:
+        points.setdefault(Key(arm, world, int(seed)), []).append((int(step), float(value)))
+    curves = {key: as_curve(curve, path) for key, curve in points.items()}
+    for key, (steps, _) in curves.items():
+        if (np.diff(steps, prepend=0) < 0).any():
+            raise ValueError(f"the steps of {key}, are not in ascending order")
+    return curves
 
 
 def _as_json(value: Value) -> Any:
@@ -267,7 +334,15 @@ def _as_json(value: Value) -> Any:
     return None if value == math.inf else value
 
 
-def _from_json(value: Any) -> Value:
+def _from_json(name: str, value: Any) -> Value:
     if isinstance(value, list):
-        return tuple(float(_from_json(one)) for one in value)  # type: ignore[arg-type]
-    return math.inf if value is None else float(value)
+        return tuple(_number(name, one) for one in value)
+    return _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        return math.inf
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name!r} must be a number, null, or a list of these, got {value!r:.80}")
+    return float(value)

@@ -313,6 +313,14 @@ def damaged(folder, kind, change):
     path.write_bytes(change(path.read_bytes()))
 
 
+def rewritten(**entries):
+    return lambda data: json.dumps({**json.loads(data), **entries}).encode()
+
+
+def table(change):
+    return lambda data: gzip.compress(change(gzip.decompress(data).decode()).encode())
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
@@ -323,8 +331,42 @@ def damaged(folder, kind, change):
         ("json", lambda b: b.replace(b'"seed": 2', b'"seed": 7'), "seed 7, which is not in the plan"),
         ("json", lambda b: b.replace(b'"high": "', b'"high": "0'), "high, seed 1, .* has other flags there"),
         ("json", lambda b: b.replace(b'"torch"', b'"lamp"'), "is damaged: no entry 'torch'"),
-        ("csv.gz", lambda b: b[:-9], r"cannot read .*toy-laptop\.csv\.gz"),
+        ("json", lambda b: b.replace(b'"seed": 2', b'"seed": 1'), "is damaged: it holds high, seed 1, twice"),
+        ("json", lambda b: b.replace(b'"arm": "high", ', b""), "is damaged: no entry 'arm'"),
+        ("json", lambda b: b.replace(b'"seed": 1,', b'"seed": true,'), "is damaged: a run must have the strings arm"),
+        ("json", rewritten(first=3), "is damaged: first and last must be strings, got 3 and '"),
+        ("json", rewritten(last=None), "is damaged: first and last must be strings, got '.*' and None"),
+        *[
+            ("json", rewritten(**{name: value}), f"is damaged: {name} must be a list of strings")
+            for name in ("revisions", "torch", "hardware")
+            for value in ("text", [3])
+        ],
+        *[
+            ("json", rewritten(flags=value), "is damaged: flags must be an object of strings")
+            for value in (None, ["high"], {"high": 3})
+        ],
+        *[
+            ("json", rewritten(values=value), "is damaged: values must be a list of objects")
+            for value in ("text", {"high": 3}, [], ["row"], [3], [None])
+        ],
+        *[
+            ("json", lambda b, new=new: b.replace(b'"end": 0.9', b'"end": ' + new), "'end' must be a number, null, or")
+            for new in (b"true", b'"0.9"', b"NaN", b"1e999", b"[[0.9]]", b"[0.9, false]")
+        ],
+        ("json", lambda b: b.replace(b'"end": 0.9', b'"end": 1' + b"0" * 400), "is damaged: int too large"),
+        ("json", lambda b: b.replace(b'"end": 0.9', b'"end": [0.9]'), "rule of toy cannot be applied at laptop: "),
+        ("csv.gz", lambda b: b[:-9], r"toy-laptop\.csv\.gz is damaged: "),
+        ("csv.gz", lambda b: b[:10] + bytes([b[10] | 6]) + b[11:], r"toy-laptop\.csv\.gz is damaged: Error -3"),
         ("csv.gz", lambda b: gzip.compress(b"arm,world,seed,step,value\n"), "has no curve of high, seed 1"),
+        (
+            "csv.gz",
+            table(lambda text: text[text.index("\n") + 1 :]),
+            "is damaged: its first line must be arm,world,seed,step,value, got 'high,,1,0,0.1'",
+        ),
+        ("csv.gz", table(lambda text: ""), "is damaged: its first line must be arm,world,seed,step,"),
+        ("csv.gz", table(lambda text: text.replace("high,,2,0,", "high,,2,20,")), "the steps of high, seed 2, are not"),
+        ("csv.gz", table(lambda text: text.replace("high,,2,0,", "high,,2,-1,")), "the steps of high, seed 2, are not"),
+        ("csv.gz", table(lambda text: text + "x" * 200_000), "is damaged: field larger than"),
     ],
 )
 def test_damaged_or_other_records_are_refused(tmp_path, kind, change, message):
@@ -333,18 +375,89 @@ def test_damaged_or_other_records_are_refused(tmp_path, kind, change, message):
     report.write(args, EXPERIMENT)
     damaged(tmp_path / "out", kind, change)
     kept = files_of(tmp_path / "out")
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match=message) as refused:
         report.write(Args(("toy",), "laptop", out=tmp_path / "out", from_json=True), EXPERIMENT)
+    assert "\n" not in str(refused.value)
     assert files_of(tmp_path / "out") == kept
 
 
-def test_a_record_that_disagrees_with_the_runs_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "change", "what"),
+    [
+        ("json", lambda b: b.replace(b'"end": 0.9', b'"end": 0.8'), "other numbers"),
+        ("csv.gz", table(lambda text: text.replace("high,,1,10,0.9", "high,,1,10,0.8")), "another curve"),
+        ("csv.gz", table(lambda text: text.replace("high,,1,10,0.9", "high,,1,11,0.9")), "another curve"),
+        ("csv.gz", table(lambda text: text.replace("high,,1,10,0.9\n", "")), "another curve"),
+    ],
+)
+def test_a_record_that_disagrees_with_the_runs_is_refused(tmp_path, kind, change, what):
     finish_all(tmp_path / "logs", "laptop")
     args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
     report.write(args, EXPERIMENT)
-    damaged(tmp_path / "out", "json", lambda b: b.replace(b'"end": 0.9', b'"end": 0.8'))
-    with pytest.raises(RunError, match=r"toy-laptop\.json has other numbers for high, seed 1, than the runs here"):
+    damaged(tmp_path / "out", kind, change)
+    with pytest.raises(RunError, match=rf"toy-laptop\.json has {what} for high, seed 1, than the runs here"):
         report.write(dataclasses.replace(args, join=(tmp_path / "out" / "toy-laptop.json",)), EXPERIMENT)
+
+
+def test_curves_as_runs_record_them_are_read_and_joined(tmp_path):
+    """Two episodes may end at one step, and a value may be nan."""
+    for job in plan(EXPERIMENT, "laptop", tmp_path / "logs"):
+        run = Run.create(job.directory, dict(job.flags), argv=["agents/grokking.py", job.preset], device="cpu")
+        for step, value in ((0, math.nan), (10, 0.1), (10, 0.2)):
+            run.scalar("test/accuracy", value, step)
+        run.finish(10)
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    report.write(args, EXPERIMENT)
+    first = files_of(tmp_path / "out")
+    report.write(dataclasses.replace(args, join=(tmp_path / "out" / "toy-laptop.json",)), EXPERIMENT)
+    report.write(Args(("toy",), "laptop", out=tmp_path / "out", from_json=True), EXPERIMENT)
+    assert files_of(tmp_path / "out") == first
+
+
+def test_from_json_says_what_was_recorded_and_what_it_is_now(tmp_path, capsys):
+    finish_all(tmp_path / "logs", "laptop")
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", tmp_path), EXPERIMENT)
+    again, path = Args(("toy",), "laptop", out=tmp_path, from_json=True), tmp_path / "toy-laptop.json"
+    report.write(again, EXPERIMENT)
+    assert capsys.readouterr().out == ""  # nothing differs
+    damaged(tmp_path, "json", rewritten(outcome="undecided", reason="few\nruns"))
+    report.write(again, dataclasses.replace(EXPERIMENT, claim="High wins.", rule="Ends."))
+    assert capsys.readouterr().out == (
+        f'{path} changes: outcome was "undecided", now "reproduced"; '
+        'reason was "few\\nruns", now "high ends above low"; '
+        'claim was "High is better than low.", now "High wins."; '
+        f'rule was "{EXPERIMENT.rule}", now "Ends."\n'
+    )
+    damaged(tmp_path, "json", rewritten(outcome=None, reason=None, claim=EXPERIMENT.claim, rule=EXPERIMENT.rule))
+    report.write(again, EXPERIMENT)
+    assert 'outcome was null, now "reproduced"; reason was null, now' in capsys.readouterr().out
+
+
+def test_part_of_a_plan_is_read_back_without_a_word(tmp_path, capsys):
+    finish(plan(EXPERIMENT, "laptop", tmp_path / "logs")[0], (0.1, 0.9))
+    out = tmp_path / "out"
+    report.write(Args(("toy",), "laptop", tmp_path / "logs", out, partial=True), EXPERIMENT)
+    first = files_of(out)
+    report.write(Args(("toy",), "laptop", out=out, partial=True, from_json=True), EXPERIMENT)
+    assert files_of(out) == first and capsys.readouterr().out == ""
+
+
+def test_an_error_leaves_the_files_as_they_were(tmp_path, monkeypatch):
+    finish_all(tmp_path / "logs", "laptop")
+    args = Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out")
+    unwritable = dataclasses.replace(EXPERIMENT, measures={"end": lambda run: np.float32(0.5)})  # not by json
+    with pytest.raises(TypeError):
+        report.write(args, unwritable)
+    assert not (tmp_path / "out").exists()
+
+    def fails(experiment, jobs, runs, stem):
+        stem.with_name(f"{stem.name}.png").write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(report, "draw", fails)
+    with pytest.raises(RunError, match=r"cannot draw the figure of .*toy-laptop\.md: no space"):
+        report.write(args, EXPERIMENT)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags", [{"from_json": True, "logs": Path("x")}, {"from_json": True}, {"join": (Path("x"),)}])
@@ -392,7 +505,7 @@ def test_curves_are_thinned_to_means_of_windows_or_to_points_of_a_logarithmic_ax
     assert np.array_equal(x, steps[:7]) and (y == 0.333333).all()
 
 
-def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch):
+def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch, capsys):
     """Where numbers are published, page and verdict are those that the rule gives now."""
     monkeypatch.undo()  # the experiments of the repository
     monkeypatch.setattr(report, "draw", lambda *_: None)
@@ -408,6 +521,7 @@ def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch):
         for kind in ("json", "csv.gz"):
             again = page.with_name(f"{path.stem}.{kind}").read_bytes()
             assert again == path.with_name(f"{path.stem}.{kind}").read_bytes(), path.stem
+        assert capsys.readouterr().out == "", path.stem  # verdict, claim and rule are those recorded
 
 
 def test_a_measure_that_asks_for_what_no_run_has_is_refused_at_every_scale(tmp_path):
