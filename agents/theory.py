@@ -73,12 +73,12 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
-        for name in ("alpha", "sigma", "lowest"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must be positive and finite, got {getattr(self, name)}")
-        if not self.lowest < self.highest < math.inf:
-            raise ValueError(f"--highest {self.highest} must be above --lowest {self.lowest}, and finite")
-        for name, least in (("rates", 2), ("inputs", 2), ("width", 2)):
+        for name in ("alpha", "sigma", "lowest", "highest"):
+            if not 1e-6 <= getattr(self, name) <= 1e6:  # double precision holds all products and squares of these
+                raise ValueError(f"--{name} must lie in [1e-6, 1e6], got {getattr(self, name)}")
+        if not self.lowest < self.highest:
+            raise ValueError(f"--highest {self.highest} must be above --lowest {self.lowest}")
+        for name, least in (("rates", 2), ("inputs", 2), ("width", 2), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
         if self.fan_in < self.inputs:
@@ -123,10 +123,7 @@ def main(args: Args) -> None:
     if not run.on_cpu:
         raise RunError("--device: this simulation runs on the CPU; leave it at cpu")
     with run.open():
-        if run.resumed:
-            run.restore()
-        else:
-            run.checkpoint()
+        run.restore() if run.resumed else run.checkpoint()
         while run.running():
             rate = args.lowest * (args.highest / args.lowest) ** (run.step / (args.rates - 1))
             generator = torch.Generator().manual_seed(run.seed("draws", run.step))
@@ -135,7 +132,10 @@ def main(args: Args) -> None:
 
             cosines = torch.cosine_similarity(z, moved, dim=1)
             active = z > 0
+            if not active.any(1).all():
+                raise RunError(f"--width {args.width} is too small: an input has no active unit; use at least 64")
             shares = (active & (moved <= 0)).sum(1) / active.sum(1)
+            run.require_finite(cosine=cosines.mean(), share_switched_off=shares.mean())
             ratio = rate * args.sigma / args.alpha
             for name, values, closed in (
                 ("cosine", cosines, closed_cosine(ratio)),

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 Policy = Callable[[NDArray[Any]], NDArray[Any]]
-"""Observations [N, ...] -> Q-values or logits [N, A]."""
+"""Observations [N, ...] -> Q-values or logits [N, A]; a `functools.partial` lets `play` find the network."""
+
+
+@contextmanager
+def evaluation_mode(policy: Policy) -> Iterator[None]:
+    """Run a policy's networks in eval mode; after it, train/eval flags and torch's random states are as before.
+
+    Args:
+        policy: a `functools.partial`; its arguments that are modules are the networks. Of any other callable no network
+            is known, and only the random state of the CPU is restored.
+    """
+    arguments = (*policy.args, *policy.keywords.values()) if isinstance(policy, partial) else ()
+    networks = [argument for argument in arguments if isinstance(argument, nn.Module)]
+    # Flags are set directly: train() recurses, and would switch on what the caller holds in eval mode.
+    flags = [(module, module.training) for network in networks for module in network.modules()]
+    devices = {weight.get_device() for network in networks for weight in network.parameters() if weight.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            for module, _ in flags:
+                module.training = False
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def play(env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: float = 0.0) -> NDArray[np.float64]:
@@ -21,21 +46,22 @@ def play(env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: f
     Args:
         env: environments that restart within a step; those that finish early play on, and only their first episode
             counts.
-        policy: gives each action a number [N, A]; the action with the largest is taken.
+        policy: gives each action a number [N, A]; the action with the largest is taken. See `evaluation_mode`.
         seed: of the environments, and of the random actions.
         epsilon: probability of a random action instead.
     """
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=np.bool_)
-    while running.any():
-        actions = policy(obs).argmax(1)
-        if epsilon:
-            explores = rng.random(env.num_envs) < epsilon
-            actions = np.where(explores, rng.integers(_actions(env), size=env.num_envs), actions)
-        obs, rewards, terminated, truncated, _ = env.step(actions)
-        returns += rewards * running
-        running &= ~(terminated | truncated)
+    with evaluation_mode(policy):
+        while running.any():
+            actions = policy(obs).argmax(1)
+            if epsilon:
+                explores = rng.random(env.num_envs) < epsilon
+                actions = np.where(explores, rng.integers(_actions(env), size=env.num_envs), actions)
+            obs, rewards, terminated, truncated, _ = env.step(actions)
+            returns += rewards * running
+            running &= ~(terminated | truncated)
     return returns
 
 

@@ -182,7 +182,8 @@ def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
             and flag not in known
             and not flag.startswith(("--help", "--tyro-"))
         ):
-            near = difflib.get_close_matches(flag, known, n=1)
+            moved = re.sub(r"^--no-(.+)\.", r"--\1.no-", flag)  # --no-nap.enabled is --nap.no-enabled
+            near = [moved] if moved in known else difflib.get_close_matches(flag, known, n=1)
             raise RunError(f"unknown flag {flag}; {f'did you mean {near[0]}?' if near else '--help lists all flags'}")
 
 

@@ -10,6 +10,7 @@ from runs.training.checks import (
     require_not_negative,
     require_positive,
     require_share,
+    require_threads,
 )
 from runs.training.freed_memory import keep_freed_memory
 from runs.training.picture import draw_comparison
@@ -31,4 +32,5 @@ __all__ = [
     "require_not_negative",
     "require_positive",
     "require_share",
+    "require_threads",
 ]

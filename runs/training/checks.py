@@ -6,6 +6,7 @@ Flags are given by the names of their fields; one of a group is named with it: "
 from __future__ import annotations
 
 import math
+import os
 from operator import attrgetter
 from typing import Any
 
@@ -57,6 +58,16 @@ def require_multiples(args: Any, names: str, of: str) -> None:
             raise ValueError(
                 f"{flag(name)} {value_of(args, name)} must be a multiple of {flag(of)} {value_of(args, of)}"
             )
+
+
+def require_threads(args: Any) -> None:
+    """--threads must be at least 1, and at most 8 for each CPU core of this machine."""
+    require_positive(args, "threads")
+    cores = os.cpu_count() or 1
+    if args.threads > 8 * cores:
+        raise ValueError(
+            f"--threads must be at most {8 * cores} (8 for each CPU core of this machine), got {args.threads}"
+        )
 
 
 def require_device(args: Any) -> None:

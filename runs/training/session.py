@@ -50,6 +50,7 @@ from runs.recording import (
     weights_and_gradients,
 )
 from runs.recording.layout import Layout
+from runs.training.checks import require_threads
 
 
 @runtime_checkable
@@ -80,12 +81,15 @@ class Session:
         pieces: see `runs.recording.Pieces`; known once it is open.
         saved: names of the parts in the checkpoint, between `open` and `restore`.
     Raises:
-        RunError: a negative seed, or a device that torch does not have.
+        RunError: a negative seed, a device that torch does not have, or too many threads.
     """
 
     def __init__(
         self, args: Any, about: str, *, total: int, streams: str, unit: Literal["step", "update"] = "step"
     ) -> None:
+        if args.resume is None:  # a resumed run may come from a larger machine
+            with one_line_errors():
+                require_threads(args)
         torch.set_num_threads(args.threads)
         threadpool_limits(args.threads)  # NumPy's BLAS: two pools that wait for each other are slower than one thread
         with one_line_errors(f"--seed {args.seed}"):
@@ -243,9 +247,8 @@ class Session:
     def _refuse(self, what: str) -> None:
         where = f"step {self.step}, update {self.updates}" if self._unit == "step" else f"update {self.step}"
         rate = f", learning rate {float(self._watched[0][2].param_groups[0]['lr']):g}" if self._watched else ""
-        raise NonFiniteError(
-            f"{what} at {where}{rate}: {describe_nonfinite(self._tensors())}; the last checkpoint predates it"
-        )
+        cause = f": {describe_nonfinite(self._tensors())}" if self._watched else ""
+        raise NonFiniteError(f"{what} at {where}{rate}{cause}; the last checkpoint predates it")
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights, gradients, second moments of everything watched, named."""

@@ -1,13 +1,14 @@
 """The simulation of App. C: closed forms, controls that are wrong, resumption, refusals."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 import agents.theory as script
 from agents.theory import Args
-from runs.recording import RunError, parse, read_scalars
+from runs.recording import NonFiniteError, RunError, exit_with_one_line, parse, read_scalars
 from tests.agents import scripts
 
 
@@ -59,7 +60,14 @@ def test_every_flag_is_read():
     [
         ({"alpha": 0.0}, "--alpha"),
         ({"sigma": math.inf}, "--sigma"),
+        ({"sigma": math.nan}, "--sigma"),
+        ({"alpha": 1e300}, "--alpha must lie in"),
+        ({"sigma": 1e308}, "--sigma must lie in"),
+        ({"lowest": 1e-300, "highest": 1e300}, "--lowest must lie in"),
+        ({"highest": 1e300}, "--highest must lie in"),
         ({"highest": 0.01}, "--highest"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"threads": -1}, "--threads must be at least 1, got -1"),
         ({"rates": 1}, "--rates"),
         ({"fan_in": 8}, "--fan-in 8 has no room for --inputs 64"),
     ],
@@ -67,6 +75,34 @@ def test_every_flag_is_read():
 def test_values_without_meaning_are_refused(flags, named):
     with pytest.raises(ValueError, match=named):
         Args(**flags)
+
+
+@pytest.mark.parametrize("flags", ["--threads 0", "--sigma 1e308", "--width 2 --inputs 40"])
+def test_what_cannot_be_computed_is_one_line_and_exit_code_2(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["theory.py", *flags.split(), "--directory", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stopped:
+        exit_with_one_line(lambda: script.main(parse(Args, script.PRESETS)))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert flags.split()[0] in line
+
+
+def test_all_numbers_are_finite_at_the_limits_of_the_flags(tmp_path):
+    """Four runs with the largest and the smallest ratios, weights and gradients."""
+    for i, (alpha, sigma) in enumerate([(1e-6, 1e-6), (1e-6, 1e6), (1e6, 1e-6), (1e6, 1e6)]):
+        directory = tmp_path / str(i)
+        script.main(Args(alpha=alpha, sigma=sigma, lowest=1e-6, highest=1e6, rates=5, width=64, directory=directory))
+        curves = read_scalars(directory)
+        assert all(math.isfinite(value) for curve in curves.values() for _, value in curve)
+        for tag, tolerance in (("cosine", 0.05), ("switched_off", 0.05)):
+            pairs = zip(curves[f"theory/{tag}"], curves[f"theory/{tag}_closed"], strict=True)
+            assert max(abs(value - closed) for (_, value), (_, closed) in pairs) < tolerance
+
+
+def test_a_number_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "one_step", lambda *_: (torch.full((64, 8), math.inf), torch.ones(64, 8)))
+    with pytest.raises(NonFiniteError, match="cosine is nan at update 1; the last checkpoint predates it"):
+        script.main(Args(directory=tmp_path / "run"))
 
 
 def test_other_devices_are_refused(tmp_path):

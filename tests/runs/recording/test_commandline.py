@@ -20,6 +20,8 @@ class Rewarm:
     """what restarts the schedule"""
     every: int | None = None
     """updates between restarts"""
+    moments: bool = True
+    """keep Adam's moments"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def test_conflicting_flags_are_refused_and_the_preset_is_named(capsys):
 def test_mistyped_flags_and_values_are_refused_in_one_line(capsys):
     assert "unknown flag --sede; did you mean --seed?" in refused(capsys, "--sede", "3")
     assert "unknown flag --rewarm.evry; did you mean --rewarm.every?" in refused(capsys, "--rewarm.evry=3")
+    assert "did you mean --rewarm.no-moments?" in refused(capsys, "--no-rewarm.moments")
     assert "unknown flag --zzz; --help lists all flags" in refused(capsys, "--zzz")
     assert "--seed" in refused(capsys, "--seed", "three")
     assert "--rewarm.trigger" in refused(capsys, "--rewarm.trigger", "sometimes")
@@ -180,8 +183,8 @@ def test_configuration_is_the_same_after_json(args):
         ({"data": 3}, "data is 3"),
         ({"resume": 3}, "resume is 3"),
         ({"rewarm": 3}, "rewarm is 3"),
-        ({"rewarm": {"trigger": "sometimes", "every": None}}, r"rewarm\.trigger is 'sometimes'"),
-        ({"rewarm": {"trigger": "never"}}, "missing keys in rewarm: every"),
+        ({"rewarm": {"trigger": "sometimes", "every": None, "moments": True}}, r"rewarm\.trigger is 'sometimes'"),
+        ({"rewarm": {"trigger": "never", "moments": True}}, "missing keys in rewarm: every"),
         ({"sede": 3}, "unknown keys: sede"),
     ],
 )

@@ -95,7 +95,8 @@ def test_other_jobs_stop_after_a_failure_if_asked(tmp_path, capsys, stops):
     jobs = [job(tmp_path, "bad", crash_at=7, crashes=9), job(tmp_path, "good", seconds=0.02, total_updates=100)]
     engine = Local(jobs, [Slot(), Slot()], 0)
     assert follow(engine, Progress(jobs, io.StringIO()), stop_at_failure=stops) == 1
-    assert inspect(jobs[1]).status == ("interrupted" if stops else "finished")
+    # On a busy machine the failure can come before the other run has made its directory: then it is not there.
+    assert inspect(jobs[1]).status in (("interrupted", "") if stops else ("finished",))
     assert capsys.readouterr().err == ""
 
 

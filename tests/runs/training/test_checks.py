@@ -1,6 +1,7 @@
 """Checks that a script makes of its own flags."""
 
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from runs.training import (
     require_not_negative,
     require_positive,
     require_share,
+    require_threads,
 )
 
 ARGS = SimpleNamespace(
@@ -60,6 +62,15 @@ def test_flags_that_do_not_go_together_are_named_together():
 def test_multiples():
     require_multiples(ARGS, "ten zero", of="one")
     assert message_of(require_multiples, ARGS, "ten one", of="ten") == "--one 1 must be a multiple of --ten 10"
+
+
+def test_threads_are_limited_by_the_cores_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for threads in (1, 16):
+        require_threads(SimpleNamespace(threads=threads))
+    message = message_of(require_threads, SimpleNamespace(threads=17))
+    assert message == "--threads must be at most 16 (8 for each CPU core of this machine), got 17"
+    assert message_of(require_threads, SimpleNamespace(threads=0)) == "--threads must be positive, got 0"
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", ""])

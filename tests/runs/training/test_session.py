@@ -27,6 +27,7 @@ from runs.recording import (
     read_status,
 )
 from runs.training import Session
+from runs.training import session as module
 
 NAN, INF = math.nan, math.inf
 
@@ -120,6 +121,24 @@ def test_threads_are_those_of_torch_and_of_numpy():
         session(threads=1)
     assert torch.get_num_threads() == 1
     assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+
+
+def test_more_threads_than_the_machine_can_use_are_refused_before_they_are_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: pytest.fail(f"{n} threads were set"))
+    monkeypatch.setattr(module, "threadpool_limits", lambda n: pytest.fail(f"{n} threads were set"))
+    for threads in (1_000_000, 0):
+        with pytest.raises(RunError, match=r"--threads must be .*, got ") as error:
+            session(tmp_path / "r", threads=threads)
+        assert "\n" not in str(error.value) and not (tmp_path / "r").exists()
+
+
+def test_a_resumed_run_may_come_from_a_larger_machine(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(module, "threadpool_limits", lambda _: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    session(resume=tmp_path, threads=17)
+    assert set_to == [17]
 
 
 # checkpoints
@@ -399,14 +418,14 @@ def test_given_numbers_are_checked_alone():
 
 
 def test_without_a_network_the_number_alone_is_named():
-    with pytest.raises(NonFiniteError, match=r"^loss is nan at step 0, update 0: "):
+    with pytest.raises(NonFiniteError, match=r"^loss is nan at step 0, update 0; the last"):
         session().require_finite(loss=NAN)
 
 
 def test_where_a_step_is_an_update_one_count_is_named():
     run = session(unit="update")
     run.step = 6
-    with pytest.raises(NonFiniteError, match=r"^loss is nan at update 6: "):
+    with pytest.raises(NonFiniteError, match=r"^loss is nan at update 6; the last"):
         run.require_finite(loss=NAN)
 
 

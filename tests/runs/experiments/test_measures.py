@@ -1,0 +1,106 @@
+"""What measures read of a run, and clauses of rules that decide alone."""
+
+import math
+
+import numpy as np
+import pytest
+
+from runs.experiments import fig2_left, fig8, fig11, theory
+from runs.experiments.shared import atari, warm_start
+from runs.sweeps.experiment import Measured, Result, load
+from tests.runs.experiments.test_every_rule import made_up
+
+
+def result(config=None, **scalars):
+    return Result("a", "", 1, config or {}, {tag.replace("__", "/"): curve for tag, curve in scalars.items()})
+
+
+def test_fig11_looks_before_and_after_each_event():
+    episodes = [(240, 1.0), (250, 3.0), (260, 5.0), (300, 7.0), (301, 9.0), (500, 2.0), (540, 4.0), (745, 6.0)]
+    run = result({"total_timesteps": 1000}, charts__episodic_return=[*episodes, (800, 8.0)])
+    assert fig11.around(run, -0.1, 0.0) == (2.0, 2.0, 6.0)
+    assert fig11.around(run, 0.0, 0.2) == (6.0, 4.0, 8.0)
+
+
+def test_atari_scores_are_of_the_last_fiftieth_and_tenth():
+    run = result({"total_timesteps": 100}, charts__episodic_return=[(97, 1.0), (99, 5.0)])
+    assert atari.MEASURES[atari.SCORE](run) == 5.0
+    assert atari.MEASURES[atari.TENTH](run) == 3.0
+
+
+def test_grokking_arrives_by_the_test_and_warm_starting_has_a_gap_with_a_sign():
+    run = result(train__accuracy=[(1, 1.0)], test__accuracy=[(5, 0.89), (9, 0.9)], test__gap=[(9, -0.5)])
+    assert fig2_left.arrival(run) == 9
+    assert warm_start.gap(run) == -0.5
+    assert warm_start.accuracy(run) == 90
+
+
+def test_fig8_reads_the_rank_at_memorisation():
+    scalars = {"train/accuracy": [(10, 0.5), (20, 0.99)], fig8.RANK: [(10, 30.0), (20, 25.0), (30, 9.0)]}
+    assert fig8.memorised(Result("a", "", 1, {}, scalars)) == 25.0
+
+
+def test_theory_deviates_from_the_closed_form_and_from_the_unscaled_one():
+    scalars = {
+        "theory/cosine": [(0, 0.5)], "theory/cosine_closed": [(0, 0.4)], "theory/cosine_error": [(0, 0.05)],
+        "charts/learning_rate": [(0, 2.0)],
+    }  # fmt: skip
+    run = Result("a", "", 1, {"sigma": 0.5}, scalars)
+    assert theory.deviation(run, "cosine") == pytest.approx(2)
+    assert theory.deviation(run, "cosine", theory.unscaled) == pytest.approx((math.sqrt(0.5) - 0.5) / 0.05)
+
+
+def better(values, rng):
+    """The same numbers, a fifth larger."""
+
+    def one(value):
+        return 1.2 * value * (1 + 0.01 * rng.normal())
+
+    return {name: tuple(map(one, v)) if isinstance(v, tuple) else one(v) for name, v in values.items()}
+
+
+PANELS = {
+    "panel-control-v1": ("nap-switch", ()),
+    "panel-minatar": ("chain-switch", ("chain-plain", "chain-reset")),
+    "panel-warm-start": ("projected", ("plain",)),
+}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_any_single_method_that_is_ahead_refutes_a_panel(name):
+    ours, extra = PANELS[name]
+    module = __import__(f"runs.experiments.{name.replace('-', '_')}", fromlist=["METHODS"])
+    prefix = "chain-" if name == "panel-minatar" else ""
+    runs = made_up(name, True)
+    of_ours = {(run.world, run.seed): run.values for run in runs if run.arm == ours}
+    assert load(name).judge(runs).outcome == "reproduced"
+    for other in (*extra, *(prefix + method for method in module.METHODS)):
+        rng = np.random.default_rng(1)
+        changed = [
+            Measured(run.arm, run.world, run.seed, better(of_ours[run.world, run.seed], rng))
+            if run.arm == other
+            else run
+            for run in runs
+        ]
+        assert load(name).judge(changed).outcome == "not reproduced", other
+
+
+def test_one_method_ahead_in_one_environment_or_level_in_most_leaves_a_panel_undecided():
+    runs = made_up("panel-control-v1", True)
+    worlds = list(dict.fromkeys(run.world for run in runs))
+    by = {(run.arm, run.world, run.seed): run.values for run in runs}
+    swap = {"nap-switch": "redo", "redo": "nap-switch"}
+    ahead = [
+        Measured(run.arm, run.world, run.seed, by[swap.get(run.arm, run.arm), run.world, run.seed])
+        if run.world == worlds[0]
+        else run
+        for run in runs
+    ]
+    level = [
+        Measured(run.arm, run.world, run.seed, by["nap-switch", run.world, run.seed])
+        if run.arm == "redo" and run.world != worlds[0]
+        else run
+        for run in runs
+    ]
+    for changed in (ahead, level):
+        assert load("panel-control-v1").judge(changed).outcome == "undecided"
