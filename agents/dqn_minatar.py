@@ -103,6 +103,8 @@ class Args:
     """transitions per update"""
     replay_ratio: float = 1.0
     """updates per agent step"""
+    priming_updates: int = 0
+    """updates at once after --learning-starts steps, before any other (heavy priming, Nikishin et al. 2022)"""
     gamma: float = 0.99
     """discount"""
     target_network_frequency: int = 1_000
@@ -152,7 +154,7 @@ class Args:
     def __post_init__(self) -> None:
         require_positive(self, "total_timesteps learning_rate adam_eps buffer_size batch_size replay_ratio threads")
         require_positive(self, "target_network_frequency exploration_steps eval_episodes log_every checkpoint_every")
-        require_not_negative(self, "eval_every learning_starts")
+        require_not_negative(self, "eval_every learning_starts priming_updates")
         require_device(self)
         require(0 <= self.end_e <= self.start_e <= 1, self, "end_e start_e", "need 0 <= end <= start <= 1")
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
@@ -176,7 +178,7 @@ class Args:
         )  # fmt: skip
         self.intervene.check(
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
-            updates=self.updates(max(1, self.total_timesteps - self.learning_starts)),
+            updates=self.updates(max(1, self.total_timesteps - self.learning_starts)) + self.priming_updates,
         )  # fmt: skip
         watched = self.gradient == "explicit" and self.intervene.watches
         require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
@@ -441,7 +443,9 @@ def main(args: Args) -> None:
             returns.record(infos, truncated, run)  # if an episode ended
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
-            while run.updates < origin.learning_updates + int((run.step - origin.learning_step) * args.replay_ratio):
+            learned = run.step - origin.learning_step
+            due = int(learned * args.replay_ratio) + (args.priming_updates if learned >= 0 else 0)
+            while run.updates < origin.learning_updates + due:
                 loss, q = gradient(replay.sample(args.batch_size, minibatch_rng))  # writes every .grad
                 signal = recent.read()
                 run.require_finite(loss=loss, td_error=signal)

@@ -58,7 +58,8 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
         obs = next_obs
         if "episode" in infos:
             returns.append((step + 1, float(infos["episode"]["r"][0])))
-        if step + 1 > args.learning_starts:
+        priming = args.priming_updates if step + 1 == args.learning_starts else 0
+        for _ in range(priming + (step + 1 > args.learning_starts)):
             chosen = [memory[i] for i in minibatch_rng.integers(len(memory), size=args.batch_size)]
             o, a, r, n, d = (torch.from_numpy(np.stack(column)) for column in zip(*chosen, strict=True))
             with torch.no_grad():
@@ -72,10 +73,12 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
     return returns, network
 
 
-def test_all_off_is_the_plain_agent_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("priming", [0, 60])
+def test_all_off_is_the_plain_agent_bit_for_bit(priming, tmp_path):
+    """Also after many updates on the first steps alone."""
     args = short(
         tmp_path / "run", gradient="autograd", buffer_size=2000, target_network_frequency=100, exploration_steps=600,
-        checkpoint_every=900,
+        checkpoint_every=900, priming_updates=priming,
     )  # fmt: skip
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(5)

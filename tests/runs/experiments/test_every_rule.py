@@ -21,6 +21,7 @@ from runs.experiments import (
     fig4_features,
     fig8,
     fig11,
+    high_utd_pilot,
     theory,
 )
 from runs.experiments.shared import atari, chains, levels, warm_start
@@ -119,6 +120,12 @@ def high_utd_minatar_values(job, effect, rng):
     return {atari.TENTH: dealt(rng, (1.0 + len(job.world)) * level, 0.05)}
 
 
+def high_utd_pilot_values(job, effect, rng):
+    grows = (job.arm.endswith("-1")) == effect
+    middle = dealt(rng, 10.0 * (1 + len(job.world)), 0.05)
+    return {high_utd_pilot.MIDDLE: middle, high_utd_pilot.LATE: middle * dealt(rng, 1.5 if grows else 1.0, 0.05)}
+
+
 def ahead(best, low=1.0, high=1.5):
     """Returns of an arm that is ahead of all others, or behind them."""
 
@@ -211,6 +218,7 @@ CASES = {
     "fig8": Case(fig8_values),
     "fig9": Case(fig9_values),
     "high-utd-minatar": Case(high_utd_minatar_values),
+    "high-utd-pilot": Case(high_utd_pilot_values),
     "panel-control-v1": Case(control_values),
     "panel-minatar": Case(panel_minatar_values),
     "panel-warm-start": Case(panel_warm_start_values),

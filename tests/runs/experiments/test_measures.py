@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from runs.experiments import fig2_left, fig8, fig11, theory
+from runs.experiments import fig2_left, fig8, fig11, high_utd_pilot, theory
 from runs.experiments.shared import atari, warm_start
 from runs.sweeps.experiment import Measured, Result, load
 from tests.runs.experiments.test_every_rule import made_up
@@ -26,6 +26,30 @@ def test_atari_scores_are_of_the_last_fiftieth_and_tenth():
     run = result({"total_timesteps": 100}, charts__episodic_return=[(97, 1.0), (99, 5.0)])
     assert atari.MEASURES[atari.SCORE](run) == 5.0
     assert atari.MEASURES[atari.TENTH](run) == 3.0
+
+
+def test_the_pilot_reads_the_middle_and_the_end():
+    episodes = [(30, 9.0), (31, 1.0), (60, 3.0), (61, 9.0), (70, 9.0), (71, 5.0), (100, 7.0)]
+    run = result({"total_timesteps": 100}, charts__episodic_return=episodes)
+    assert high_utd_pilot.EXPERIMENT.measures[high_utd_pilot.MIDDLE](run) == 2.0
+    assert high_utd_pilot.EXPERIMENT.measures[high_utd_pilot.LATE](run) == 6.0
+    with pytest.raises(ValueError, match="return from 30% to 60% is undefined for a"):
+        high_utd_pilot.between(result({"total_timesteps": 900}, charts__episodic_return=episodes), 0.3, 0.6)
+
+
+def test_the_pilot_needs_both_ratios_and_one_network():
+    runs = made_up("high-utd-pilot", True)
+    alike = {(run.world, run.seed): run.values for run in runs if run.arm == "plain-1"}
+
+    def without(*arms):
+        return [
+            Measured(run.arm, run.world, run.seed, alike[run.world, run.seed]) if run.arm in arms else run
+            for run in runs
+        ]
+
+    judge = load("high-utd-pilot").judge
+    assert judge(without("plain-4")).outcome == "reproduced"
+    assert judge(without("plain-4", "normalised-8")).outcome == "undecided"
 
 
 def test_grokking_arrives_by_the_test_and_warm_starting_has_a_gap_with_a_sign():
