@@ -136,7 +136,7 @@ class InterveneArgs:
                 f"--intervene.methods {' '.join(void)} and --nap.enabled both decide how large weights are: give one"
             )
         if self.acts_at == "change" and not changes:
-            raise ValueError(f"--intervene.when change has no effect {unchanged}; give --intervene.when every")
+            raise ValueError(f"--intervene.when change has no effect {unchanged}; give every or trigger")
         if self.acts_at == "trigger" and trigger in ("never", "switch"):
             raise ValueError(f"--intervene.when trigger needs a --rewarm.trigger that fires by itself, not {trigger}")
         self._check_numbers()
