@@ -5,6 +5,7 @@
     python agents/grokking.py low                             projected, rate 1e-4
     python agents/grokking.py free --match-elr RUN            without projection, with the relative steps of RUN
     python agents/grokking.py adaptive                        starts at 1e-4; re-warmed when its features stop moving
+    python agents/grokking.py adaptive --intervene.methods fire --intervene.when trigger      and FIRE acts then, too
     python agents/grokking.py --resume runs/logs/RUN          continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
@@ -23,9 +24,8 @@ both sets (theirs: of the training set); the trigger of `adaptive` is ours, wher
 by CUSUM; fig3-* has beta2 0.95 and a warm-up of 500 updates (theirs: 0.999, with which single runs fall back to chance,
 and 1,000). Not specified in the paper, our choices: the training set is one batch, or 512 pairs per update in the
 figures; one attention block (its text; its Table 1 says two); weights start as N(0, 1 / fan_in), embeddings as N(0,
-0.07^2); "after the MLP" is a norm on the block's output; fig2-right has rate 1e-2; fig3-* has both decays at 1 and a
-cosine of 3,500 updates; embeddings are projected too (--nap.no-embeddings), and the output layer counts as one of its
-"linear layers" (--nap.no-decoder).
+0.07^2); fig2-right has rate 1e-2; fig3-* has both decays at 1 and a cosine of 3,500 updates; embeddings are projected
+too (--nap.no-embeddings), and the output layer counts as one of its "linear layers" (--nap.no-decoder).
 
 Measured: the default first reaches 99 % of the test pairs after 282 to 1,679 of its 2,000 updates (5 of 5 seeds);
 `free` ends at 6 to 12 % (n = 3). It takes 90 seconds on two cores. All results: docs/results.md.
@@ -44,6 +44,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr import flags, layout
+from elr.interventions import policy_divergence
+from elr.interventions.flags import InterveneArgs
 from elr.matching import ElrMatch, NoElrMatch
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
@@ -118,8 +120,7 @@ class RewarmArgs:
     window: int = 5
     """probe intervals averaged"""
     burn_in: int = 10
-    """probe intervals without a trigger, counted from the start, and again from the end of a restarted schedule; from
-    the first trigger on this is nearly a fixed cycle"""
+    """probe intervals without a trigger, from the start and from the end of each restarted schedule: nearly a cycle"""
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class Args:
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
+    intervene: InterveneArgs = field(default_factory=InterveneArgs)
     probe: ProbeArgs = field(default_factory=ProbeArgs)
     evaluations_per_decade: int = 40
     """evaluations, evenly spaced in the logarithm of the update, for each factor of ten"""
@@ -210,16 +212,20 @@ class Args:
         else:
             reject_unused("nap", self.nap, ["every", "embeddings", "decoder"], "without --nap.enabled")
         if self.match_elr:
-            held = "projection holds the norms already; use --nap.no-enabled"
-            require(not self.nap.enabled, self, "match_elr nap.enabled", held)
-            free = self.schedule.kind == "constant" and self.rewarm.trigger == "never"
-            why = "the matched run sets the size of every step; use constant and never"
-            require(free, self, "match_elr schedule.kind rewarm.trigger", why)
+            free = not self.nap.enabled and self.schedule.kind == "constant" and self.rewarm.trigger == "never"
+            why = "the matched run sets the size of every step; use --nap.no-enabled, constant and never"
+            require(free, self, "match_elr nap.enabled schedule.kind rewarm.trigger", why)
         if self.schedule.kind == "constant":
             reject_unused("schedule", self.schedule, ["low", "warmup_updates", "decay_updates"], "with a constant rate")
         else:
-            below = self.schedule.low < self.learning_rate
+            below = self.schedule.low < self.learning_rate or self.intervene.acts_at == "trigger"
             require(below, self, "schedule.low learning_rate", "the low rate must be below the peak")
+        twice = self.weight_decay and "weight-decay" in self.intervene.methods
+        require(not twice, self, "weight_decay intervene.methods", "both decay the weights: give one")
+        self.intervene.check(
+            self.rewarm.trigger, self.nap.enabled, flags.InterventionArgs(), self.learning_rate, False,
+            "here, where no task changes", updates=self.total_updates,
+        )  # fmt: skip
         self.probe.check()
         self._check_trigger()
 
@@ -227,12 +233,10 @@ class Args:
         trigger, stops = self.rewarm.trigger, ["signal", "ratio", "window", "burn_in"]
         unused = {"never": ["initial_rate", "at_update", "moments", *stops], "at": stops, "stagnation": ["at_update"]}
         reject_unused("rewarm", self.rewarm, unused[trigger], f"with --rewarm.trigger {trigger}")
-        if trigger != "never":
-            warms = 0 < self.rewarm.initial_rate <= self.learning_rate
-            require(warms, self, "rewarm.initial_rate learning_rate", "the initial rate must be positive and no higher")
-        if trigger == "at":
-            comes = 0 < self.rewarm.at_update < self.total_updates
-            require(comes, self, "rewarm.at_update total_updates", "the trigger must come within the run")
+        warms = trigger == "never" or 0 < self.rewarm.initial_rate <= self.learning_rate
+        require(warms, self, "rewarm.initial_rate learning_rate", "the initial rate must be positive and no higher")
+        comes = trigger != "at" or 0 < self.rewarm.at_update < self.total_updates
+        require(comes, self, "rewarm.at_update total_updates", "the trigger must come within the run")
         if trigger == "stagnation":
             require(self.probe.every > 0, self, "rewarm.trigger probe.every", "stagnation is tested at each probe")
             comes = self.rewarm.burn_in * self.probe.every < self.total_updates
@@ -443,9 +447,8 @@ def parameter_groups(network: Transformer, weight_decay: float, scale_decay: flo
 def cross_entropy(logits: Tensor, answer: Tensor, dtype: str) -> Tensor:
     """-log softmax(logits)[answer], mean over samples.
 
-    In float32 a sample whose answer leads all others by more than about 22 (17 + ln 116; 17 to 22, by the order of the
-    sum) has p = 1: its loss is 0, and so is the gradient of the answer's logit, but not that of the others. In float64
-    that begins at about 41.
+    In float32 a sample whose answer leads all others by 22 (by 17 to 22, depending on the order of the sum) has p = 1:
+    its loss is 0, and so is the gradient of the answer's logit, but not of the others. In float64, by about 41.
     """
     return F.cross_entropy(logits.to(getattr(torch, dtype)), answer)
 
@@ -485,6 +488,13 @@ def evaluation_updates(total: int, per_decade: int) -> set[int]:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
+def make_network(args: Args, seed: int, device: torch.device) -> Transformer:
+    """A network with the initial weights that this seed gives it."""
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
+        torch.manual_seed(seed)
+        return Transformer(args).to(device)
+
+
 def make_schedule(args: Args) -> Schedule:
     """Updates since the last trigger -> learning rate."""
     s, peak = args.schedule, args.learning_rate
@@ -496,16 +506,12 @@ def make_schedule(args: Args) -> Schedule:
 def make_trigger(args: Args) -> Trigger:
     """What starts the schedule."""
     r, s = args.rewarm, args.schedule
-    match r.trigger:
-        case "never":
-            return Never()
-        case "at":
-            return AtKnownChange()
-        case "stagnation":
-            # Movement follows the rate, so a restarted schedule is left to end before the detector looks again.
-            length = 0 if s.kind == "constant" else s.warmup_updates + s.decay_updates
-            refractory = math.ceil(length / args.probe.every) + r.burn_in
-            return OnStagnation(Stagnation(ratio=r.ratio, window=r.window, burn_in=r.burn_in, refractory=refractory))
+    if r.trigger != "stagnation":
+        return Never() if r.trigger == "never" else AtKnownChange()
+    # Movement follows the rate, so a restarted schedule is left to end before the detector looks again.
+    length = 0 if s.kind == "constant" else s.warmup_updates + s.decay_updates
+    refractory = math.ceil(length / args.probe.every) + r.burn_in
+    return OnStagnation(Stagnation(ratio=r.ratio, window=r.window, burn_in=r.burn_in, refractory=refractory))
 
 
 def make_projection(args: Args, network: Transformer) -> Projection | NoProjection:
@@ -513,30 +519,27 @@ def make_projection(args: Args, network: Transformer) -> Projection | NoProjecti
     if not args.nap.enabled:
         return NoProjection()
     return Projection(
-        network,
-        every=args.nap.every,
+        network, every=args.nap.every, heads=() if args.nap.decoder else network.heads, embeddings=args.nap.embeddings,
         gains="free",  # their decay is the optimiser's
-        heads=() if args.nap.decoder else network.heads,
-        embeddings=args.nap.embeddings,
         allow_scale_dependent=True,  # intended: in a residual stream no single matrix leaves the output invariant
-    )
+    )  # fmt: skip
 
 
 def make_matching(args: Args, layers: Mapping[str, Tensor]) -> ElrMatch | NoElrMatch:
     """What gives each step the relative size that it had in the run --match-elr."""
     if not args.match_elr:
         return NoElrMatch()
-    # A resumed run finds its targets in its checkpoint: the run that they came from may be gone.
-    if args.resume:
+    if args.resume:  # the targets are in the checkpoint: the run that they came from may be gone
         return ElrMatch(layers, {layer: [(1, 1.0)] for layer in layers})
     return ElrMatch(layers, recorded_elr(args.match_elr, layers, args, "p operation train_fraction batch_size"))
 
 
 def main(args: Args) -> None:
     """Train one network; everything it leaves behind is in its run directory."""
-    about, streams = f"{args.operation}-{args.p}", "split probe minibatch init"
+    about, streams = f"{args.operation}-{args.p}", "split probe minibatch init intervene"
     run = Session(args, about, total=args.total_updates, streams=streams, unit="update")
-    minibatch_rng = run.generator("minibatch")
+    rewarms = args.rewarm.trigger != "never"
+    minibatch_rng, reference_rng = run.generator("minibatch"), run.generator("intervene")
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         with one_line_errors("--train-fraction"):
@@ -545,9 +548,7 @@ def main(args: Args) -> None:
         everything = torch.cat([train.xy, test.xy])
         chosen = run.generator("probe").permutation(len(everything))[: args.probe.size]
         probe_xy = everything[torch.from_numpy(chosen).to(run.device)]
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
-            torch.manual_seed(run.seed("init"))
-            network = Transformer(args).to(run.device)
+        network = make_network(args, run.seed("init"), run.device)
         optimizer = torch.optim.AdamW(
             parameter_groups(network, args.weight_decay, args.scale_decay),
             lr=args.learning_rate, betas=(0.9, args.adam_beta2), eps=args.adam_eps, fused=True,
@@ -555,25 +556,37 @@ def main(args: Args) -> None:
 
         # elr attaches to the network and the optimiser; what is switched off does nothing.
         layers = scalable_weights(network, embeddings=True, heads=())
-        attention, watched = network.probed[0], network.probed[-1]
+        entropy = f"plasticity/attention_entropy/{network.probed[0]}"
         with one_line_errors("--nap"):
             projection = make_projection(args, network)
         with one_line_errors("--match-elr"):
             matching = make_matching(args, layers)
         with one_line_errors("--schedule, --rewarm"):
-            initial = Constant(args.rewarm.initial_rate) if args.rewarm.trigger != "never" else None
-            trigger = make_trigger(args)
+            trigger, initial = make_trigger(args), Constant(args.rewarm.initial_rate) if rewarms else None
             rewarming = Rewarming(optimizer, make_schedule(args), trigger, args.rewarm.moments, initial)
         meter, probe = args.probe.build(network, layers, optimizer, probe_xy, network.probed)
+        methods = args.intervene.build(
+            network, optimizer, projection, heads=network.heads, inputs=probe_xy[:2], divergence=policy_divergence,
+            layers=[f"blocks.{i}.relu" for i in range(args.blocks)], batch=args.batch_size or len(train.xy), churn={},
+            leave=[f"blocks.{i}.{part}" for i in range(args.blocks) for part in ("attention", "down")],  # not recycled
+            fresh=lambda: make_network(args, int(reference_rng.integers(2**32)), run.device),
+        )  # fmt: skip
 
     at = run.counters(probed_loss=None, grokked_at=None)
-    run.keep(
-        network=network, optimizer=optimizer, rewarming=rewarming, projection=projection, matching=matching,
-        meter=meter, probe=probe,
-    )  # fmt: skip
+    run.keep(network=network, optimizer=optimizer, rewarming=rewarming, projection=projection, matching=matching)
+    run.keep(methods=methods, meter=meter, probe=probe)
     run.watch(network, optimizer)
-    evaluated = evaluation_updates(args.total_updates, args.evaluations_per_decade)
-    result: dict[str, float] = {}
+    evaluated, result = evaluation_updates(args.total_updates, args.evaluations_per_decade), {}
+
+    def reference(count: int) -> Tensor:
+        """Training pairs for --intervene."""
+        return train.xy[torch.from_numpy(reference_rng.integers(len(train.xy), size=count)).to(run.device)]
+
+    def weights_changed() -> None:
+        """By something else than learning: the next movement is measured from here, without the intervention."""
+        run.scalar("reset/event", 1)
+        probe.forget()
+        at.probed_loss = None
 
     with run.open():
         if run.resumed:
@@ -581,10 +594,8 @@ def main(args: Args) -> None:
         else:
             charts = {
                 "test accuracy by kind of pair": ["test/accuracy_mirrored", "test/accuracy_unmirrored"],
-                "attention entropy": [f"plasticity/attention_entropy/{attention}"],
-                "logit scale": ["plasticity/logit_scale"],
-            }
-            rewarms = args.rewarm.trigger != "never"
+                "attention entropy": [entropy], "logit scale": ["plasticity/logit_scale"],
+            }  # fmt: skip
             run.layout(layout(layers, network.probed, rewarming=rewarms), supervised=True, charts=charts)
             run.scalars(probe.measure())
             run.checkpoint()
@@ -597,35 +608,38 @@ def main(args: Args) -> None:
             loss = cross_entropy(network(train.xy[batch]), train.answer[batch], args.loss_dtype)
             optimizer.zero_grad()
             loss.backward()
-            run.require_finite(loss=loss.item())
+            run.require_finite(loss=(value := loss.item()))
+            methods.before_step(reference, value)
             meter.before_step()
             matching.before_step()
             optimizer.step()
             matching.after_step()  # dW <- dW t ||W|| / ||dW||, t the other run's ELR
             meter.after_step()  # measures the step really taken, before the projection
+            acted = methods.after_step()  # other methods against loss of plasticity, if any
             projection.step(rewarming.rate)  # W <- W ||W_0|| / ||W||
             run.step += 1
+            if acted:
+                weights_changed()
 
             signal = None  # what a stagnation trigger watches, once per probe interval
             if probe.due(run.step):
                 run.require_finite()
                 features = probe.measure()
-                run.scalars(features)
-                run.scalar(f"plasticity/attention_entropy/{attention}", network.attention_entropy(probe_xy).item())
-                signal = features[f"plasticity/flipped_fraction/{watched}"]
+                run.scalars({**features, entropy: network.attention_entropy(probe_xy).item()})
+                signal = features.get(f"plasticity/flipped_fraction/{network.probed[-1]}")  # None after an intervention
                 if args.rewarm.signal == "loss":
                     at.probed_loss, signal = loss_movement(network, train, at.probed_loss)
             if args.rewarm.trigger == "at" and run.step == args.rewarm.at_update:
                 trigger.notify()
             rate = rewarming.rate
             rewarmed = rewarming.step(signal)  # trigger? start the schedule; set the next update's rate
+            if methods.react(reference, fired=rewarmed and run.step < args.total_updates):
+                weights_changed()
 
             # Report.
-            run.scalars(meter.fresh_scalars())
-            if rewarmed:
-                run.scalar("rewarm/event", 1)
+            run.scalars({**meter.fresh_scalars(), **({"rewarm/event": 1} if rewarmed else {})})
             if probe.due(run.step):
-                run.scalars(rewarming.scalars())
+                run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.step in evaluated:
                 run.scalar("charts/learning_rate", rate)
                 result = evaluate(network, train, test)
@@ -640,9 +654,7 @@ def main(args: Args) -> None:
     result = result or evaluate(network, train, test)  # nothing was left to do: killed after the last update
     run.farewell(
         f"test accuracy {result['test/accuracy']:.4f}, train accuracy {result['train/accuracy']:.4f}",
-        f"first at 99 % test accuracy after {at.grokked_at:,} updates"
-        if at.grokked_at
-        else "never at 99 % test accuracy",
+        f"first at 99 % test accuracy at update {at.grokked_at:,}" if at.grokked_at else "never at 99 % test accuracy",
     )
 
 

@@ -136,7 +136,7 @@ class InterveneArgs:
                 f"--intervene.methods {' '.join(void)} and --nap.enabled both decide how large weights are: give one"
             )
         if self.acts_at == "change" and not changes:
-            raise ValueError(f"--intervene.when change has no effect {unchanged}; give --intervene.when every")
+            raise ValueError(f"--intervene.when change has no effect {unchanged}; give every or trigger")
         if self.acts_at == "trigger" and trigger in ("never", "switch"):
             raise ValueError(f"--intervene.when trigger needs a --rewarm.trigger that fires by itself, not {trigger}")
         self._check_numbers()
@@ -179,18 +179,21 @@ class InterveneArgs:
         divergence: Divergence,
         batch: int,
         churn: Mapping[str, Any],
+        leave: Sequence[str] = (),
     ) -> Methods:
         """The methods, on this network and its optimiser.
 
         Args:
             held: the projection; what it does nothing for stays as it is.
-            layers: the nonlinearities, whose units redo and continual-backprop recycle.
+            layers: the nonlinearities, whose units redo and continual-backprop recycle. All trained linear and
+                convolutional layers must make such units, except heads and `leave`.
             heads: output layers, which reset-head resets, and fire leaves alone.
             inputs: a few inputs, to find the units by.
             fresh: makes a newly initialised network of the same shape, another each time.
             divergence: of outputs, which churn reduces.
             batch: inputs on which churn is reduced.
             churn: further arguments of `ChurnReduction`.
+            leave: modules without units that could be recycled, such as attention, each with all beneath it.
         """
         norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
         decayed = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
@@ -214,13 +217,13 @@ class InterveneArgs:
                     return LocalTime(optimizer)
                 case "redo":
                     redo = ReDo(network, layers, inputs, optimizer=optimizer, tau=self.tau)
-                    check_complete(network, redo.hidden, heads)
+                    check_complete(network, redo.hidden, (*heads, *leave))
                     return Recycle(redo, held)
                 case "continual-backprop":
                     kept = ContinualBackprop(
                         network, layers, inputs, optimizer=optimizer, rate=self.rate, maturity=self.maturity
                     )
-                    check_complete(network, kept.hidden, heads)
+                    check_complete(network, kept.hidden, (*heads, *leave))
                     return GenerateAndTest(kept, fresh)
                 case "weight-clipping":
                     return Clip(WeightClipping(network, kappa=self.kappa))

@@ -89,11 +89,12 @@ def hidden_units(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> l
         return [_hidden(network, name, inputs, calls) for name in layers]
 
 
-def check_complete(network: nn.Module, found: Sequence[Hidden], heads: Sequence[str]) -> None:
-    """Refuse (ValueError) a trained linear or convolutional layer that makes none of these units and is no head."""
+def check_complete(network: nn.Module, found: Sequence[Hidden], leave: Sequence[str]) -> None:
+    """Refuse (ValueError) a trained linear or convolutional layer that makes none of these units and lies not beneath
+    one of the modules to leave alone, such as heads."""
     made = {id(tensor) for hidden in found for tensor in hidden.makers.values()}
     for name, module in network.named_modules():
-        under = any(name == head or name.startswith(f"{head}.") for head in heads)
+        under = any(name == one or name.startswith(f"{one}.") for one in leave)
         if under or not isinstance(module, nn.Linear | _ConvNd) or not module.weight.requires_grad:
             continue
         if id(module.weight) not in made:

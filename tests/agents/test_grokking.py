@@ -17,6 +17,8 @@ import torch.nn.functional as F
 
 from agents import grokking as script
 from agents.grokking import Args, NapArgs, NormArgs, ProbeArgs, RewarmArgs, ScheduleArgs, Transformer
+from elr.interventions.flags import InterveneArgs
+from elr.interventions.units import hidden_units
 from elr.stagnation import Stagnation
 from envs.modular_arithmetic import modular_pairs
 from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
@@ -248,6 +250,79 @@ def test_rewarming_when_learning_stops(tmp_path, signal, monkeypatch):
     assert rates[events[0] + 11] == 1e-2 and rates[events[0] + 24] == 1e-4
 
 
+STOPS = RewarmArgs("stagnation", initial_rate=1e-2, ratio=0.9, window=2, burn_in=3)
+PULSE = {"schedule": ScheduleArgs("warmup-cosine", low=1e-2, warmup_updates=5, decay_updates=15), "rewarm": STOPS}
+FIRE = InterveneArgs(("fire",), when="trigger")
+
+
+def test_a_method_acts_when_the_network_would_be_rewarmed_and_the_rate_stays(tmp_path):
+    """Until then nothing differs; from then on, features are measured without the intervention."""
+    changes = {**PULSE, "total_updates": 100, "evaluations_per_decade": 1000}
+    rewarmed = run(tmp_path / "rewarmed", learning_rate=3e-2, **changes)
+    acted = run(tmp_path / "acted", learning_rate=1e-2, intervene=FIRE, **changes)
+    first = rewarmed["rewarm/event"][0][0]
+    assert first < 60
+    assert {rate for _, rate in acted["charts/learning_rate"]} == {1e-2}
+    assert acted["reset/event"] == acted["rewarm/event"] and acted["reset/event"][0] == (first, 1.0)
+    flipped = [scalars["plasticity/flipped_fraction/blocks.0.relu"] for scalars in (acted, rewarmed)]
+    before = [[row for row in rows if row[0] <= first] for rows in flipped]
+    assert before[0] == before[1] and before[0][-1][0] == first
+    assert next(update for update, _ in flipped[0] if update > first) == first + 10
+
+
+def test_a_rate_that_stays_needs_a_method_at_the_trigger():
+    with pytest.raises(ValueError, match=r"--schedule.low 0.01 and --learning-rate 0.01: the low rate must be below"):
+        tiny(learning_rate=1e-2, **PULSE)
+    tiny(learning_rate=1e-2, intervene=FIRE, **PULSE)
+
+
+def test_a_method_that_acts_at_a_probe_acts_before_it_is_measured(tmp_path):
+    method = InterveneArgs(("shrink-and-perturb",), when="every", every=10)
+    scalars = run(tmp_path / "r", intervene=method)
+    assert [update for update, _ in scalars["reset/event"]] == [10, 20, 30, 40]
+    assert [update for update, _ in scalars["plasticity/flipped_fraction/blocks.0.relu"]] == [5, 15, 25, 35]
+
+
+def test_the_loss_before_an_intervention_is_no_reference_for_the_loss_after_it(tmp_path, monkeypatch):
+    """Each event is between two probes, so none has a movement."""
+    befores, measured = [], script.loss_movement
+    monkeypatch.setattr(script, "loss_movement", lambda *args: (befores.append(args[2]), measured(*args))[1])
+    method = InterveneArgs(("reset-head",), when="every", every=5)
+    rewarm = dataclasses.replace(STOPS, signal="loss")
+    run(tmp_path / "r", intervene=method, rewarm=rewarm, learning_rate=3e-2)
+    assert befores == [None] * 8
+
+
+def test_a_trigger_after_the_last_update_changes_no_weight(tmp_path):
+    changes = {**PULSE, "learning_rate": 1e-2, "total_updates": 100}
+    first, second = (update for update, _ in run(tmp_path / "r", intervene=FIRE, **changes)["reset/event"][:2])
+    short = run(tmp_path / "short", intervene=FIRE, **{**changes, "total_updates": second})
+    assert short["rewarm/event"] == [(first, 1.0), (second, 1.0)] and short["reset/event"] == [(first, 1.0)]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_units_that_can_be_recycled_are_those_of_the_mlp(blocks):
+    names = [f"blocks.{i}" for i in range(blocks)]
+    found = hidden_units(network(norm=NORMS, blocks=blocks), [f"{name}.relu" for name in names], ALL_PAIRS[:4])
+    for name, hidden in zip(names, found, strict=True):
+        assert list(hidden.makers) == [f"{name}.up.weight"] and hidden.units == 16
+        (reader,) = hidden.readers
+        assert reader.name == f"{name}.down" and reader.columns.tolist() == reader.unit_of.tolist() == list(range(16))
+
+
+def test_redo_leaves_the_attention_alone(tmp_path):
+    """Every unit counts as dormant: all of the MLP is redrawn, and nothing else differs at that update."""
+    method = InterveneArgs(("redo",), when="every", every=7, tau=1e6)
+    changes = {"total_updates": 7, "probe": ProbeArgs(every=7, size=16, meter_every=5), "nap": FREE}
+    recycled = run(tmp_path / "redo", intervene=method, **changes)
+    run(tmp_path / "plain", **changes)
+    one, other = weights(tmp_path / "redo"), weights(tmp_path / "plain")
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {
+        "blocks.0.up.weight", "blocks.0.down.weight"
+    }  # fmt: skip
+    assert not one["blocks.0.down.weight"].any() and recycled["intervene/recycled"] == [(7, 16.0)]
+
+
 def test_the_loss_on_the_whole_training_set_is_computed_only_for_the_trigger_that_needs_it(tmp_path, monkeypatch):
     monkeypatch.delattr(script, "loss_movement")
     schedule = ScheduleArgs(kind="warmup-cosine", warmup_updates=4, decay_updates=10)
@@ -383,6 +458,14 @@ def test_every_flag_of_the_scripts_own_groups_changes_the_weights(changes, flag,
         (["adaptive", "--probe.every", "0"], ["--rewarm.trigger stagnation", "--probe.every 0"]),
         (["--probe.every", "0", "--probe.size", "9"], ["--probe.size", "--probe.every 0"]),
         (["--scale-decay", "1"], ["--scale-decay", "--norm"]),
+        (["adaptive", "--intervene.methods", "fire"], ["--intervene.when change", "no task changes"]),
+        (["--intervene.methods", "fire", "--intervene.when", "trigger"], ["--intervene.when trigger", "never"]),
+        (["free", "--intervene.methods", "weight-decay"], ["--weight-decay 0.01", "--intervene.methods"]),
+        (["--intervene.methods", "weight-decay", "--weight-decay", "0"], ["weight-decay and --nap.enabled"]),
+        (
+            ["--intervene.methods", "redo", "--intervene.when", "every", "--intervene.every", "2001"],
+            ["--intervene.every 2,001 never comes"],
+        ),
         (["--weight-decay", "200"], ["--weight-decay", "--learning-rate"]),
         (["--train-fraction", "1"], ["--train-fraction"]),
         (["--p", "1"], ["--p"]),

@@ -1,10 +1,10 @@
-"""--intervene in the MinAtar scripts: each method acts, and a run that is stopped and resumed is the whole one."""
+"""--intervene in the scripts: each method acts, and a run that is stopped and resumed is the whole one."""
 
 import dataclasses
 
 import pytest
 
-from agents import dqn_minatar, ppo_minatar, warm_start
+from agents import dqn_minatar, grokking, ppo_minatar, warm_start
 from elr.flags import ProbeArgs, RewarmArgs, ScheduleArgs
 from elr.interventions.flags import BASELINES, Q_BASELINES, Q_CHURN, InterveneArgs
 from envs.flags import MinAtarShiftArgs as ShiftArgs
@@ -41,10 +41,22 @@ def warm(directory, **changes):
     )  # fmt: skip
 
 
+def grok(directory, **changes):
+    """40 updates, re-warmed after 25 of them; no task changes, so what acts at a change acts then."""
+    if (method := changes.get("intervene")) and method.acts_at == "change":
+        changes["intervene"] = dataclasses.replace(method, when="trigger")
+    return grokking.Args(
+        p=11, train_fraction=0.5, heads=2, head_size=4, hidden=16, total_updates=40, checkpoint_every=1, threads=1,
+        blocks=2, norm=grokking.NORMS, scale_decay=0.5, weight_decay=0.0, nap=grokking.FREE, probe=PROBE,
+        rewarm=grokking.RewarmArgs("at", at_update=25), directory=directory, **changes,
+    )  # fmt: skip
+
+
 SCRIPTS = {
     "dqn": (dqn_minatar, dqn, Q_BASELINES, 70),
     "ppo": (ppo_minatar, ppo, BASELINES, 128),
     "warm start": (warm_start, warm, BASELINES, 25),
+    "grokking": (grokking, grok, BASELINES, 20),
 }
 
 
@@ -76,7 +88,7 @@ def plain(tmp_path_factory):
 def test_a_method_acts_and_a_resumed_run_is_the_whole_one(kind, name, tmp_path, monkeypatch, plain):
     script, small, methods, stop = SCRIPTS[kind]
     changes = {"intervene": soon(methods[name])}
-    if changes["intervene"].acts_at == "trigger":
+    if changes["intervene"].acts_at == "trigger" and kind != "grokking":  # which has a trigger anyway
         fires = {"dqn": RewarmArgs("every", every_steps=10), "ppo": RewarmArgs("every", every_steps=64)}
         changes["rewarm"] = fires.get(kind) or warm_start.RewarmArgs("cycle", cycles=4)
     script.main(small(tmp_path / "whole", **changes))

@@ -91,6 +91,18 @@ def train(methods, net, optimizer, updates=12, change_at=6):
             methods.react(draw, changed=True, fired=True)
 
 
+@pytest.mark.parametrize("name", ["redo", "continual-backprop"])
+def test_layers_without_units_are_left_alone_only_if_they_are_named(name):
+    (net, optimizer), _ = twins.pair(twins.Mlp)
+    net.extra = torch.nn.Linear(6, 3).double()
+    args = BASELINES[name]
+    rest = {"heads": ["head", "value"], "inputs": torch.randn(2, 6).double(), "layers": net.layers, "batch": 8}
+    made = {**rest, "fresh": lambda: net, "divergence": policy_divergence, "churn": {}}
+    with pytest.raises(ValueError, match="extra makes none of the units"):
+        args.build(net, optimizer, NoProjection(), **made)
+    args.build(net, optimizer, NoProjection(), leave=["extra"], **made)
+
+
 def test_without_methods_not_a_bit_changes():
     (net, optimizer), (twin, twin_optimizer) = twins.pair(twins.Mlp)
     train(build(InterveneArgs(), net, optimizer), net, optimizer)

@@ -22,6 +22,7 @@ from runs.experiments import (
     fig8,
     fig11,
     high_utd_pilot,
+    panel_grokking,
     theory,
 )
 from runs.experiments.shared import atari, chains, levels, warm_start
@@ -178,6 +179,17 @@ def speed_values(job, effect, rng):
     return {SPEED: dealt(rng, 1_000 * (slower if job.arm.endswith("nap") else 1.0), 0.005)}
 
 
+def panel_grokking_values(job, effect, rng):
+    groks = (job.arm == panel_grokking.OURS) == effect
+    acts = job.arm in (panel_grokking.OURS, *panel_grokking.AT_TRIGGER)
+    return {
+        panel_grokking.EVENT: 2_200.0 + 100 * (job.seed % 4) if acts else math.inf,
+        panel_grokking.TRAINED: 1.0,
+        panel_grokking.ARRIVAL: dealt(rng, 3_200) if groks else math.inf,
+        panel_grokking.END: 0.99 if groks else dealt(rng, 0.1, 0.2),
+    }
+
+
 def panel_minatar_values(job, effect, rng):
     level = 10.0 if job.arm == "chain-fresh" else 8.0 if (job.arm == "chain-switch") == effect else 4.0
     return {chains.ENDS: tuple(dealt(rng, level) for _ in range(6))}
@@ -220,6 +232,7 @@ CASES = {
     "high-utd-minatar": Case(high_utd_minatar_values),
     "high-utd-pilot": Case(high_utd_pilot_values),
     "panel-control-v1": Case(control_values),
+    "panel-grokking": Case(panel_grokking_values),
     "panel-minatar": Case(panel_minatar_values),
     "panel-warm-start": Case(panel_warm_start_values),
     "permutations": Case(chain_values),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from runs.experiments import fig2_left, fig8, fig11, high_utd_pilot, theory
+from runs.experiments import fig2_left, fig8, fig11, high_utd_pilot, panel_grokking, theory
 from runs.experiments.shared import atari, warm_start
 from runs.sweeps.experiment import Measured, Result, load
 from tests.runs.experiments.test_every_rule import made_up
@@ -74,6 +74,14 @@ def test_theory_deviates_from_the_closed_form_and_from_the_unscaled_one():
     assert theory.deviation(run, "cosine", theory.unscaled) == pytest.approx((math.sqrt(0.5) - 0.5) / 0.05)
 
 
+def test_panel_grokking_reads_the_first_event_and_what_was_learned_until_then():
+    accuracies = {"train/accuracy": [(10, 0.5), (20, 0.99), (30, 0.7)], "test/accuracy": [(30, 0.9), (40, 0.2)]}
+    rewarmed = Result("a", "", 1, {}, {**accuracies, "rewarm/event": [(29, 1.0), (39, 1.0)]})
+    low = Result("a", "", 1, {}, accuracies)
+    values = [[measure(run) for measure in panel_grokking.EXPERIMENT.measures.values()] for run in (rewarmed, low)]
+    assert values == [[29, 0.99, 30, 0.2], [math.inf, 0.7, 30, 0.2]]
+
+
 def better(values, rng):
     """The same numbers, a fifth larger."""
 
@@ -128,3 +136,35 @@ def test_one_method_ahead_in_one_environment_or_level_in_most_leaves_a_panel_und
     ]
     for changed in (ahead, level):
         assert load("panel-control-v1").judge(changed).outcome == "undecided"
+
+
+GROKS = {panel_grokking.ARRIVAL: 4_000.0, panel_grokking.END: 1.0}
+NEVER = {panel_grokking.ARRIVAL: math.inf, panel_grokking.END: 0.1}
+LATE, CLOSE = {panel_grokking.EVENT: 3_200.0}, {panel_grokking.EVENT: 2_500.0}
+UNDECIDED = [
+    ({"fire": GROKS}, 1), ({"low": GROKS}, 2), ({"l2-init": GROKS}, 1),  # a few of another arm grok
+    ({"fire": {**GROKS, **LATE}}, 5), ({"fire": LATE}, 1), ({"fire": {panel_grokking.EVENT: math.inf}}, 1),
+    ({"rewarmed": NEVER}, 1), ({"rewarmed": {panel_grokking.TRAINED: 0.98}}, 1),
+    ({"rewarmed": {panel_grokking.ARRIVAL: 2_000.0}}, 1),  # before it is re-warmed
+    ({"rewarmed": {panel_grokking.END: 0.1}}, 2),  # it groks and forgets
+    ({"low": {panel_grokking.END: 0.1}, "rewarmed": {panel_grokking.END: 1.0}}, 5),  # an interval without width
+]  # fmt: skip
+DECIDED = [
+    *(({arm: GROKS}, 3, "not reproduced") for arm in ("low", *panel_grokking.AT_TRIGGER, *panel_grokking.THROUGHOUT)),
+    ({"rewarmed": NEVER}, 3, "not reproduced"), ({"fire": CLOSE}, 5, "reproduced"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "outcome"), [*DECIDED, *((changes, seeds, "undecided") for changes, seeds in UNDECIDED)]
+)
+def test_panel_grokking_decides_by_all_that_its_rule_names(changes, seeds, outcome):
+    """Of an effect as claimed, change some numbers of an arm, for the first so many seeds."""
+    runs = made_up("panel-grokking", True)
+    first = sorted({run.seed for run in runs})[:seeds]
+    changed = [
+        Measured(run.arm, run.world, run.seed, {**run.values, **changes.get(run.arm, {})}) if run.seed in first else run
+        for run in runs
+    ]
+    assert panel_grokking.judge(runs).outcome == "reproduced"
+    assert panel_grokking.judge(changed).outcome == outcome
