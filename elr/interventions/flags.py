@@ -104,7 +104,7 @@ class InterveneArgs:
 
     def check(
         self, trigger: str, projected: bool, switch: InterventionArgs, peak: float, changes: bool,
-        unchanged: str = NO_CHANGE, *, updates: int | None = None,
+        unchanged: str = NO_CHANGE, *, updates: int | None = None, activation: str = "",
     ) -> None:  # fmt: skip
         """Refuse flags without effect or meaning.
 
@@ -115,6 +115,7 @@ class InterveneArgs:
             peak: the highest learning rate.
             changes: whether the task changes; if not, `unchanged` says why not.
             updates: of the whole run, if they are known.
+            activation: --activation, in scripts that have it.
         """
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
             raise ValueError(f"--intervene.methods names {sorted(repeated)} twice")
@@ -134,6 +135,11 @@ class InterveneArgs:
         if projected and (void := [name for name in self.methods if name in ("weight-clipping", "weight-decay")]):
             raise ValueError(
                 f"--intervene.methods {' '.join(void)} and --nap.enabled both decide how large weights are: give one"
+            )
+        if activation == "crelu" and (single := [n for n in self.methods if n in ("redo", "continual-backprop")]):
+            raise ValueError(
+                f"--intervene.methods {' '.join(single)} and --activation crelu: a unit of CReLU has two outputs, but "
+                "only units with one can be recycled"
             )
         if self.acts_at == "change" and not changes:
             raise ValueError(f"--intervene.when change has no effect {unchanged}; give --intervene.when every")
