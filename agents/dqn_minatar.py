@@ -44,7 +44,7 @@ from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.fast.minatar_q import NotTheSame, proved
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
-from elr.interventions import value_divergence
+from elr.interventions import CReLU, value_divergence
 from elr.interventions.flags import Q_BASELINES, Q_CHURN, InterveneArgs
 from elr.moments import reset_moments_
 from elr.td_errors import RecentTDErrors
@@ -119,6 +119,8 @@ class Args:
     """choose the target's action with the online network (van Hasselt et al. 2016)"""
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and no LayerNorm (Young & Tian 2019)"""
+    activation: Literal["relu", "crelu"] = "relu"
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it and trains by autograd"""
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
     """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
@@ -179,9 +181,12 @@ class Args:
         self.intervene.check(
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
             updates=self.updates(max(1, self.total_timesteps - self.learning_starts)) + self.priming_updates,
+            activation=self.activation,
         )  # fmt: skip
         watched = self.gradient == "explicit" and self.intervene.watches
         require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
+        by_hand = self.gradient == "explicit" and self.activation != "relu"
+        require(not by_hand, self, "gradient activation", "the gradient written by hand is that of ReLU")
         self.probe.check(size_is_read=self.nap.enabled)
         blind = self.rewarm.trigger == "cusum" and self.learning_starts == 0
         require(not blind, self, "learning_starts", "--rewarm.trigger cusum needs a TD error before the first update")
@@ -235,6 +240,7 @@ PRESETS = presets(
             "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN},
         ),
+        "chain-crelu": ("the same games, the agent of chain-plain with CReLU", {"activation": "crelu", **CHAIN}),
         **{
             f"chain-{name}": (
                 f"the same games, the agent of chain-plain and {name}",
@@ -255,16 +261,16 @@ class QNetwork(nn.Module):
     plain: the network of Young & Tian (2019), with biases and no normalisation.
     """
 
-    def __init__(self, channels: int, actions: int, normalised: bool = True):
+    def __init__(self, channels: int, actions: int, normalised: bool = True, crelu: bool = False):
         super().__init__()
-        filters, width = 16, 128
+        filters, width, parts = 16, 128, 1 + crelu
         self.conv = nn.Conv2d(channels, filters, kernel_size=3, bias=not normalised)
         self.conv_norm = nn.LayerNorm((filters, 8, 8)) if normalised else nn.Identity()
-        self.conv_relu = nn.ReLU()
-        self.hidden = nn.Linear(filters * 8 * 8, width, bias=not normalised)
+        self.conv_relu = CReLU() if crelu else nn.ReLU()
+        self.hidden = nn.Linear(filters * parts * 8 * 8, width, bias=not normalised)
         self.hidden_norm = nn.LayerNorm(width) if normalised else nn.Identity()
-        self.hidden_relu = nn.ReLU()
-        self.head = nn.Linear(width, actions)
+        self.hidden_relu = CReLU() if crelu else nn.ReLU()
+        self.head = nn.Linear(width * parts, actions)
         self.probed = ["conv_relu", "hidden_relu"]  # after the nonlinearity, where "dead" and "dormant" are defined
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] -> [B, A]
@@ -284,7 +290,7 @@ def make_network(channels: int, actions: int, args: Args, seed: int, device: tor
     """A network with the initial weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
-        return QNetwork(channels, actions, args.network == "normalised").to(device)
+        return QNetwork(channels, actions, args.network == "normalised", args.activation == "crelu").to(device)
 
 
 # ------------------------------------------------------------------------------------------------------------ loss
@@ -338,7 +344,8 @@ def main(args: Args) -> None:
         replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
         reference = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(reference, q_network, target_network), partial(q_values, q_network)
-        if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not args.intervene.watches):
+        autograd = args.intervene.watches or args.activation == "crelu"
+        if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not autograd):
             try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
                     q_network, target_network, reference, q_values,

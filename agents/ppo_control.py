@@ -44,7 +44,7 @@ from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.flags import TriggeredSwitchArgs as SwitchArgs
-from elr.interventions import policy_divergence
+from elr.interventions import CReLU, policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.moments import reset_moments_
 from elr.weights import scalable_weights
@@ -114,6 +114,8 @@ class Args:
     """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
     width: int = 256
     """units of each of the three hidden layers, in the policy's network and in the value's"""
+    activation: Literal["leaky-relu", "crelu"] = "leaky-relu"
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -176,7 +178,7 @@ class Args:
         )  # fmt: skip
         self.intervene.check(
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on, self.shift.unchanged,
-            updates=self.updates(0),
+            updates=self.updates(0), activation=self.activation,
         )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled)
         apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
@@ -213,6 +215,7 @@ PRESETS = presets(
         "levels-nap-cusum": ("ten levels, normalize-and-project, re-warmed by CUSUM", {**NAP_LEVELS, **CUSUM}),
         "levels-reset-cusum": ("ten levels, a fresh agent when CUSUM detects a change", {**LEVELS, **FRESH}),
         "levels-plain-switch": ("ten levels, plain network, re-warmed at each change", {**LEVELS, **TOLD}),
+        "levels-crelu": ("ten levels, plain PPO with CReLU", {**LEVELS, "activation": "crelu"}),
         **{
             f"levels-{name}": (
                 f"ten levels, plain PPO and {name}",
@@ -234,17 +237,18 @@ class ActorCritic(nn.Module):
     an observation therefore ends with a 1.
     """
 
-    def __init__(self, inputs: int, actions: int, width: int = 256, normalised: bool = False):
+    def __init__(self, inputs: int, actions: int, width: int = 256, normalised: bool = False, crelu: bool = False):
         super().__init__()
+        features = width * (1 + crelu)
 
         def mlp(outputs: int) -> nn.Sequential:
             layers = OrderedDict[str, nn.Module]({"one": nn.ConstantPad1d((0, 1), 1.0)} if normalised else {})
-            for i, fan_in in enumerate((inputs + normalised, width, width), start=1):
+            for i, fan_in in enumerate((inputs + normalised, features, features), start=1):
                 layers[f"hidden{i}"] = nn.Linear(fan_in, width, bias=not normalised)
                 if normalised:
                     layers[f"norm{i}"] = nn.LayerNorm(width)
-                layers[f"relu{i}"] = nn.LeakyReLU(0.1)
-            layers["head"] = nn.Linear(width, outputs)
+                layers[f"relu{i}"] = CReLU() if crelu else nn.LeakyReLU(0.1)
+            layers["head"] = nn.Linear(features, outputs)
             return nn.Sequential(layers)
 
         self.actor, self.critic = mlp(actions), mlp(1)
@@ -259,7 +263,8 @@ def make_network(inputs: int, actions: int, args: Args, seed: int, device: torch
     """A network with the initial weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
-        return ActorCritic(inputs, actions, args.width, args.network == "normalised").to(device)
+        options = args.network == "normalised", args.activation == "crelu"
+        return ActorCritic(inputs, actions, args.width, *options).to(device)
 
 
 def on_device(network: ActorCritic, array: np.ndarray) -> Tensor:

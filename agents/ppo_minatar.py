@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
-from elr.interventions import policy_divergence
+from elr.interventions import CReLU, policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.moments import reset_moments_
 from elr.weights import scalable_weights
@@ -117,6 +117,8 @@ class Args:
     """norm to which gradients are clipped"""
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
+    activation: Literal["relu", "crelu"] = "relu"
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -178,7 +180,7 @@ class Args:
         )  # fmt: skip
         self.intervene.check(
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
-            updates=self.updates(0),
+            updates=self.updates(0), activation=self.activation,
         )  # fmt: skip
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
@@ -223,6 +225,10 @@ PRESETS = presets(
             "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
             {**NAP, "schedule": DECAY, "rewarm": CUSUM, **CHAIN},
         ),
+        "chain-crelu": (
+            "the same games, the agent of chain-plain with CReLU",
+            {"schedule": CONSTANT, "activation": "crelu", **CHAIN},
+        ),
         **{
             f"chain-{name}": (
                 f"the same games, the agent of chain-plain and {name}",
@@ -263,16 +269,16 @@ class ActorCritic(nn.Module):
     the output as it is.
     """
 
-    def __init__(self, channels: int, actions: int, normalised: bool = True):
+    def __init__(self, channels: int, actions: int, normalised: bool = True, crelu: bool = False):
         super().__init__()
-        filters, width = 16, 128
+        filters, width, parts = 16, 128, 1 + crelu
         self.conv = nn.Conv2d(channels, filters, kernel_size=3, bias=not normalised)
         self.conv_norm = nn.LayerNorm((filters, 8, 8)) if normalised else nn.Identity()
-        self.conv_relu = nn.ReLU()
-        self.hidden = nn.Linear(filters * 8 * 8, width, bias=not normalised)
+        self.conv_relu = CReLU() if crelu else nn.ReLU()
+        self.hidden = nn.Linear(filters * parts * 8 * 8, width, bias=not normalised)
         self.hidden_norm = nn.LayerNorm(width) if normalised else nn.Identity()
-        self.hidden_relu = nn.ReLU()
-        self.actor, self.critic = nn.Linear(width, actions), nn.Linear(width, 1)
+        self.hidden_relu = CReLU() if crelu else nn.ReLU()
+        self.actor, self.critic = nn.Linear(width * parts, actions), nn.Linear(width * parts, 1)
         self.heads = ["actor", "critic"]  # never projected
         self.probed = ["conv_relu", "hidden_relu"]  # after the nonlinearity, where "dead" and "dormant" are defined
         for layer, gain in ((self.conv, 2**0.5), (self.hidden, 2**0.5), (self.actor, 0.01), (self.critic, 1.0)):
@@ -291,7 +297,7 @@ def make_network(channels: int, actions: int, args: Args, seed: int, device: tor
     """A network with the initial weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
-        return ActorCritic(channels, actions, args.network == "normalised").to(device)
+        return ActorCritic(channels, actions, args.network == "normalised", args.activation == "crelu").to(device)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ has been changed.
 
     at a change, or now and then       reset_, shrink_and_perturb_, fire_, restart_local_time_, ReDo
     after every optimiser step         ContinualBackprop, WeightClipping, shrink_and_perturb_ with a shrink near 1
+    around every optimiser step        Trac
     to the gradient, before it         L2Init, ChurnReduction
     in the network                     CReLU
 
@@ -23,6 +24,7 @@ from elr.interventions.local_time import restart_local_time_
 from elr.interventions.redo import ReDo
 from elr.interventions.reset import reset_
 from elr.interventions.shrink_and_perturb import shrink_and_perturb_
+from elr.interventions.trac import Trac
 from elr.interventions.weight_clipping import WeightClipping
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "ContinualBackprop",
     "L2Init",
     "ReDo",
+    "Trac",
     "WeightClipping",
     "fire_",
     "policy_divergence",

@@ -18,6 +18,7 @@ from elr.interventions.l2_init import L2Init
 from elr.interventions.methods import (
     Churn,
     Clip,
+    Displacement,
     Fire,
     Fresh,
     GenerateAndTest,
@@ -34,13 +35,14 @@ from elr.interventions.methods import (
     When,
 )
 from elr.interventions.redo import ReDo
+from elr.interventions.trac import Trac
 from elr.interventions.units import NORMS, check_complete
 from elr.interventions.weight_clipping import WeightClipping
 from elr.undisturbed import undisturbed
 
 Name = Literal[
     "reset", "reset-head", "shrink-and-perturb", "fire", "local-time", "redo", "continual-backprop", "weight-clipping",
-    "weight-decay", "l2-init", "churn",
+    "weight-decay", "l2-init", "churn", "trac",
 ]  # fmt: skip
 
 
@@ -84,7 +86,13 @@ class InterveneArgs:
     CLASH: ClassVar[Sequence[tuple[Sequence[str], str]]] = (
         (("reset", "reset-head", "shrink-and-perturb", "fire"), "both decide what becomes of the weights"),
         (("reset", "local-time"), "both restart Adam's count of steps"),
-    )
+        *(
+            (("trac", other), "both decide where weights are after an update")
+            for other in (
+                "reset-head", "shrink-and-perturb", "fire", "redo", "continual-backprop", "weight-clipping",
+            )
+        ),
+    )  # fmt: skip
     """methods of which only one can act"""
 
     @property
@@ -104,7 +112,7 @@ class InterveneArgs:
 
     def check(
         self, trigger: str, projected: bool, switch: InterventionArgs, peak: float, changes: bool,
-        unchanged: str = NO_CHANGE, *, updates: int | None = None,
+        unchanged: str = NO_CHANGE, *, updates: int | None = None, activation: str = "",
     ) -> None:  # fmt: skip
         """Refuse flags without effect or meaning.
 
@@ -115,6 +123,7 @@ class InterveneArgs:
             peak: the highest learning rate.
             changes: whether the task changes; if not, `unchanged` says why not.
             updates: of the whole run, if they are known.
+            activation: --activation, in scripts that have it.
         """
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
             raise ValueError(f"--intervene.methods names {sorted(repeated)} twice")
@@ -131,9 +140,20 @@ class InterveneArgs:
                 f"--intervene.methods {' '.join(renewing)} and --switch (intervention, fresh-agent) both renew "
                 "weights at the same time: give one"
             )
-        if projected and (void := [name for name in self.methods if name in ("weight-clipping", "weight-decay")]):
+        if "trac" in self.methods and switch.does("intervention") and not switch.renews:
+            raise ValueError(
+                "--intervene.methods trac takes all weights that are new as its start, but --switch.intervention "
+                "makes only some of them new; give reset"
+            )
+        voids = ("weight-clipping", "weight-decay", "trac")
+        if projected and (void := [name for name in self.methods if name in voids]):
             raise ValueError(
                 f"--intervene.methods {' '.join(void)} and --nap.enabled both decide how large weights are: give one"
+            )
+        if activation == "crelu" and (single := [n for n in self.methods if n in ("redo", "continual-backprop")]):
+            raise ValueError(
+                f"--intervene.methods {' '.join(single)} and --activation crelu: a unit of CReLU has two outputs, but "
+                "only units with one can be recycled"
             )
         if self.acts_at == "change" and not changes:
             raise ValueError(f"--intervene.when change has no effect {unchanged}; give every or trigger")
@@ -196,8 +216,8 @@ class InterveneArgs:
             leave: modules without units that could be recycled, such as attention, each with all beneath it.
         """
         norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
-        decayed = [p for p in network.parameters() if p.requires_grad and id(p) not in norms]
-        named = {name: p for name, p in network.named_parameters() if p.requires_grad and id(p) not in norms}
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        named = {name: p for name, p in trained.items() if id(p) not in norms}
 
         if "churn" in self.methods:
             with torch.no_grad(), undisturbed(network, inputs):  # whether it takes the outputs of this network
@@ -228,9 +248,11 @@ class InterveneArgs:
                 case "weight-clipping":
                     return Clip(WeightClipping(network, kappa=self.kappa))
                 case "weight-decay":
-                    return WeightDecay(decayed, optimizer, self.decay)
+                    return WeightDecay(list(named.values()), optimizer, self.decay)
                 case "l2-init":
                     return Pull(L2Init(named, self.pull))
+                case "trac":
+                    return Displacement(Trac(trained))
                 case "churn":
                     return Churn(ChurnReduction(network, divergence, ratio=self.ratio, **churn), batch)
 
@@ -254,6 +276,7 @@ BASELINES: Mapping[str, InterveneArgs] = {
     "weight-decay": InterveneArgs(("weight-decay",), decay=1e-3),
     "l2-init": InterveneArgs(("l2-init",), pull=1e-3),  # within Kumar et al.'s sweep of 1e-2 to 1e-5
     "churn": InterveneArgs(("churn",), ratio=1e4),  # Tang et al. 2025, classic control
+    "trac": InterveneArgs(("trac",)),  # Muppidi et al. 2024; it has no constants to choose
 }
 """one preset per method, with constants of its source"""
 Q_BASELINES: Mapping[str, InterveneArgs] = {**BASELINES, "churn": InterveneArgs(("churn",), ratio=1e-2)}

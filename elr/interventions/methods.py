@@ -25,6 +25,7 @@ from elr.interventions.local_time import restart_local_time_
 from elr.interventions.redo import ReDo
 from elr.interventions.reset import reset_
 from elr.interventions.shrink_and_perturb import shrink_and_perturb_
+from elr.interventions.trac import Trac
 from elr.interventions.weight_clipping import WeightClipping
 from elr.moments import per_entry, states_to_reset
 from elr.states import check_keys
@@ -315,6 +316,38 @@ class Churn(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self._churn.load_state_dict(state)
+
+
+class Displacement(Method):
+    """`Trac`: weight decay, clipping of gradients and penalties are part of the step that it scales."""
+
+    def __init__(self, trac: Trac) -> None:
+        self._trac = trac
+
+    def learned(self) -> None:
+        """The step begins here, before other methods change weights."""
+        self._trac.before_step()
+
+    def after_step(self) -> bool:
+        """Scale the displacement."""
+        self._trac.step_()
+        return False
+
+    def scalars(self) -> dict[str, float]:
+        """The factor of the displacement."""
+        return {"intervene/trac_scale": self._trac.scale}
+
+    def weights_renewed(self) -> None:
+        """Displacements are from the new weights."""
+        self._trac.remember_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The initial weights, and the tuners."""
+        return self._trac.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._trac.load_state_dict(state)
 
 
 class Methods:

@@ -31,10 +31,12 @@ class ReDo:
     Raises:
         ValueError: tau is negative, the units cannot be told apart, or the optimiser does not hold their weights.
 
-    Source: Sokar et al. 2023; dopamine's labs/redo, Apache-2.0. Scores follow the same formula; they have not been
-        compared with its numbers.
+    Source: Sokar et al. 2023; dopamine's labs/redo, Apache-2.0. On the same activations scores and masks equal its own
+        (docs/baselines.md).
     Deviation: new weights are those of a freshly initialised network of the same class. Dopamine's code draws them by
-        Xavier's rule, whatever the layer was initialised with, and sets biases to 0.
+        Xavier's rule, whatever the layer was initialised with, and sets biases to 0. Where a recycled unit reads a
+        recycled unit of the layer before, the weight is redrawn here and 0 there. Behind a flattened convolution,
+        dopamine's code takes the columns for those of channels first, although they are channels last.
     """
 
     def __init__(

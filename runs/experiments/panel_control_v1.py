@@ -24,7 +24,7 @@ from runs.sweeps.experiment import Experiment, Measured, Scale, Verdict
 OURS, AROUND = "nap-switch", ("plain", "oracle", "layernorm", "nap-constant", "nap-switch", "nap-cusum")
 METHODS = (
     "reset-head", "shrink-and-perturb", "soft-shrink-and-perturb", "fire", "fire-cusum", "local-time", "redo",
-    "continual-backprop", "weight-clipping", "weight-decay", "l2-init", "churn",
+    "continual-backprop", "weight-clipping", "weight-decay", "l2-init", "churn", "trac", "crelu",
 )  # fmt: skip
 """except a full reset, which is the oracle's"""
 
@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
         ),
         "laptop": Scale(
             seeds=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
-            estimate="3 h on two cores after continual-control-v1, whose runs it shares",
+            estimate="3.5 h on two cores after continual-control-v1, whose runs it shares",
             flags={**levels(4, 60), **TUNED},
             by_arm={name: flags for name, flags in by_arm(60).items() if name in AROUND},
             worlds=WORLDS,
@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             seeds=(1, 2, 3, 4, 5, 6),
-            estimate="4 h on two cores after continual-control-v1",
+            estimate="5 h on two cores after continual-control-v1",
             flags=levels(10, 200),
             by_arm={name: flags for name, flags in by_arm(200).items() if name in AROUND},
             worlds={"CartPole": WORLDS["CartPole"]},

@@ -11,7 +11,7 @@ from runs.sweeps.experiment import Arm, Experiment, Measured, Scale, Verdict
 OURS, AROUND = "chain-switch", ("chain-plain", "chain-fresh", "chain-reset", "chain-nap", "chain-switch")
 METHODS = (
     "reset-head", "shrink-and-perturb", "soft-shrink-and-perturb", "fire", "local-time", "redo", "continual-backprop",
-    "weight-clipping", "weight-decay", "l2-init", "churn",
+    "weight-clipping", "weight-decay", "l2-init", "churn", "trac", "crelu",
 )  # fmt: skip
 
 
@@ -48,14 +48,14 @@ EXPERIMENT = Experiment(
         ),
         "laptop": Scale(
             seeds=(4, 5, 6),
-            estimate="100 min on two cores after chain-of-games, whose runs it shares",
+            estimate="2 h on two cores after chain-of-games, whose runs it shares",
             flags=budget(100_000, exploration_steps=25_000, buffer_size=50_000),
             by_arm={"chain-switch": decays(100_000, block=50)["chain-switch"]},
             folder="chain-of-games/laptop",
         ),
         "paper": Scale(
             seeds=(1, 2, 3, 4, 5),
-            estimate="some 65 core-hours: visits of 200,000 steps at one update per step; no GPU is needed",
+            estimate="some 75 core-hours: visits of 200,000 steps at one update per step; no GPU is needed",
             folder="chain-of-games/paper",
         ),
     },

@@ -11,7 +11,7 @@ from runs.sweeps.experiment import Arm, Experiment, Measured, Scale, Verdict
 OURS = "projected"
 METHODS = (
     "reset", "reset-head", "shrink-and-perturb", "soft-shrink-and-perturb", "fire", "local-time", "redo",
-    "continual-backprop", "weight-clipping", "weight-decay", "l2-init",
+    "continual-backprop", "weight-clipping", "weight-decay", "l2-init", "trac",
 )  # fmt: skip
 AROUND = {"projected": "fig4-projected-0.1", "plain": "fig4-unconstrained-0.1"}
 
@@ -51,8 +51,8 @@ EXPERIMENT = Experiment(
             by_arm={"redo": {"intervene.every": 50}},
             arms=("projected", "redo", "fire"),
         ),
-        "laptop": Scale(seeds=SEEDS, estimate="60 min on two cores", flags={**REGIME, **ALONE}),
-        "paper": paper(13),
+        "laptop": Scale(seeds=SEEDS, estimate="65 min on two cores", flags={**REGIME, **ALONE}),
+        "paper": paper(14),
     },
     measures={ACCURACY: accuracy},
     judge=judge,

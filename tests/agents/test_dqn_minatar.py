@@ -110,6 +110,31 @@ def test_the_explicit_gradient_trains_as_autograd_does(tmp_path):
         assert not torch.equal(explicit["q_network"][name], weight), f"{name} never moved"
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_crelu_doubles_what_the_next_layer_reads(normalised):
+    torch.manual_seed(0)
+    net, obs = QNetwork(4, 3, normalised, crelu=True).double(), torch.randint(2, (7, 4, 10, 10)).double()
+    w = {name: p.detach() for name, p in net.named_parameters()}
+
+    def both(x, dim):
+        return torch.cat([x.clamp(min=0), (-x).clamp(min=0)], dim)
+
+    x = F.conv2d(obs, w["conv.weight"], w.get("conv.bias"))
+    x = both(F.layer_norm(x, (16, 8, 8)) if normalised else x, 1)
+    x = x.permute(0, 2, 3, 1).reshape(7, 2048) @ w["hidden.weight"].T
+    x = both(F.layer_norm(x, (128,)) if normalised else x + w["hidden.bias"], 1)
+    expected = x @ w["head.weight"].T + w["head.bias"]
+    torch.testing.assert_close(net(obs).detach(), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_crelu_trains_by_autograd_without_being_told_to(tmp_path, capsys):
+    for gradient in ("auto", "autograd"):
+        script.main(short(tmp_path / gradient, activation="crelu", gradient=gradient, total_timesteps=260))
+    assert "by autograd" not in capsys.readouterr().out  # nothing was tried and failed
+    scripts.assert_same(*(load_checkpoint(tmp_path / g / "checkpoint.pt")["state"] for g in ("auto", "autograd")))
+    assert {"plasticity/dead_fraction/conv_relu", "elr/hidden"} <= set(recorded(tmp_path / "auto"))
+
+
 @pytest.mark.parametrize("ratio, updates", [(0.25, 175), (2.0, 1400)])
 def test_updates_per_step(ratio, updates, tmp_path):
     probe, schedule = script.ProbeArgs(every=100, size=16), script.ScheduleArgs(kind="linear-decay", period_steps=700)
@@ -292,6 +317,8 @@ def test_updates_converts_steps_by_the_replay_ratio():
         (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
         (["--gamma", "1"], ["--gamma 1"]),
         (["--gradient", "explicit", "--device", "meta"], ["--device", "meta"]),
+        (["chain-crelu", "--gradient", "explicit"], ["--gradient explicit", "--activation crelu"]),
+        (["chain-redo", "--activation", "crelu"], ["--intervene.methods redo and --activation crelu"]),
         (["--device", "abacus"], ["--device", "abacus"]),
         # where groups meet --learning-starts
         (["adaptive", "--learning-starts", "0"], ["--learning-starts 0", "--rewarm.trigger cusum"]),
@@ -335,7 +362,7 @@ def test_flags_that_are_not_in_use_are_not_judged():
 def test_every_preset_parses_and_differs(capsys):
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     named = {"baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive", "quickstart"}
-    named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum", *Q_BASELINES)}
+    named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum", "crelu", *Q_BASELINES)}
     assert set(parsed) == named
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)

@@ -124,6 +124,22 @@ def test_presets_are_the_plain_chain_and_one_method(kind):
         assert preset == expected and preset.rewarm.on == (args.acts_at == "trigger")
 
 
+@pytest.mark.parametrize("kind", ["dqn", "ppo"])
+def test_crelu_is_the_plain_chain_and_resumed_it_is_the_whole_run(kind, tmp_path, monkeypatch):
+    script, small, _, stop = SCRIPTS[kind]
+    preset, plain = (script.PRESETS[f"chain-{name}"].args for name in ("crelu", "plain"))
+    assert preset == dataclasses.replace(plain, activation="crelu", exp_name="chain-crelu")
+    changes = {"activation": "crelu", "nap": script.NapArgs(enabled=True), "intervene": InterveneArgs(("l2-init",))}
+    script.main(small(tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, stop)
+        script.main(small(tmp_path / "killed", **changes))
+    script.main(parse(script.Args, script.PRESETS, ["--resume", str(tmp_path / "killed")]))
+    assert recorded(tmp_path / "killed") == recorded(tmp_path / "whole")
+    with pytest.raises(ValueError, match="--activation crelu"):
+        small(tmp_path / "no", activation="crelu", intervene=InterveneArgs(("redo",), when="every", every=3))
+
+
 def test_a_change_right_after_resuming_is_no_less_an_event(tmp_path, monkeypatch):
     """Updates come every ten steps: none lies between the checkpoint and the change."""
     method = InterveneArgs(("reset-head",))

@@ -29,6 +29,7 @@ from agents.ppo_control import (
     SwitchArgs,
 )
 from elr.fast.flat_adam import FlatAdam
+from elr.interventions import CReLU
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.rewarming import Rewarming
 from envs.control import ControlVectorEnv
@@ -245,10 +246,12 @@ def test_the_loss_is_the_one_in_the_docstring(norm_adv):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 
 
+@pytest.mark.parametrize("crelu", [False, True])
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_network_is_two_of_three_hidden_layers(normalised):
+def test_the_network_is_two_of_three_hidden_layers(normalised, crelu):
     torch.manual_seed(0)
-    network, obs = ActorCritic(4, 3, 16, normalised).double(), torch.randn(10, 4).double()
+    network, obs = ActorCritic(4, 3, 16, normalised, crelu).double(), torch.randn(10, 4).double()
+    behind = 32 if crelu else 16
     with torch.no_grad():
         for name, parameter in network.named_parameters():  # gains and offsets that show
             if "norm" in name:
@@ -260,7 +263,8 @@ def test_the_network_is_two_of_three_hidden_layers(normalised):
         )  # LayerNorm would hide the length of the observation
         for i in (1, 2, 3):
             layer = getattr(net, f"hidden{i}")
-            assert layer.weight.shape == (16, 4 + normalised if i == 1 else 16) and (layer.bias is None) == normalised
+            assert layer.weight.shape == (16, 4 + normalised if i == 1 else behind)
+            assert (layer.bias is None) == normalised
             bound = 1 / math.sqrt(layer.weight.shape[1])  # torch's own initialisation
             assert 0.9 * bound < layer.weight.abs().max() <= bound
             x = x @ layer.weight.detach().numpy().T
@@ -270,13 +274,14 @@ def test_the_network_is_two_of_three_hidden_layers(normalised):
                 x = x * norm.weight.detach().numpy() + norm.bias.detach().numpy()
             else:
                 x = x + layer.bias.detach().numpy()
-            x = np.where(x > 0, x, 0.1 * x)
-        assert net.head.weight.shape == (outputs, 16)
+            x = np.hstack([np.maximum(x, 0), np.maximum(-x, 0)]) if crelu else np.where(x > 0, x, 0.1 * x)
+        assert net.head.weight.shape == (outputs, behind)
         expected = x @ net.head.weight.detach().numpy().T + net.head.bias.detach().numpy()
         assert ours.numpy() == pytest.approx(expected, rel=1e-10)
     assert not {id(p) for p in network.actor.parameters()} & {id(p) for p in network.critic.parameters()}
     assert len(list(network.children())) == 2 and network.heads == ["actor.head", "critic.head"]
-    assert [type(network.get_submodule(name)) for name in network.probed] == [nn.LeakyReLU] * 6
+    kind = CReLU if crelu else nn.LeakyReLU
+    assert [type(network.get_submodule(name)) for name in network.probed] == [kind] * 6
 
 
 def test_actions_are_drawn_with_the_probabilities_of_the_softmax(tmp_path, monkeypatch):
@@ -785,6 +790,7 @@ DETECTS = shlex.split(
 )
 KILLED = {
     "plain": ("CartPole-v1", ["levels-plain", *FLAGS, *LEVELS]),
+    "crelu": ("Acrobot-v1", ["levels-crelu", *FLAGS, *LEVELS, "--intervene.methods", "l2-init", "fire"]),
     "oracle": ("own", ["levels-oracle", *FLAGS, *LEVELS]),
     "nap-switch": ("Acrobot-v1", ["levels-nap-switch", *FLAGS, *LEVELS, *DECAYS, "--nap.every", "3"]),
     "nap-cusum": ("own", ["levels-nap-cusum", *FLAGS, *LEVELS, *DECAYS, *DETECTS]),
@@ -840,7 +846,7 @@ def test_killed_and_resumed_is_bit_identical(name, tmp_path, own):
     for tag in ("rewarm/event", "reset/event"):
         expected = {
             "rewarm/event": "cusum" in name or "switch" in name,
-            "reset/event": name in ("oracle", "reset-cusum"),
+            "reset/event": name in ("oracle", "reset-cusum", "crelu"),
         }
         assert (tag in scalars) == expected[tag], tag
 
@@ -938,7 +944,7 @@ def test_every_preset_parses_and_differs():
     assert (
         len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()})
         == len(parsed)
-        == 12 + len(BASELINES)
+        == 13 + len(BASELINES)
     )
     assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
 
@@ -960,9 +966,10 @@ def test_a_preset_is_what_its_text_says(name):
     expected = ScheduleArgs() if period is None else ScheduleArgs("warmup-cosine", 1e-5, period)
     assert args.schedule == expected and (args.schedule.kind == "constant" or "constant" not in text)
     # Nothing else differs: from the defaults, or from plain PPO on the same levels.
-    same = ("nap", "network", "rewarm", "schedule", "switch", "intervene", "exp_name")
+    same = ("nap", "network", "activation", "rewarm", "schedule", "switch", "intervene", "exp_name")
     base = levels if args.shift.on else Args()
     assert dataclasses.replace(base, **{field: getattr(args, field) for field in same}) == args
+    assert (args.activation == "crelu") == ("CReLU" in text) == (name == "levels-crelu")
     assert args.intervene == BASELINES.get(name.removeprefix("levels-"), InterveneArgs())
     assert args.intervene.on == (text == f"ten levels, plain PPO and {name.removeprefix('levels-')}")
     # A block is the 125 updates of an iteration.
@@ -1058,6 +1065,8 @@ def test_levels_add_another_constant_to_each_observation():
         (["--reward-scale", "0"], ["--reward-scale"]),
         (["--ent-coef", "-1"], ["--ent-coef"]),
         (["--max-grad-norm", "-1"], ["--max-grad-norm"]),
+        (["levels-redo", "--activation", "crelu"], ["--intervene.methods redo and --activation crelu"]),
+        (["levels-crelu", "--intervene.methods", "continual-backprop"], ["continual-backprop and --activation crelu"]),
         (["--max-episode-steps", "-1"], ["--max-episode-steps"]),
         (["--width", "0"], ["--width"]),
         (["--device", "abacus"], ["--device", "abacus"]),

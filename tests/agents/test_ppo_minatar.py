@@ -537,7 +537,7 @@ def test_every_preset_parses_and_differs():
     assert (
         len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()})
         == len(parsed)
-        == 12 + len(BASELINES)
+        == 13 + len(BASELINES)
     )
     assert dataclasses.replace(parsed["baseline"], exp_name="ppo", seed=1) == Args()
 

@@ -205,15 +205,17 @@ def test_decay_is_at_the_rate_of_each_group():
 
 
 def test_after_new_weights_methods_forget_the_old_ones():
-    for other in ("l2-init", "churn", "continual-backprop"):
+    for other in ("l2-init", "churn", "continual-backprop", "trac"):
         for renewed in ("react", "weights_renewed"):
             (net, optimizer), _ = twins.pair(twins.Mlp)
             methods = build(InterveneArgs(("reset", other)), net, optimizer)
             train(methods, net, optimizer, change_at=99)
             methods.react(DRAW, changed=True) if renewed == "react" else methods.weights_renewed()
             state = methods.state_dict()["methods"][other]
-            if other == "l2-init":
-                assert all(torch.equal(state["initial"][name], p) for name, p in net.named_parameters())
+            if other in ("l2-init", "trac"):
+                start = state["initial" if other == "l2-init" else "start"]
+                assert all(torch.equal(start[name], p) for name, p in net.named_parameters())
+                assert other == "l2-init" or state["scale"] == 0.0
             elif other == "churn":
                 assert state["copies"] == []
             else:

@@ -1,6 +1,6 @@
 """Methods, as flags build them, against training written out: an Adam of plain arrays, and each method's formula.
 
-ReDo, continual backprop, weight clipping and churn have twins of their own in the tests of their modules.
+ReDo, continual backprop, weight clipping, churn and TRAC have twins of their own in the tests of their modules.
 """
 
 import math
