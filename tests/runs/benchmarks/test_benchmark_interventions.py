@@ -1,4 +1,4 @@
-"""The table of what methods cost: every method has a row, and what it does is what the script does."""
+"""The table of what methods cost: every method has a row, and those that act at a change are timed while they act."""
 
 import runpy
 

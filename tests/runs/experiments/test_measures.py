@@ -137,6 +137,23 @@ def test_any_single_method_that_is_ahead_refutes_a_panel(name):
         assert load(name).judge(overtaken).outcome == "not reproduced", other
 
 
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_is_seldom_reproduced_if_one_method_differs_by_chance_alone(name):
+    """All others are far behind. Where there are several environments, in the first."""
+    ours, rival = PANELS[name][0], "chain-redo" if name == "panel-minatar" else "redo"
+    outcomes = []
+    for k in range(100):
+        again = {run.seed: run.values for run in reversed(made_up(name, True, 1_000 + k)) if run.arm == ours}
+        runs = made_up(name, True, k)
+        runs = [
+            Measured(run.arm, run.world, run.seed, again[run.seed]) if run.arm == rival else run
+            for run in runs
+            if run.world == runs[0].world
+        ]
+        outcomes.append(load(name).judge(runs).outcome)
+    assert outcomes.count("reproduced") <= 7  # one-sided 2.5 %: 8 or more of 100 has a probability below 1 %
+
+
 def test_one_method_ahead_in_one_environment_or_level_in_most_leaves_a_panel_undecided():
     runs = made_up("panel-control-v1", True)
     worlds = list(dict.fromkeys(run.world for run in runs))
