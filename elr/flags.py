@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from elr.changepoint import Cusum
 from elr.interventions import reset_, shrink_and_perturb_
 from elr.measure import Meter, NoMeter
+from elr.metrics import check_tau
 from elr.probe import NoProbe, Probe
 from elr.projection import NoProjection, Projection
 from elr.rewarming import Rewarming
@@ -497,14 +498,18 @@ class ProbeArgs:
 
     def build(
         self, network: nn.Module, layers: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, inputs: Tensor,
-        probed: Sequence[str],
+        probed: Sequence[str], *, unit_dim: int | None = None,
     ) -> tuple[Meter | NoMeter, Probe | NoProbe]:  # fmt: skip
         """Meter of the realised ELR and norms of `layers`, weights by name, and probe of the features that the modules
-        `probed` give for `inputs`, the probe's batch."""
+        `probed` give for `inputs`, the probe's batch. `unit_dim` as in `Probe`, for modules with 3-D outputs."""
         meter: Meter | NoMeter = NoMeter()
         if self.meter_every:
             meter = Meter(layers, every=self.meter_every, optimizer=optimizer, nominal_power=1)
         if not self.every:
             return meter, NoProbe()
         with _named("--probe"):
-            return meter, Probe(network, inputs, probed, every=self.every, tau=self.tau)
+            check_tau(self.tau)
+            try:
+                return meter, Probe(network, inputs, probed, every=self.every, tau=self.tau, unit_dim=unit_dim)
+            except ValueError as error:
+                raise ValueError(f"{error}; or leave it out of `probed`, or give --probe.every 0") from error

@@ -273,12 +273,12 @@ BASELINES: Mapping[str, InterveneArgs] = {
     "redo": InterveneArgs(("redo",), when="every", every=1_000, tau=0.1),  # Sokar et al. 2023
     "continual-backprop": InterveneArgs(("continual-backprop",), rate=1e-4, maturity=10_000),  # Dohare et al. 2024, PPO
     "weight-clipping": InterveneArgs(("weight-clipping",), kappa=3.0),  # Elsayed et al. 2024, PPO
-    "weight-decay": InterveneArgs(("weight-decay",), decay=1e-3),
+    "weight-decay": InterveneArgs(("weight-decay",), decay=1e-3),  # our choice
     "l2-init": InterveneArgs(("l2-init",), pull=1e-3),  # within Kumar et al.'s sweep of 1e-2 to 1e-5
     "churn": InterveneArgs(("churn",), ratio=1e4),  # Tang et al. 2025, classic control
     "trac": InterveneArgs(("trac",)),  # Muppidi et al. 2024; it has no constants to choose
 }
-"""one preset per method, with constants of its source"""
+"""one preset per method, with constants of the literature where a comment does not say otherwise"""
 Q_BASELINES: Mapping[str, InterveneArgs] = {**BASELINES, "churn": InterveneArgs(("churn",), ratio=1e-2)}
 """the same for networks of action values: churn as in Tang et al.'s DQN on MinAtar"""
 Q_CHURN: Mapping[str, Any] = {"start": 50.0, "block": 100, "window": 500, "warmup": 100}

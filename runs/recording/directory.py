@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.errors import RunError
 from runs.recording.events_file import EventFile
-from runs.recording.files import failures_named, replace_atomically
+from runs.recording.files import crc_of, failures_named, replace_atomically
 from runs.recording.layout import Layout, layout
 from runs.recording.lock import RunLock
 from runs.recording.pieces import Pieces
 from runs.recording.provenance import provenance
-from runs.recording.scalars_file import TABLE, ScalarTable, require_length
+from runs.recording.scalars_file import TABLE, ScalarTable, require_length, require_unchanged, rows
 from runs.recording.tags import check_tag
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Run:
         self.directory, self.step = directory, step
         self.pieces = Pieces(directory / PIECES)
         self._lock, self._table_bytes = lock, table_bytes
+        self._layout: Layout | None = None
+        self._event_files: dict[str, tuple[int, int]] = {}  # those of earlier processes at the checkpoint
+        self._rebuild = False  # they are damaged
         self._files: tuple[ScalarTable, EventFile] | None = None
         self._restored: dict[str, Any] | None = None
         self._open = True
@@ -92,6 +95,11 @@ class Run:
         The first scalar recorded cuts the table to its length at the checkpoint, and makes TensorBoard drop every later
         step. This does not happen earlier because the state may turn out not to fit.
 
+        What the table and the event files held at the checkpoint must be unchanged. A changed table is refused: event
+        files hold 32-bit floats and cannot replace it. If an event file was changed or lost, a line on stderr says so,
+        and all numbers up to the checkpoint are written again, from the table, to a new one that TensorBoard shows
+        instead.
+
         Args:
             directory: a run directory.
             argv: the command line of this process, for the record; None means sys.argv.
@@ -108,10 +116,18 @@ class Run:
             if not saved.keys() >= {"step", "table_bytes", "state"}:
                 raise RunError(f"{directory / CHECKPOINT} lacks step, table_bytes or state: no run wrote it")
             require_length(directory, saved["table_bytes"])
+            sums = dict(saved.get("sums", {}))  # checkpoints of earlier versions have none
+            if TABLE in sums:
+                require_unchanged(directory, *sums.pop(TABLE))
             session = provenance(sys.argv if argv is None else argv, device)
             _add_resumption(directory, {"step": saved["step"], **session})
             run = cls(directory, lock, saved["step"], saved["table_bytes"])
-            run._restored = saved["state"]
+            run._restored, run._layout, run._event_files = saved["state"], saved.get("layout"), sums
+            damaged = [name for name, (length, crc) in sums.items() if crc_of(directory / name, length) != crc]
+            if damaged:
+                run._rebuild = True
+                what = "was changed or lost after the checkpoint: its numbers are written again, from"
+                print(f"{directory / damaged[0]} {what} {TABLE}", file=sys.stderr)
             run._write_status("running")
             return run
 
@@ -156,7 +172,8 @@ class Run:
     def layout(self, measured: Layout, **options: Any) -> None:
         """Group TensorBoard's charts; arguments as in `runs.recording.layout`."""
         self._require_open()
-        self._opened_files()[1].add_layout(layout(measured, **options))
+        self._layout = layout(measured, **options)
+        self._opened_files()[1].add_layout(self._layout)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state that a resumed run starts from. Call it last in a step: scalars recorded later at the same
@@ -168,8 +185,14 @@ class Run:
         """
         self._require_open()
         self.flush()
-        table, _ = self._opened_files()
-        content = {"step": _as_step("checkpoint", step), "table_bytes": table.length(), "state": state}
+        sums = {part.file.path.name: part.file.sum() for part in self._opened_files()}
+        content = {
+            "step": _as_step("checkpoint", step),
+            "table_bytes": sums[TABLE][0],
+            "sums": {**self._event_files, **sums},
+            "layout": self._layout,
+            "state": state,
+        }
         save_checkpoint(self.directory / CHECKPOINT, content)
         self.step = max(self.step, step)
         self._write_status("running")
@@ -230,7 +253,7 @@ class Run:
             if status == "finished":  # only once the numbers are on the disk
                 table, events = self._opened_files()
                 events.file.flush(durable=True)
-                self._write_status(status, message, table_bytes=table.length())
+                self._write_status(status, message, table_bytes=table.file.sum()[0])
                 self.pieces.keep_only([])  # a finished run is not resumed
 
     def _opened_files(self) -> tuple[ScalarTable, EventFile]:
@@ -239,8 +262,20 @@ class Run:
         if self._files is None:
             resumed = self._table_bytes is not None
             table = ScalarTable(self.directory, self._table_bytes)
-            self._files = table, EventFile(self.directory, self.step + 1 if resumed else None)
+            first_dropped = 0 if self._rebuild else self.step + 1
+            self._files = table, EventFile(self.directory, first_dropped if resumed else None)
+            if self._rebuild:
+                self._rewrite_events(self._files[1])
         return self._files
+
+    def _rewrite_events(self, events: EventFile) -> None:
+        if self._layout is not None:
+            events.add_layout(self._layout)
+        for step, tag, value in rows(self.directory, self._table_bytes or 0):
+            events.add(tag, value, step)
+            if events.file.pending > _FLUSH_BYTES:
+                events.file.flush()
+        self._event_files, self._rebuild = {}, False
 
     def _require_open(self) -> None:
         if not self._open:

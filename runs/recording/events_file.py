@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 _FILE_VERSION = "brain.Event:2"
+_NAME = "events.out.tfevents."
 
 
 class EventFile:
@@ -34,8 +35,8 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        number = len(list(directory.glob("events.out.tfevents.*")))
-        self.file = AppendFile(directory / f"events.out.tfevents.{number:06d}")
+        numbers = [int(p.suffix[1:]) for p in directory.glob(f"{_NAME}*") if p.suffix[1:].isdecimal()]
+        self.file = AppendFile(directory / f"{_NAME}{max(numbers, default=-1) + 1:06d}")
         self._records = RecordWriter(self.file)
         self._write(self._event(wall_time=time.time(), file_version=_FILE_VERSION))
         if purge_step is not None:

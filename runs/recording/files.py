@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -57,6 +58,23 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def crc_of(path: Path, length: int) -> int | None:
+    """CRC-32 of the first `length` bytes of a file; None if it is missing or shorter.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    crc = 0
+    with failures_named(f"read {path.name}", path):
+        try:
+            with open(path, "rb") as file:
+                while length and (chunk := file.read(min(length, 1 << 20))):
+                    crc, length = zlib.crc32(chunk, crc), length - len(chunk)
+        except FileNotFoundError:
+            return None
+    return None if length else crc
+
+
 class AppendFile:
     """A file that only grows: bytes are buffered in memory until `flush`.
 
@@ -70,6 +88,8 @@ class AppendFile:
         with failures_named(f"open {path.name}", path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._handle: int | None = os.open(path, flags, 0o666)
+            self._length = os.fstat(self._handle).st_size
+        self._crc = crc_of(path, self._length) or 0
 
     def write(self, data: bytes) -> int:
         """Buffer `data` for the next flush; returns its length, as files do."""
@@ -92,16 +112,24 @@ class AppendFile:
         try:
             with failures_named(f"write {self.path.name}", self.path):
                 while self._buffer:
-                    del self._buffer[: os.write(self._handle, self._buffer)]
+                    written = os.write(self._handle, self._buffer)
+                    self._crc = zlib.crc32(memoryview(self._buffer)[:written], self._crc)
+                    self._length += written
+                    del self._buffer[:written]
                 if durable:
                     os.fsync(self._handle)
         except RunError:
             self._abandon()
             raise
 
-    def size(self) -> int:
-        """Length of the file in bytes, without the buffer."""
-        return self.path.stat().st_size
+    def sum(self) -> tuple[int, int]:
+        """Length in bytes and CRC-32 of all that was written, once it is safely on the disk.
+
+        Raises:
+            RunError: the disk is full, or the file is closed.
+        """
+        self.flush(durable=True)
+        return self._length, self._crc
 
     def close(self) -> None:
         """Write the buffer and close; closing twice, or after a failure, does nothing.

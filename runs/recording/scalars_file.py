@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from runs.recording.errors import RunError
-from runs.recording.files import AppendFile, failures_named
+from runs.recording.files import AppendFile, crc_of, failures_named
 
 TABLE = "scalars.csv"
 _HEADER = b"step,tag,value\n"
+_WHAT_TO_DO = "restore it from a copy, or start a new run elsewhere"
 
 
 class ScalarTable:
@@ -35,11 +36,6 @@ class ScalarTable:
         """Append one number; its repr reads back as the same float, including nan and inf."""
         self.file.write(f"{step},{tag},{value!r}\n".encode())
 
-    def length(self) -> int:
-        """Length in bytes, after everything is safely on the disk."""
-        self.file.flush(durable=True)
-        return self.file.size()
-
 
 def require_length(directory: Path, length: int) -> None:
     """Refuse a table that is shorter than `length`, its bytes at the checkpoint.
@@ -51,7 +47,19 @@ def require_length(directory: Path, length: int) -> None:
     with failures_named(f"read {path.name}", path):
         size = path.stat().st_size
     if size < length:
-        raise RunError(f"{path} has {size} bytes, but had {length} at the checkpoint: lines are missing")
+        raise RunError(f"{path} has {size} bytes, but had {length} at the checkpoint: lines are missing; {_WHAT_TO_DO}")
+
+
+def require_unchanged(directory: Path, length: int, crc: int) -> None:
+    """Refuse a table whose first `length` bytes, those at the checkpoint, have changed since.
+
+    Raises:
+        RunError: they have another CRC-32, or cannot be read.
+    """
+    if crc_of(directory / TABLE, length) != crc:
+        raise RunError(
+            f"{directory / TABLE} was changed after the checkpoint: its checksum does not match; {_WHAT_TO_DO}"
+        )
 
 
 def require_whole(directory: Path, status: Mapping[str, Any]) -> None:
@@ -72,6 +80,17 @@ def require_whole(directory: Path, status: Mapping[str, Any]) -> None:
         raise RunError(
             f"{path} has {size} bytes, but had {length} at the end of the run: {what}; repeat the run elsewhere"
         )
+
+
+def rows(directory: Path, length: int) -> Iterator[tuple[int, str, float]]:
+    """(step, tag, value) of every line in the first `length` bytes of an undamaged table, in the order of writing."""
+    with open(directory / TABLE, "rb") as file:
+        at = len(file.readline())
+        while at < length:
+            line = file.readline()
+            at += len(line)
+            step, tag, value = line.decode().split(",")
+            yield int(step), tag, float(value)
 
 
 def read_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -357,6 +357,21 @@ def measuring(args, network=None):
     return args.build(network, scalable_weights(network), optimizer, inputs(), ["relu"])
 
 
+def test_advice_for_a_layer_that_cannot_be_probed_works():
+    network = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(20, 2))
+    batch = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(0))
+
+    def build(args, probed, **more):
+        return args.build(network, {}, torch.optim.SGD(network.parameters()), batch, probed, **more)[1]
+
+    off = ProbeArgs(meter_every=0)
+    with pytest.raises(ValueError, match=r"unit_dim=1 .*leave it out of `probed`, or give --probe\.every 0"):
+        build(off, ["0", "1"])
+    assert "plasticity/dead_fraction/0" in build(off, ["0", "1"], unit_dim=1).measure()
+    assert "plasticity/dead_fraction/1" in build(off, ["1"]).measure()
+    assert isinstance(build(ProbeArgs(every=0, meter_every=0), ["0", "1"]), NoProbe)
+
+
 def test_with_everything_off_null_objects_are_built():
     assert isinstance(NapArgs().build(Network(), inputs=inputs()), NoProjection)
     meter, probe = measuring(ProbeArgs(every=0, meter_every=0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elr.moments import reset_moments_
+from elr.moments import per_entry, reset_moments_
 
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {"momentum": 0.9}),
@@ -224,6 +224,16 @@ def test_what_does_not_start_at_a_known_value_is_refused_and_kept(make, message)
     with pytest.raises(ValueError, match=message) as refusal:
         reset_moments_(optimizer)
     assert "\n" not in str(refusal.value) and equal(kept(optimizer), before)
+
+
+def test_a_step_count_is_not_kept_per_entry_even_where_its_shape_fits():
+    scale = nn.Parameter(torch.tensor(2.0))
+    optimizer = torch.optim.Adam([scale])
+    (scale**2).backward()
+    optimizer.step()
+    state = optimizer.state[scale]
+    assert state["step"].shape == scale.shape
+    assert [id(tensor) for tensor, _ in per_entry(optimizer, scale)] == [id(state["exp_avg"]), id(state["exp_avg_sq"])]
 
 
 def test_lbfgs_is_refused():

@@ -19,6 +19,7 @@ from elr.interventions import (
 )
 from elr.interventions.fire import newton_schulz, polar
 from elr.interventions.flags import InterveneArgs
+from elr.interventions.methods import Recycle
 from tests.elr.interventions import twins
 from tests.elr.interventions.test_intervention_flags import DRAW, build, check, train
 
@@ -42,6 +43,38 @@ def test_a_reset_restarts_the_optimiser():
     train(build(InterveneArgs(), net, optimizer), net, optimizer)
     build(InterveneArgs(("reset",)), net, optimizer).react(DRAW, changed=True)
     assert not any(tensor.any() for state in optimizer.state.values() for tensor in state.values())
+
+
+def test_recycled_units_and_reset_heads_start_adagrads_sum_as_a_new_optimiser_does():
+    net = twins.network(twins.Mlp, 1)
+    optimizer = torch.optim.Adagrad(net.parameters(), lr=0.1, initial_accumulator_value=0.5)
+    train(build(InterveneArgs(), net, optimizer), net, optimizer)
+    hidden, head = (optimizer.state[p]["sum"] for p in (net.one.weight, net.head.weight))
+    assert (hidden > 0.5).any() and (head > 0.5).all()
+    build(InterveneArgs(("redo",), tau=1e9), net, optimizer).react(DRAW, changed=True)
+    assert (hidden == 0.5).all()
+    train(build(InterveneArgs(), net, optimizer), net, optimizer)
+    build(InterveneArgs(("reset-head",)), net, optimizer).react(DRAW, changed=True)
+    assert (head == 0.5).all()
+
+
+class CountsProjections:
+    def __init__(self):
+        self.projections = 0
+
+    def project_(self):
+        self.projections += 1
+
+
+@pytest.mark.parametrize(("tau", "recycles"), [(1e9, True), (0.0, False)])
+def test_weights_are_projected_after_recycling_which_is_an_event(tau, recycles):
+    net, _ = mlp()
+    with torch.no_grad():
+        net.one.bias.fill_(5.0), net.two.bias.fill_(5.0)  # every unit is active
+    held = CountsProjections()
+    method = Recycle(ReDo(net, net.layers, DRAW(2), tau=tau), held)
+    assert method.act(DRAW(8), lambda: twins.network(twins.Mlp, 5)) is recycles
+    assert held.projections == recycles == (method.scalars()["intervene/recycled"] > 0)
 
 
 @pytest.mark.parametrize(("name", "flags"), [

@@ -276,9 +276,15 @@ def test_the_same_arm_under_every_name_is_not_reproduced(name):
             assert load(name).judge(alike).outcome != "reproduced"
 
 
-@pytest.mark.parametrize("name", sorted(name for name, case in CASES.items() if not case.alike))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, case in CASES.items() if not (case.alike or name.startswith("panel-")))
+)
 def test_numbers_dealt_out_at_random_are_seldom_reproduced(name):
-    """Numbers change places between the arms of the same task and seed: differences between arms are chance."""
+    """Numbers change places between the arms of the same task and seed: differences between arms are chance.
+
+    In a panel one arm would have to be the best of all by chance, so this test could hardly fail: test_measures.py has
+    another one for panels.
+    """
     rng = np.random.default_rng(1)
     runs, outcomes = made_up(name, True), []
     for _ in range(100):

@@ -150,6 +150,15 @@ def test_fig2_right(decayed, plain, outcome):
     assert f"{near} of these 3 end within 5 points of 20.3 %" in verdict.reason
 
 
+@pytest.mark.parametrize(("end", "outcome"), [(0.9, "reproduced"), (0.89, "undecided")])
+def test_fig2_right_counts_runs_that_stay_above_90_percent(end, outcome):
+    def arm(name, first, ends):
+        return runs_of(f"fig2-right-projected-{name}-wd1", (fig2_right.ARRIVAL, [first] * 3), (fig2_right.END, ends))
+
+    runs = arm("scale-decay", 1_000.0, (1.0, 1.0, end)) + arm("plain", math.inf, (0.2, 0.2, 0.2))
+    assert load("fig2-right").judge(runs).outcome == outcome
+
+
 @pytest.mark.parametrize(
     ("high", "low", "rise", "other", "outcome"),
     [
@@ -189,6 +198,10 @@ def test_fig3_measures_the_activations_alone():
     [
         ((0.5, 0.7, 0.6), (0.1, 0.2, 0.1), (2.5, 2.9, 2.6), "reproduced"),
         ((1.5, 1.7, 1.6), (0.1, 0.2, 0.1), (2.5, 2.9, 2.6), "undecided"),
+        ((0.95, 1.03, 0.98), (0.1, 0.2, 0.1), (4.5, 4.9, 4.6), "reproduced"),  # 1 point is the threshold
+        ((0.98, 1.05, 1.02), (0.1, 0.2, 0.1), (4.5, 4.9, 4.6), "undecided"),
+        ((1.95, 2.03, 1.98), (0.1, 0.2, 0.1), (4.5, 4.9, 4.6), "undecided"),  # 2 points are the other one
+        ((1.98, 2.05, 2.02), (0.1, 0.2, 0.1), (4.5, 4.9, 4.6), "not reproduced"),
         ((0.5, 0.7, 0.6), (1.1, 1.2, 1.1), (2.5, 2.9, 2.6), "undecided"),
         ((0.5, 0.7, 0.6), (0.1, 0.2, 0.1), (0.5, 2.8, 0.6), "undecided"),
         ((-0.9, -1.0, -0.95), (0.1, 0.2, 0.1), (-0.5, -0.55, -0.52), "not reproduced"),  # neither has a gap
@@ -260,7 +273,10 @@ def test_fig9():
     assert outcome((0.5, 0.6, 0.5), (0.5, 0.6, 0.5)) == "undecided"  # no gap that could be closed
     assert outcome((1.8, 1.9, 1.8), (3.0, 3.2, 3.3)) == "not reproduced"
     assert outcome((0.0, 2.0, 1.0), (3.0, 3.2, 3.3)) == "undecided"
-    assert outcome((1.24, 1.25, 1.26), (3.0, 3.2, 3.3)) == "reproduced"
+    # the interval is 0.025 wide on either side
+    assert outcome((1.46, 1.47, 1.48), (3.0, 3.2, 3.3)) == "reproduced"
+    assert outcome((1.49, 1.5, 1.51), (3.0, 3.2, 3.3)) == "undecided"
+    assert outcome((1.52, 1.53, 1.54), (3.0, 3.2, 3.3)) == "not reproduced"
     assert outcome((-2.9, -3.0, -2.8), (-1.0, -1.2, -1.1)) == "not reproduced"  # the unconstrained one has no gap
     assert outcome((0.5, 0.5, 0.5), (3.0, 3.2, 3.3)) == "undecided"  # an interval without width
 

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from runs.experiments import fig2_left, fig8, fig11, high_utd_pilot, panel_grokking, theory
+from runs.experiments import (
+    fig2_left,
+    fig4_features,
+    fig8,
+    fig10,
+    fig11,
+    high_utd_pilot,
+    panel_grokking,
+    theory,
+)
 from runs.experiments.shared import atari, warm_start
 from runs.sweeps.experiment import Measured, Result, load
 from tests.runs.experiments.test_every_rule import made_up
@@ -82,6 +91,58 @@ def test_panel_grokking_reads_the_first_event_and_what_was_learned_until_then():
     assert values == [[29, 0.99, 30, 0.2], [math.inf, 0.7, 30, 0.2]]
 
 
+def changed(runs, arm, **values):
+    """The runs, with these numbers in those of one arm; numbers are callables of the run's own."""
+    return [
+        Measured(run.arm, run.world, run.seed, {**run.values, **{k: f(run.values[k]) for k, f in values.items()}})
+        if run.arm == arm
+        else run
+        for run in runs
+    ]
+
+
+@pytest.mark.parametrize("metric", fig4_features.METRICS.values())
+def test_fig4_features_needs_both_metrics(metric):
+    runs = changed(made_up("fig4-features", True), fig4_features.OURS, **{metric: lambda value: value / 4})
+    assert load("fig4-features").judge(runs).outcome == "not reproduced"
+
+
+@pytest.mark.parametrize("arm", fig10.ARMS[1:])
+def test_fig10_needs_every_arm(arm):
+    runs = changed(made_up("fig10", True), arm, **{atari.SCORE: lambda value: value / 4})
+    assert load("fig10").judge(runs).outcome == "not reproduced"
+
+
+def test_fig11_losses_are_losses_where_returns_are_negative():
+    """Both arms fall below the return before the event: a resetting one by 0.7 or more of it, a cycling one by 0.3."""
+    runs = [
+        Measured(arm, game, 1, {fig11.BEFORE: (-scale,) * 3, fig11.AFTER: (-scale * (1 + loss),) * 3})
+        for k, (game, scale) in enumerate({"A": 10.0, "B": 20.0, "C": 300.0}.items())
+        for arm, loss in ((fig11.RESETS, 0.7 + 0.01 * k), (fig11.CYCLES, 0.3))
+    ]
+    verdict = load("fig11").judge(runs)
+    assert verdict.outcome == "reproduced" and "smaller by 0.41 ± " in verdict.reason
+
+
+@pytest.mark.parametrize(("accuracy", "outcome"), [(0.99, "not reproduced"), (0.98, "reproduced")])
+def test_fig8_judges_the_fall_of_runs_that_end_at_99_percent(accuracy, outcome):
+    """The rank rises in all runs without scale decay; it matters only if they grok."""
+    runs = made_up("fig8", True)
+    for arm in ("plain-every100", "plain-every1000"):
+        runs = changed(runs, arm, **{fig8.ACCURACY: lambda _: accuracy, fig8.END: lambda rank: 100 * rank})
+    assert load("fig8").judge(runs).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("deviation", "outcome"),
+    [(4.9, "reproduced"), (5.1, "undecided"), (19.9, "undecided"), (20.1, "not reproduced")],
+)
+@pytest.mark.parametrize("number", [theory.COSINE, theory.SHARE])
+def test_theory_needs_both_closed_forms(number, deviation, outcome):
+    runs = changed(made_up("theory", True), "steep", **{number: lambda _: deviation})
+    assert load("theory").judge(runs).outcome == outcome
+
+
 def better(values, rng):
     """The same numbers, a fifth larger."""
 
@@ -108,13 +169,30 @@ def test_any_single_method_that_is_ahead_refutes_a_panel(name):
     assert load(name).judge(runs).outcome == "reproduced"
     for other in (*extra, *(prefix + method for method in module.METHODS)):
         rng = np.random.default_rng(1)
-        changed = [
+        overtaken = [
             Measured(run.arm, run.world, run.seed, better(of_ours[run.world, run.seed], rng))
             if run.arm == other
             else run
             for run in runs
         ]
-        assert load(name).judge(changed).outcome == "not reproduced", other
+        assert load(name).judge(overtaken).outcome == "not reproduced", other
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_is_seldom_reproduced_if_one_method_differs_by_chance_alone(name):
+    """All others are far behind. Where there are several environments, in the first."""
+    ours, rival = PANELS[name][0], "chain-redo" if name == "panel-minatar" else "redo"
+    outcomes = []
+    for k in range(100):
+        again = {run.seed: run.values for run in reversed(made_up(name, True, 1_000 + k)) if run.arm == ours}
+        runs = made_up(name, True, k)
+        runs = [
+            Measured(run.arm, run.world, run.seed, again[run.seed]) if run.arm == rival else run
+            for run in runs
+            if run.world == runs[0].world
+        ]
+        outcomes.append(load(name).judge(runs).outcome)
+    assert outcomes.count("reproduced") <= 7  # one-sided 2.5 %: 8 or more of 100 has a probability below 1 %
 
 
 def test_one_method_ahead_in_one_environment_or_level_in_most_leaves_a_panel_undecided():
@@ -134,8 +212,8 @@ def test_one_method_ahead_in_one_environment_or_level_in_most_leaves_a_panel_und
         else run
         for run in runs
     ]
-    for changed in (ahead, level):
-        assert load("panel-control-v1").judge(changed).outcome == "undecided"
+    for one in (ahead, level):
+        assert load("panel-control-v1").judge(one).outcome == "undecided"
 
 
 GROKS = {panel_grokking.ARRIVAL: 4_000.0, panel_grokking.END: 1.0}
@@ -162,9 +240,9 @@ def test_panel_grokking_decides_by_all_that_its_rule_names(changes, seeds, outco
     """Of an effect as claimed, change some numbers of an arm, for the first so many seeds."""
     runs = made_up("panel-grokking", True)
     first = sorted({run.seed for run in runs})[:seeds]
-    changed = [
+    altered = [
         Measured(run.arm, run.world, run.seed, {**run.values, **changes.get(run.arm, {})}) if run.seed in first else run
         for run in runs
     ]
     assert panel_grokking.judge(runs).outcome == "reproduced"
-    assert panel_grokking.judge(changed).outcome == outcome
+    assert panel_grokking.judge(altered).outcome == outcome

@@ -498,11 +498,36 @@ def test_curves_are_thinned_to_means_of_windows_or_to_points_of_a_logarithmic_ax
     x, y = record.thinned((steps, steps / 10), log_steps=False)
     assert len(x) == record.POINTS and x[0] == 50 and x[-1] == 10_000
     assert y[0] == 3.0 and y[-1] == 998.0  # means of five points
+    x, y = record.thinned((steps - 10, steps / 10), log_steps=False)  # from step 0 on
+    assert x[0] == 50 and y[0] == 3.5  # the first window has a sixth point, at 0
     x, y = record.thinned((steps, steps / 10), log_steps=True)
     assert len(x) <= record.POINTS and x[0] == 10 and x[-1] == 10_000 and np.array_equal(y, x / 10)
     assert set(x.tolist()) >= {10, 20, 30, 40, 50}  # early points are all there
     x, y = record.thinned((steps[:7], np.full(7, 1 / 3)), log_steps=False)
     assert np.array_equal(x, steps[:7]) and (y == 0.333333).all()
+
+
+def test_joined_records_have_the_circumstances_of_both():
+    here = record.Circumstances(("b", "c"), "2026-02-01", "2026-02-03", ("2.9",), ("mine",))
+    there = record.Circumstances(("a", "b"), "2026-01-30", "2026-02-02", ("2.10",), ("yours",))
+    both = record.Circumstances(("a", "b", "c"), "2026-01-30", "2026-02-03", ("2.10", "2.9"), ("mine", "yours"))
+    assert here.joined(there) == there.joined(here) == both
+
+
+@pytest.mark.parametrize("log_steps", [False, True])
+def test_a_figure_has_the_axis_of_its_experiment(tmp_path, monkeypatch, log_steps):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(report, "draw", DRAW)
+    monkeypatch.setattr(report.style, "save", lambda figure, _: figures.append(figure))
+    finish_all(tmp_path / "logs", "laptop")
+    report.write(
+        Args(("toy",), "laptop", tmp_path / "logs", tmp_path / "out"),
+        dataclasses.replace(EXPERIMENT, log_steps=log_steps),
+    )
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == ("log" if log_steps else "linear")
+    assert not log_steps or axes.get_xlim()[0] == 10  # the first step after 0
 
 
 def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch, capsys):

@@ -13,9 +13,10 @@ import pandas
 import pytest
 import torch
 
-from runs.recording import Run, RunError, read_scalars, read_status
+from runs.recording import Run, RunError, load_checkpoint, read_scalars, read_status, save_checkpoint
 from runs.recording import directory as directory_module
 from runs.recording import provenance as provenance_module
+from runs.recording.events_file import EventFile
 from runs.recording.provenance import git_state, provenance
 
 CONFIG = {"seed": 3, "rewarm": {"trigger": "cusum"}}
@@ -125,6 +126,8 @@ def test_killed_and_resumed_run_equals_one_that_never_stopped(tmp_path, torn):
     run._lock.release()  # as the operating system does for a killed process; the status is still running
     with open(tmp_path / "killed" / "scalars.csv", "ab") as table:
         table.write(b"17,train/loss,0.12"[: torn * 2])
+    with open(tmp_path / "killed" / "events.out.tfevents.000000", "ab") as file:
+        file.write(b"\x2d\0\0\0\0\0\0\0\x11\x22\x33\x44rest"[: torn * 2])
     assert read_scalars(tmp_path / "killed")["train/loss"][-1][0] == 16  # the torn line is not read
     with Run.resume(tmp_path / "killed", argv=["x.py", "--resume"]) as run:
         state = run.take_state()
@@ -175,8 +178,93 @@ def test_table_shorter_than_at_the_checkpoint_is_refused(tmp_path):
         record(run, range(5))
         run.checkpoint(4, {})
     os.truncate(tmp_path / "scalars.csv", 20)
-    with pytest.raises(RunError, match="lines are missing"):
+    with pytest.raises(RunError, match="lines are missing; restore it from a copy, or start a new run elsewhere"):
         Run.resume(tmp_path)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "lost": Path.unlink,
+    "emptied": lambda path: os.truncate(path, 0),
+    "shortened": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "bit": flip,
+}
+
+
+def stopped(directory, *ends, start=0):
+    """A run that ended a process after each of these steps, at a checkpoint."""
+    for k, end in enumerate(ends):
+        with Run.resume(directory) if k else create(directory) as run:
+            if k == 0:
+                run.layout({"rate": {"ELR": ("Multiline", ["^elr/fc$"])}})
+            record(run, range(start, end))
+            run.checkpoint(end - 1, {})
+        start = end
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "edited", "line removed, another added"])
+def test_changed_table_is_refused_in_one_line_and_nothing_is_written(tmp_path, damage):
+    stopped(tmp_path, 5, 9)
+    path = tmp_path / "scalars.csv"
+    if damage in DAMAGE:
+        DAMAGE[damage](path)
+    else:
+        first, second, *rest = path.read_bytes().splitlines(keepends=True)
+        changed = [second.replace(b"0.0", b"9.0")] if damage == "edited" else rest[:1]
+        path.write_bytes(b"".join([first, *changed, *rest]))
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.name != "lock"}
+    with pytest.raises(RunError, match=r"scalars\.csv") as caught:
+        Run.resume(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir() if p.name != "lock"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_event_file_is_written_again_from_the_table(tmp_path, damage, number, capsys):
+    stopped(tmp_path / "whole", 5, 9, 12)
+    stopped(tmp_path / "damaged", 5, 9)
+    path = tmp_path / "damaged" / f"events.out.tfevents.{number:06d}"
+    DAMAGE[damage](path)
+    with Run.resume(tmp_path / "damaged") as run:
+        assert str(path) in capsys.readouterr().err
+        record(run, range(9, 12))
+        run.checkpoint(11, {})
+    assert events(tmp_path / "damaged") == events(tmp_path / "whole") == in_float32(read_scalars(tmp_path / "whole"))
+    with Run.resume(tmp_path / "damaged") as run:
+        run.finish(11)
+    assert capsys.readouterr().err == ""
+    assert events(tmp_path / "damaged") == events(tmp_path / "whole")
+
+
+def test_rewritten_event_file_has_the_grouping_of_charts(tmp_path):
+    stopped(tmp_path, 5)
+    (tmp_path / "events.out.tfevents.000000").unlink()
+    with Run.resume(tmp_path) as run:
+        run.finish(5)
+    assert b"custom_scalars" in (tmp_path / "events.out.tfevents.000000").read_bytes()
+
+
+def test_run_of_an_earlier_version_without_checksums_is_resumed(tmp_path):
+    stopped(tmp_path, 5)
+    saved = load_checkpoint(tmp_path / "checkpoint.pt")
+    save_checkpoint(tmp_path / "checkpoint.pt", {key: saved[key] for key in ("step", "table_bytes", "state")})
+    with Run.resume(tmp_path) as run:
+        record(run, range(5, 7))
+        run.finish(6)
+    assert events(tmp_path) == in_float32(read_scalars(tmp_path))
+
+
+def test_event_files_are_numbered_after_the_last_one(tmp_path):
+    for number in ("000000", "000002"):
+        (tmp_path / f"events.out.tfevents.{number}").write_bytes(b"")
+    EventFile(tmp_path).file.close()
+    assert (tmp_path / "events.out.tfevents.000003").exists()
 
 
 def test_create_refuses_existing_runs_and_changes_nothing(tmp_path):
