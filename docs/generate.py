@@ -250,7 +250,7 @@ def preset_table(script: str) -> str:
     rows = [[code(name), cell(described[name].description), as_cell(flags)] for name, flags in own.items()]
     common = [f"All {code(name)} share: {as_cell(flags)}" for name, flags in shared.items()]
     heads = ["preset", "what it is", "its flags, besides what its family shares" if common else "its flags"]
-    return "\n\n".join([*common, f'<div class="presets" markdown>\n\n{table(heads, rows)}\n\n</div>'])
+    return "\n\n".join(['<div class="presets" markdown>', *common, table(heads, rows), "</div>"])
 
 
 def choices(kind: Any) -> str:

@@ -22,6 +22,8 @@ DOCS, RESULTS = ROOT / "docs", ROOT / "runs" / "results"
 PAGES = {ROOT / "CONTRIBUTING.md": "contributing.md", ROOT / "CHANGELOG.md": "changelog.md"}
 FENCE = re.compile(r"(^(`{3,})[^\n]*\n.*?^\2[ \t]*$)", re.M | re.S)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+WIDE = ("claims.md", "elr-cases.md")
+"""pages of one wide table, which get the room of the table of contents"""
 UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".cff": "yaml", ".json": "json"}
 
@@ -98,7 +100,9 @@ def origin(src_uri: str) -> Path:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links at the pages of the site, and indent nested lists by four spaces, as this Markdown wants it."""
+    """Point links at the pages of the site, indent nested lists by four spaces, link pictures to their full size."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     source = origin(page.file.src_uri)
     folder = source if source.is_dir() else source.parent
 
@@ -109,6 +113,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return os.path.relpath(uri_of(target), os.path.dirname(page.file.src_uri) or ".")
 
     def converted(text: str) -> str:
-        return re.sub(r"^ {2,3}(?=[-*] )", "    ", LINK.sub(lead, text), flags=re.M)
+        text = re.sub(r"^ {2,3}(?=[-*] )", "    ", LINK.sub(lead, text), flags=re.M)
+        return re.sub(r"^!\[[^\]]*\]\(([^)]+)\)$", r"[\g<0>](\1)", text, flags=re.M)
 
     return "".join(converted(part) if outside else part for part, outside in prose(markdown))

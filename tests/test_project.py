@@ -130,13 +130,55 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == version
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "runs" / "results").glob("*.md")),
+]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def outside_code(document: str) -> str:
+    """A Markdown text without its fenced blocks."""
+    return re.sub(r"^```[^\n]*\n.*?^```", "", document, flags=re.M | re.S)
+
+
+def anchors(document: str) -> set[str]:
+    """Anchors of its headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+?)$", outside_code(document), re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "") for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(document):
-    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", document.read_text())
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    text = document.read_text()
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", outside_code(text)):
+        target = (document.parent / link).resolve() if link else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pictures_have_an_alternative_text(document):
+    assert re.findall(r"!\[\s*\]\([^)]*\)", outside_code(document.read_text())) == []
+
+
+def test_anchors_are_those_of_github():
+    text = "# Text against text, text against figure\n## `elr` in [a loop](x.md): 2.5\n```\n# no heading\n```\n"
+    assert anchors(text) == {"text-against-text-text-against-figure", "elr-in-a-loop-25"}
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = re.findall(r"^ +- .*?: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == pages | {"contributing.md", "changelog.md"}  # docs/hooks.py adds these two
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    text = (ROOT / "mkdocs.yml").read_text() + (ROOT / "docs" / "assets" / "extra.css").read_text()
+    assert "  font: false\n" in text and not re.search(r"https?://|analytics", text)
 
 
 def test_the_readme_shows_algorithm_1_as_it_stands_in_the_script():
