@@ -1,6 +1,7 @@
 """Rules that hold for the tree as a whole: what imports what, what is declared, and what the documents promise."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -128,6 +129,21 @@ def test_the_version_is_the_same_everywhere():
     version = pyproject()["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == version
+
+
+def test_the_records_for_citing_agree():
+    project = pyproject()["project"]
+    citation, zenodo = (ROOT / "CITATION.cff").read_text(), json.loads((ROOT / ".zenodo.json").read_text())
+    assert f"\nlicense: {project['license']}\n" in citation and zenodo["license"] == project["license"]
+    assert f'\ntitle: "{zenodo["title"]}"\n' in citation
+    assert [one["name"] for one in zenodo["creators"]] == [one["name"] for one in project["authors"]]
+    assert re.findall(r"^  - (\S.*)$", citation.split("keywords:")[1].split("type:")[0], re.M) == zenodo["keywords"]
+    cited = {one["identifier"].removeprefix("arXiv:") for one in zenodo["related_identifiers"]}
+    assert cited == set(re.findall(r"arxiv\.org/abs/([\d.]+)", citation))
+
+
+def test_the_workflow_of_the_host_runs_ci():
+    assert "\n      - run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 DOCUMENTS = [
