@@ -96,7 +96,8 @@ def origin(src_uri: str) -> Path:
             return path
     if src_uri.startswith("source/"):
         return ROOT / src_uri.removeprefix("source/").removesuffix(".md")
-    return RESULTS / src_uri.removeprefix("results/") if src_uri.startswith("results/") else DOCS / src_uri
+    page = DOCS / src_uri  # docs/results/ and runs/results/ share a folder of the site
+    return page if page.exists() else RESULTS / src_uri.removeprefix("results/")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
