@@ -197,9 +197,10 @@ def test_the_site_loads_nothing_from_elsewhere():
     assert "  font: false\n" in text and not re.search(r"https?://|analytics", text)
 
 
-def test_the_readme_shows_algorithm_1_as_it_stands_in_the_script():
-    readme, script = ((ROOT / path).read_text() for path in ("README.md", "agents/dqn_minatar.py"))
-    shown = re.search(r"```python\nmeter(?:.|\n)*?```", readme).group(0).splitlines()[1:-1]
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+def test_algorithm_1_is_shown_as_it_stands_in_the_script(document):
+    text, script = ((ROOT / path).read_text() for path in (document, "agents/dqn_minatar.py"))
+    shown = re.search(r"```python\nmeter(?:.|\n)*?```", text).group(0).splitlines()[1:-1]
     lines = [line.strip() for line in script.splitlines()]
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown
