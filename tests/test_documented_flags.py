@@ -1,14 +1,18 @@
-"""Every flag and every preset that the documents name exists."""
+"""Every flag and every preset that the documents name exists, and their commands are accepted."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import re
+import shlex
 import typing
 from pathlib import Path
 
 import pytest
 
 from runs.__main__ import BENCHMARKS, COMMANDS
+from runs.recording import parse
 from runs.sweeps.experiment import names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,3 +94,28 @@ def test_presets_named_as_code_exist(document):
         pattern = re.escape(name).replace(r"\*", ".+").replace("NAME", ".+")
         known = any(re.fullmatch(pattern, preset) for preset in presets) or name in EXPERIMENTS
         assert known or name in ("nap-constant", "nap-decay", "nap-switch", "nap-cusum"), name  # arms of an experiment
+
+
+def commands(document):
+    """Scripts and their words, of the commands in fenced code; those with a placeholder, such as RUN, are left out."""
+    fenced = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```", document.read_text(), re.M | re.S)).replace("\\\n", " ")
+    for script, words in re.findall(r"^(?:PYTHONPATH=\. )?(?:\.venv/bin/)?python agents/(\w+)\.py(.*)$", fenced, re.M):
+        if not re.search(r"\b(?:RUN|PRESET|GAME|S)\b|\.\.\.", words.partition("#")[0]):
+            yield script, words.partition("#")[0].strip()
+
+
+SHOWN = sorted({command for document in DOCUMENTS for command in commands(document)})
+
+
+@pytest.mark.parametrize(("script", "words"), SHOWN, ids=lambda text: text[:40])
+def test_commands_in_documents_are_accepted(script, words):
+    module = importlib.import_module(f"agents.{script}")
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            parse(module.Args, module.PRESETS, shlex.split(words))
+        except SystemExit:
+            pytest.fail(f"{script}.py {words}: {errors.getvalue()}")
+
+
+def test_commands_are_found():
+    assert {script for script, _ in SHOWN} == set(SCRIPTS)
