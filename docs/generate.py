@@ -248,7 +248,10 @@ def preset_table(script: str) -> str:
     shared, own = families(script)
     described = module_of(script).PRESETS
     rows = [[code(name), cell(described[name].description), as_cell(flags)] for name, flags in own.items()]
-    common = [f"All {code(name)} share: {as_cell(flags)}" for name, flags in shared.items()]
+    alike: dict[str, list[str]] = {}
+    for name, flags in shared.items():
+        alike.setdefault(as_cell(flags), []).append(code(name))
+    common = [f"All {' and '.join(names)} share: {flags}" for flags, names in alike.items()]
     heads = ["preset", "what it is", "its flags, besides what its family shares" if common else "its flags"]
     return "\n\n".join(['<div class="presets" markdown>', *common, table(heads, rows), "</div>"])
 
