@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runs.recording.tags import TAGS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs"
 SCRIPTS = (
@@ -36,7 +38,6 @@ Table = Mapping[str, Sequence[str]]
 
 MOMENT = ("dead_fraction", "dormant_fraction", "effective_rank", "stable_rank", "srank", "feature_norm")
 CHANGE = ("delta_c", "delta_a", "flipped_fraction")
-METHODS = ("recycled", "replaced", "clipped_fraction", "l2_init_penalty", "churn", "churn_strength")
 MEASURED: Table = {
     "`--probe.meter-every` is not 0": [
         *(f"{name}/<layer>" for name in ("elr", "elr_nominal", "norms/parameter", "norms/gradient", "norms/update"))
@@ -49,7 +50,10 @@ REWARMED: Table = {
 }
 CHANGED: Table = {"the task can change": ["shift/task"], "the task changes": ["shift/boundary"]}
 INTERVENED: Table = {
-    "`--intervene.methods` names a method that does it": ["reset/event", *(f"intervene/{name}" for name in METHODS)]
+    "`--intervene.methods` names a method that does it": [
+        "reset/event",
+        *(tag for tag in TAGS if tag.startswith("intervene/")),
+    ]
 }
 RESET: Table = {"`--reset.at-steps` resets layers": ["reset/event"]}
 RETURNS = ["charts/episodic_return", "charts/episodic_length", "eval/episodic_return", "eval/episodic_return_std"]
@@ -286,8 +290,6 @@ def flag_tables(script: str) -> str:
 
 def logged_table(script: str) -> str:
     """What a script logs, and when."""
-    from runs.recording.tags import TAGS
-
     rows = []
     for when, tags in LOGGED[script].items():
         for tag in tags:
@@ -297,8 +299,6 @@ def logged_table(script: str) -> str:
 
 def all_tags() -> str:
     """Every tag, by group."""
-    from runs.recording.tags import TAGS
-
     left, parts = dict(TAGS), []
     for start, title in GROUPS.items():
         rows = [[code(tag), cell(one.meaning), cell(one.unit)] for tag, one in TAGS.items() if tag.startswith(start)]
