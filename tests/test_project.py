@@ -1,6 +1,7 @@
 """Rules that hold for the tree as a whole: what imports what, what is declared, and what the documents promise."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -130,18 +131,76 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == version
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+def test_the_records_for_citing_agree():
+    project = pyproject()["project"]
+    citation, zenodo = (ROOT / "CITATION.cff").read_text(), json.loads((ROOT / ".zenodo.json").read_text())
+    assert f"\nlicense: {project['license']}\n" in citation and zenodo["license"] == project["license"]
+    assert f'\ntitle: "{zenodo["title"]}"\n' in citation
+    assert [one["name"] for one in zenodo["creators"]] == [one["name"] for one in project["authors"]]
+    assert re.findall(r"^  - (\S.*)$", citation.split("keywords:")[1].split("type:")[0], re.M) == zenodo["keywords"]
+    cited = {one["identifier"].removeprefix("arXiv:") for one in zenodo["related_identifiers"]}
+    assert cited == set(re.findall(r"arxiv\.org/abs/([\d.]+)", citation))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_workflow_of_the_host_runs_ci():
+    assert "\n      - run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "runs" / "results").glob("*.md")),
+]
+
+
+def outside_code(document: str) -> str:
+    """A Markdown text without its fenced blocks."""
+    return re.sub(r"^```[^\n]*\n.*?^```", "", document, flags=re.M | re.S)
+
+
+def anchors(document: str) -> set[str]:
+    """Anchors of its headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+?)$", outside_code(document), re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "") for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(document):
-    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", document.read_text())
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    text = document.read_text()
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", outside_code(text)):
+        target = (document.parent / link).resolve() if link else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{link}#{anchor}"
 
 
-def test_the_readme_shows_algorithm_1_as_it_stands_in_the_script():
-    readme, script = ((ROOT / path).read_text() for path in ("README.md", "agents/dqn_minatar.py"))
-    shown = re.search(r"```python\nmeter(?:.|\n)*?```", readme).group(0).splitlines()[1:-1]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pictures_have_an_alternative_text(document):
+    assert re.findall(r"!\[\s*\]\([^)]*\)", outside_code(document.read_text())) == []
+
+
+def test_anchors_are_those_of_github():
+    text = "# Text against text, text against figure\n## `elr` in [a loop](x.md): 2.5\n```\n# no heading\n```\n"
+    assert anchors(text) == {"text-against-text-text-against-figure", "elr-in-a-loop-25"}
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = re.findall(r"^ +- .*?: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == pages | {"contributing.md", "changelog.md"}  # docs/hooks.py adds these two
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    text = (ROOT / "mkdocs.yml").read_text() + (ROOT / "docs" / "assets" / "extra.css").read_text()
+    assert "  font: false\n" in text and not re.search(r"https?://|analytics", text)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md"])
+def test_algorithm_1_is_shown_as_it_stands_in_the_script(document):
+    text, script = ((ROOT / path).read_text() for path in (document, "agents/dqn_minatar.py"))
+    shown = re.search(r"```python\nmeter(?:.|\n)*?```", text).group(0).splitlines()[1:-1]
     lines = [line.strip() for line in script.splitlines()]
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown

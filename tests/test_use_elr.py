@@ -34,6 +34,16 @@ def test_readme_shows_the_plain_loop_of_the_page():
     assert readme == python_blocks(PAGE, "A plain PyTorch loop")[0]
 
 
+def test_every_block_of_the_page_is_run():
+    """Here, or in tests/integrations, where the framework is installed."""
+    here = {"A plain PyTorch loop": 2, "Metrics only, on any SummaryWriter": 1, "What you call": 1, "Your network": 1}
+    elsewhere = {"Stable-Baselines3": 1, "Lightning": 1}
+    assert {heading: len(python_blocks(PAGE, heading)) for heading in (*here, *elsewhere)} == {**here, **elsewhere}
+    assert (ROOT / PAGE).read_text().count("```python\n") == sum((*here.values(), *elsewhere.values()))
+    recipes = (ROOT / "tests" / "integrations" / "test_recipes.py").read_text()
+    assert all(f'python_blocks(PAGE, "{heading}")' in recipes for heading in elsewhere)
+
+
 def test_resume_of_the_plain_loop_is_exact(tmp_path):
     """The loop stopped at 700 of 900 updates, its state saved and loaded by the lines of the page."""
     from torch.utils.tensorboard import SummaryWriter
