@@ -102,7 +102,8 @@ EDITS = {
     "deep value head": [
         (
             HEADS,
-            ATARI_HEADS.replace("nn.Linear(width, 1)", "nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, 1))"),
+            "        self.actor = nn.Linear(width, actions)\n"
+            "        self.critic = nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, 1))\n",
         ),
         (NAMED_HEADS, 'self.heads = ["actor", "critic.2"]'),
         ("(self.actor, 0.01), (self.critic, 1.0)):", "(self.actor, 0.01)):"),
