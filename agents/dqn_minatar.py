@@ -263,14 +263,14 @@ class QNetwork(nn.Module):
 
     def __init__(self, channels: int, actions: int, normalised: bool = True, crelu: bool = False):
         super().__init__()
-        filters, width, parts = 16, 128, 1 + crelu
+        filters, width = 16, 128
         self.conv = nn.Conv2d(channels, filters, kernel_size=3, bias=not normalised)
         self.conv_norm = nn.LayerNorm((filters, 8, 8)) if normalised else nn.Identity()
         self.conv_relu = CReLU() if crelu else nn.ReLU()
-        self.hidden = nn.Linear(filters * parts * 8 * 8, width, bias=not normalised)
+        self.hidden = nn.Linear(filters * 8 * 8 * (1 + crelu), width, bias=not normalised)
         self.hidden_norm = nn.LayerNorm(width) if normalised else nn.Identity()
         self.hidden_relu = CReLU() if crelu else nn.ReLU()
-        self.head = nn.Linear(width * parts, actions)
+        self.head = nn.Linear(width * (1 + crelu), actions)
         self.probed = ["conv_relu", "hidden_relu"]  # after the nonlinearity, where "dead" and "dormant" are defined
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] -> [B, A]

@@ -239,9 +239,9 @@ class ActorCritic(nn.Module):
 
     def __init__(self, inputs: int, actions: int, width: int = 256, normalised: bool = False, crelu: bool = False):
         super().__init__()
-        features = width * (1 + crelu)
 
         def mlp(outputs: int) -> nn.Sequential:
+            features = width * (1 + crelu)
             layers = OrderedDict[str, nn.Module]({"one": nn.ConstantPad1d((0, 1), 1.0)} if normalised else {})
             for i, fan_in in enumerate((inputs + normalised, features, features), start=1):
                 layers[f"hidden{i}"] = nn.Linear(fan_in, width, bias=not normalised)

@@ -14,8 +14,10 @@ from agents import dqn_minatar
 from runs.recording import RunError, load_checkpoint, read_scalars, read_status
 from tests.agents import scripts
 
-CONV_RELU, HIDDEN_RELU = "        self.conv_relu = nn.ReLU()\n", "        self.hidden_relu = nn.ReLU()\n"
-HEAD = "        self.head = nn.Linear(width, actions)\n"
+CONV_RELU, HIDDEN_RELU = (
+    f"        self.{name}_relu = CReLU() if crelu else nn.ReLU()\n" for name in ("conv", "hidden")
+)
+HEAD = "        self.head = nn.Linear(width * (1 + crelu), actions)\n"
 PROBED = '        self.probed = ["conv_relu", "hidden_relu"]'
 HIDDEN = "        x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, 128]\n"
 OUT = "        return self.head(x)\n"

@@ -17,8 +17,9 @@ from runs.recording import RunError, load_checkpoint, read_scalars
 from tests.agents import scripts
 
 MINATAR, ATARI, CONTROL = (Path(script.__file__) for script in (ppo_minatar, ppo_atari, ppo_control))
-RELU = "        self.hidden_relu = nn.ReLU()\n"
-HEADS = "        self.actor, self.critic = nn.Linear(width, actions), nn.Linear(width, 1)\n"
+RELU = "        self.hidden_relu = CReLU() if crelu else nn.ReLU()\n"
+HEADS = "        self.actor, self.critic = (nn.Linear(width * (1 + crelu), outputs) for outputs in (actions, 1))\n"
+ATARI_HEADS = "        self.actor, self.critic = nn.Linear(width, actions), nn.Linear(width, 1)\n"
 NAMED_HEADS = 'self.heads = ["actor", "critic"]'
 PROBED = 'self.probed = ["conv_relu", "hidden_relu"]'
 HIDDEN = "        x = self.hidden_relu(self.hidden_norm(self.hidden(x.flatten(1))))  # [B, 128]\n"
@@ -99,7 +100,11 @@ EDITS = {
     "rms norm": [("nn.LayerNorm(width)", "nn.RMSNorm(width)")],
     "centred head": [(OUT, OUT.replace("self.actor(x)", "self.actor(x) - self.actor(x).mean(1, keepdim=True)"))],
     "deep value head": [
-        (HEADS, HEADS.replace("nn.Linear(width, 1)", "nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, 1))")),
+        (
+            HEADS,
+            "        self.actor = nn.Linear(width, actions)\n"
+            "        self.critic = nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, 1))\n",
+        ),
         (NAMED_HEADS, 'self.heads = ["actor", "critic.2"]'),
         ("(self.actor, 0.01), (self.critic, 1.0)):", "(self.actor, 0.01)):"),
     ],
@@ -145,9 +150,9 @@ def test_the_atari_network_is_changed_in_the_same_three_places(tmp_path):
         tmp_path,
         ("width, bias = bf16, 512, not normalised", "width, bias = bf16, 1024, not normalised"),
         (
-            HEADS,
+            ATARI_HEADS,
             "        self.hidden2 = nn.Linear(width, width, bias=bias)\n"
-            "        self.hidden2_norm, self.hidden2_relu = norm(width), nn.ReLU()\n" + HEADS,
+            "        self.hidden2_norm, self.hidden2_relu = norm(width), nn.ReLU()\n" + ATARI_HEADS,
         ),
         (hidden, hidden + "            x = self.hidden2_relu(self.hidden2_norm(self.hidden2(x)))\n"),
     )
@@ -209,14 +214,17 @@ def test_a_network_that_cannot_be_projected_or_probed_is_refused_in_one_line(edi
 # ppo_control.py: policy and value are two networks, built by one function
 
 
-LEAKY = "nn.LeakyReLU(0.1)"
-SIZES = "(inputs + normalised, width, width)"
+LEAKY = "CReLU() if crelu else nn.LeakyReLU(0.1)"
+SIZES = "(inputs + normalised, features, features)"
 CONTROL_PROBED = "for i in (1, 2, 3)]"
 NETS = "        self.actor, self.critic = mlp(actions), mlp(1)\n"
 CONTROL_HEADS = 'self.heads = ["actor.head", "critic.head"]'
 CONTROL_OUT = "        return self.actor(obs), self.critic(obs)[:, 0]\n"
 VALUE = '    value_loss = (values - batch["returns"]).square().mean()\n'
-FOURTH = ((SIZES, SIZES.replace("width)", "width, width)")), (CONTROL_PROBED, CONTROL_PROBED.replace("3", "3, 4")))
+FOURTH = (
+    (SIZES, SIZES.replace("features)", "features, features)")),
+    (CONTROL_PROBED, CONTROL_PROBED.replace("3", "3, 4")),
+)
 CONTROL_EDITS = {
     # of the network
     "fourth layer": FOURTH,

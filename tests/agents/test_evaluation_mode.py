@@ -22,13 +22,14 @@ DQN = {"total_timesteps": 150, "learning_starts": 100, "buffer_size": 200, "log_
 IMAGES = {"phase_updates": 12, "width": 4, "hidden": 8, "batch_size": 16, "threads": 1, "log_every": 1}
 HIDDEN_RELU = "        self.hidden_relu = nn.ReLU()\n"
 DROPOUT = (HIDDEN_RELU, "        self.hidden_relu = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))\n")
-LEAKY = ("= nn.LeakyReLU(0.1)", "= nn.Sequential(nn.LeakyReLU(0.1), nn.Dropout(0.5))")
+EITHER = ("        self.hidden_relu = CReLU() if crelu else nn.ReLU()\n", DROPOUT[1])
+LEAKY = ("else nn.LeakyReLU(0.1)", "else nn.Sequential(nn.LeakyReLU(0.1), nn.Dropout(0.5))")
 BATCH_NORM = ("self.hidden_norm = nn.LayerNorm(width) if normalised else nn.Identity()",
               "self.hidden_norm = nn.BatchNorm1d(width)")  # fmt: skip
 COPIES = {
     "ppo_control": (ppo_control, LEAKY, {**PPO, "width": 8}, "network"),
-    "ppo_minatar": (ppo_minatar, DROPOUT, PPO, "network"),
-    "dqn_minatar": (dqn_minatar, DROPOUT, DQN, "q_network"),
+    "ppo_minatar": (ppo_minatar, EITHER, PPO, "network"),
+    "dqn_minatar": (dqn_minatar, EITHER, DQN, "q_network"),
     "ppo_minatar with batch norm": (ppo_minatar, BATCH_NORM, PPO, "network"),
     "warm_start": (warm_start, DROPOUT, IMAGES, "warm"),
 }
