@@ -57,7 +57,8 @@ def make_update(script: dict[str, Any], method: InterveneArgs) -> tuple[Callable
     """One update with a method, on networks of its own and made-up samples; and one event of it."""
     rng = np.random.default_rng(0)
     args = script["Args"]()
-    network = script["make_network"](4, 2, args, 0, torch.device("cpu"))
+    env = args.shift.world(args.env_id, 1)  # CartPole: 4 inputs, 2 actions
+    network = script["make_network"](env, args, 0, torch.device("cpu"))
     optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     obs = torch.from_numpy(rng.normal(size=(800, 4)).astype(np.float32))
     batch = {
@@ -66,7 +67,7 @@ def make_update(script: dict[str, Any], method: InterveneArgs) -> tuple[Callable
     }  # fmt: skip
     methods = method.build(
         network, optimizer, NoProjection(), layers=network.probed, heads=network.heads, inputs=obs[:2],
-        fresh=lambda: script["make_network"](4, 2, args, int(rng.integers(2**32)), torch.device("cpu")),
+        fresh=lambda: script["make_network"](env, args, int(rng.integers(2**32)), torch.device("cpu")),
         divergence=policy_divergence, batch=32, churn={"block": 125, "least": 1.0},
     )  # fmt: skip
 
