@@ -36,6 +36,9 @@ GRID_LINE = (40, 40, 40)
 MAX_PER_SECOND = 30
 """Of a faster environment every second picture is drawn, or every third, ..."""
 
+_QUIET = {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+"""for pygame: no line on stdout, and neither screen nor sound, which it would look for and miss on a server"""
+
 
 class Film(VectorWrapper):
     """Passes everything on unchanged, and keeps the first episode of environment 0 after a reset.
@@ -131,7 +134,8 @@ class ControlFilm(Film):
 
     def _drawing(self) -> gymnasium.Env[Any, Any]:
         """An environment that draws."""
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # a line on stdout
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         spec = gymnasium.spec(self._env_id.rpartition(":")[2])
         try:
             with warnings.catch_warnings():  # Gymnasium warns of a render mode that the environment does not list

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from runs.recording.files import failures_named, replace_atomically
+from runs.recording.files import failures_named, write_atomically
 
 MAX_FRAMES = 2_700
 """The first frames of an episode are kept: three minutes of play, while a game of Atari may last half an hour. They
@@ -98,8 +98,4 @@ def write_gif(
     first.save(encoded, "GIF", save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
     with failures_named(f"write {path.name}", path):
         path.parent.mkdir(exist_ok=True)
-
-    def write(file: BinaryIO) -> None:
-        file.write(encoded.getbuffer())
-
-    replace_atomically(path, write)
+    write_atomically(path, encoded.getbuffer())

@@ -51,7 +51,7 @@ from runs.recording import (
     rng_state,
     weights_and_gradients,
 )
-from runs.recording.files import replace_atomically
+from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
 from runs.training.checks import require_threads
 
@@ -330,7 +330,7 @@ class Session:
         if self._unit == "step" and isinstance(network, nn.Module):
             weights, encoded = network.state_dict(), io.BytesIO()  # torch hides why a file cannot be written
             torch.save({name: weight.detach().cpu().clone() for name, weight in weights.items()}, encoded)
-            replace_atomically(self.directory / WEIGHTS, lambda file: file.write(encoded.getbuffer()) and None)
+            write_atomically(self.directory / WEIGHTS, encoded.getbuffer())
 
     def farewell(self, *lines: str) -> None:
         """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""
