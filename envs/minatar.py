@@ -351,10 +351,19 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         return self.frame(0)
 
 
-def picture(cells: NDArray[np.uint8], scale: int = FRAME_SCALE) -> NDArray[np.uint8]:
-    """Draw one observation [C, 10, 10] as RGB, uint8 [10 scale, 10 scale, 3]: `PALETTE`, the last channel on top."""
-    numbers = np.arange(1, cells.shape[0] + 1)[:, None, None]  # [C, 1, 1]; 0 stays for the empty cell
-    topmost: NDArray[np.int64] = (cells * numbers).max(axis=0)  # [10, 10]
+def picture(
+    cells: NDArray[np.uint8], scale: int = FRAME_SCALE, layers: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
+    """Draw one observation [C, 10, 10] in the colours of `PALETTE`, as RGB, uint8 [10 scale, 10 scale, 3].
+
+    Args:
+        cells: the observation.
+        scale: height and width of a cell.
+        layers: the channels from the lowest to the one on top; None for 0, 1, 2, ...
+    """
+    topmost = np.zeros(cells.shape[1:], dtype=np.int64)  # [10, 10]; 0 stays for the empty cell
+    for channel in range(len(cells)) if layers is None else layers:
+        topmost[cells[channel] > 0] = channel + 1
     return PALETTE[topmost].repeat(scale, axis=0).repeat(scale, axis=1)
 
 

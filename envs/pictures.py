@@ -31,6 +31,15 @@ MAX_PICTURES = 1_000
 """The first pictures of an episode are drawn: MinAtar's ten in a second last 100 seconds."""
 CELL = 32
 """Height and width of a MinAtar cell in a picture, in pixels."""
+LAYERS = {
+    "Asterix": (2, 3, 1, 0),
+    "Breakout": (2, 3, 0, 1),
+    "Freeway": (2, 3, 4, 5, 6, 1, 0),
+    "Seaquest": (7, 8, 3, 9, 5, 6, 4, 2, 1, 0),
+    "SpaceInvaders": (1, 2, 3, 4, 5, 0),
+}
+"""Channels of each game from the lowest to the one on top: trails and walls below, the player above. In the order of
+the channels Breakout's bricks would hide the ball."""
 GRID_LINE = (40, 40, 40)
 """Colour between the cells."""
 MAX_PER_SECOND = 30
@@ -99,14 +108,18 @@ class Film(VectorWrapper):
 
 
 class MinAtarFilm(Film):
-    """A MinAtar game: a colour for each channel, `envs.minatar.PALETTE`."""
+    """A MinAtar game: a colour for each channel, `envs.minatar.PALETTE`; what moves is above what does not."""
 
     steps_per_second = 10.0
+
+    def __init__(self, env: MinAtarVectorEnv) -> None:
+        super().__init__(env)
+        self._layers = LAYERS[env.rules["env_id"].removeprefix("MinAtar/").partition("-")[0]]
 
     def pictures(self) -> Iterator[NDArray[np.uint8]]:
         """See `Film`."""
         for step in self._drawn():
-            drawn = picture(self._seen[step], CELL)
+            drawn = picture(self._seen[step], CELL, self._layers)
             drawn[::CELL], drawn[:, ::CELL] = GRID_LINE, GRID_LINE
             yield drawn
 

@@ -94,7 +94,6 @@ def main(args: Args) -> None:
     recipes = [find_agent(directory, args.script) for directory in args.directories]
     for recipe in recipes:
         _require_possible(recipe, args)
-    print(markdown(HEADS, []), end="")
     records = []
     for number, recipe in enumerate(recipes):
         agent = load_agent(recipe)
@@ -102,6 +101,8 @@ def main(args: Args) -> None:
         seed = agent.seed if args.seed is None else args.seed
         film = _gif_path(args, agent, task, number) if args.video else None
         played = evaluate(agent, args.episodes or recipe.args.eval_episodes, seed, task, args.sampled, film)
+        if number == 0:  # not above an error
+            print(markdown(HEADS, []), end="")
         print(_row(agent, task, played), flush=True)
         records.append(_record(agent, task, seed, args.sampled, played))
     for record in records:
