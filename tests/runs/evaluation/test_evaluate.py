@@ -29,7 +29,7 @@ from agents import (
 from envs.minatar import PALETTE
 from envs.shifts import OffsetObservations
 from runs.__main__ import main
-from runs.evaluation import command
+from runs.evaluation import playing
 from runs.evaluation.agent import REPOSITORY, find_agent, load_agent
 from runs.recording import Run, RunError, config_to_dict, read_scalars, read_status
 from runs.training import Session
@@ -180,7 +180,7 @@ def test_a_seed_repeats_its_numbers_and_others_differ(runs, tmp_path):
 
 
 def test_episodes_beyond_a_batch_are_of_other_seeds(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "BATCH", 5)
+    monkeypatch.setattr(playing, "BATCH", 5)
     many = evaluated(runs("ppo_control"), tmp_path, "--episodes", "12", "--seed", "7")
     parts = [
         evaluated(runs("ppo_control"), tmp_path, "--episodes", count, "--seed", seed)["returns"]
@@ -196,7 +196,7 @@ def test_sampled_actions_are_draws_from_the_policy(runs, tmp_path):
     assert sampled == again and sampled["sampled"] and sampled["returns"] != greedy["returns"]
     logits = np.log([[0.1, 0.7, 0.2]]).repeat(20_000, 0)
     rng = np.random.default_rng(0)
-    drawn = command._drawn(None, logits, logits=lambda network, obs: obs, rng=rng).argmax(1)
+    drawn = playing._drawn(None, logits, logits=lambda network, obs: obs, rng=rng).argmax(1)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.1, 0.7, 0.2], atol=0.015)
 
 
@@ -239,7 +239,7 @@ def test_a_change_with_the_last_step_does_not_count(runs, tmp_path, capsys):
 
 def test_a_task_has_the_settings_that_the_run_met_it_with(runs):
     agent = load_agent(find_agent(runs("offsets")))
-    env = command._environments(agent, 2, 1, False)[0]
+    env = playing._environments(agent, 2, 1, False)[0]
     env.reset(seed=9)
     met = agent.recipe.args.shift.world("CartPole-v1", 4)
     met.reset(seed=agent.seed - agent.step)
@@ -251,7 +251,7 @@ def test_a_task_has_the_settings_that_the_run_met_it_with(runs):
 
 def test_a_drift_is_evaluated_at_the_value_of_the_checkpoint(runs, tmp_path):
     agent = load_agent(find_agent(runs("drift")))
-    env, _ = command._environments(agent, 3, 0, False)
+    env, _ = playing._environments(agent, 3, 0, False)
     env.reset(seed=1)
     assert env.env.physics("length") == pytest.approx(2.0 - 1.5 * 42 / 150)  # step 192: 42 after 150
     assert evaluated(runs("drift"), tmp_path)["mean"] == last_evaluation(runs("drift"))[1]
