@@ -36,7 +36,7 @@ from runs.training import Session
 from tests import documents
 from tests.agents import scripts
 
-CATCH = {"env_id": "rewarm/Catch-v0", "eval_episodes": 2}
+CATCH = {"env_id": "rewarm/Catch-v0", "eval_episodes": 10}
 DQN = {
     "total_timesteps": 300, "learning_starts": 60, "buffer_size": 200, "batch_size": 4, "log_every": 20,
     "exploration_steps": 120, "target_network_frequency": 20, "eval_every": 100, "checkpoint_every": 100,
@@ -46,11 +46,11 @@ FLAGS = {
     dqn_minatar: {**DQN, "eval_episodes": 3},
     ppo_minatar: {**PPO, "eval_episodes": 3},
     ppo_control: {**PPO, "eval_episodes": 5, "width": 16, "checkpoint_every": 1},
-    dqn_atari: {**DQN, **CATCH, "total_timesteps": 100, "eval_epsilon": 0.3},
+    dqn_atari: {**DQN, **CATCH, "total_timesteps": 100, "eval_epsilon": 0.7},
     ppo_atari: {**PPO, **CATCH, "total_timesteps": 64},
     rainbow_atari: {
         **{name: value for name, value in DQN.items() if name != "exploration_steps"}, **CATCH,
-        "total_timesteps": 100, "eval_epsilon": 0.3,
+        "total_timesteps": 100, "eval_epsilon": 0.7,
     },
 }  # fmt: skip
 SHIFTED = dqn_minatar.ShiftArgs("rewards", values=(1.0, 10.0), every_steps=200)
