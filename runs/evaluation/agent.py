@@ -58,6 +58,11 @@ class Recipe:
         return next(name for name in POLICIES if hasattr(self.script, name))
 
     @property
+    def episodes(self) -> int:
+        """Episodes of the script's own evaluations."""
+        return int(getattr(self.args, "eval_episodes", 10))
+
+    @property
     def epsilon(self) -> float:
         """Probability of a random action in the script's own evaluations."""
         return float(getattr(self.args, "eval_epsilon", 0.0))
@@ -107,14 +112,18 @@ def find_agent(directory: Path, script: Path | None = None) -> Recipe:
             f"{directory} is not a run of these scripts (no {missing[0]}): evaluate needs a run's flags and checkpoint"
         )
     config = read_json(directory / CONFIG)
-    if not {"env_id", "seed", "shift"} <= config.keys():
+    if "env_id" not in config:
         raise RunError(f"{directory} trains no agent: evaluate is for runs of the reinforcement-learning scripts")
+    if lacking := [name for name in ("seed", "shift", "total_timesteps") if name not in config]:
+        raise RunError(
+            f"{directory / CONFIG} has no {lacking[0]}, which evaluate needs to build the agent's environments"
+        )
     if not (directory / CHECKPOINT).exists():
         raise RunError(f"{directory} has no {CHECKPOINT}: the run stopped before the first one, or it was removed")
     module = _imported(script or _script_of(directory), directory)
     with _about(directory):
-        # A GPU is not needed to evaluate; a group of flags that this script does not have is named.
-        args = config_from_dict(module.Args, {**config, "device": "cpu", "resume": None})
+        others = {"device": "cpu", "resume": None}  # a GPU is not needed to evaluate
+        args = config_from_dict(module.Args, {**config, **{name: others[name] for name in others if name in config}})
     return Recipe(directory, module, args)
 
 
@@ -133,11 +142,12 @@ def load_agent(recipe: Recipe) -> Agent:
     with _about(f"{directory}: its environments do not fit {recipe.path}"):
         world: Any = make_world(args)
         world.load_state_dict(state["env"])
-    with _about(f"{directory}: its checkpoint does not fit the network of {recipe.path}"):
+    with _about(f"{directory}: make_network(env, args, seed, device) of {recipe.path} cannot be called"):
         network: nn.Module = script.make_network(world, args, 0, torch.device("cpu"))
+    with _about(f"{directory}: its checkpoint does not fit the network of {recipe.path}"):
         network.load_state_dict(state[part])
     # As many threads as the run, where there are so many: sums in another order have other last digits.
-    torch.set_num_threads(min(args.threads, os.cpu_count() or 1))
+    torch.set_num_threads(min(getattr(args, "threads", 1), os.cpu_count() or 1))
     return Agent(recipe, partial(getattr(script, recipe.policy), network), int(saved["step"]), world)
 
 

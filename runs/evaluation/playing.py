@@ -53,7 +53,7 @@ def evaluate_runs(args: Args) -> None:
         task = agent.task if args.task is None else args.task
         seed = agent.seed if args.seed is None else args.seed
         film = _gif_path(args, agent, task, number) if args.video else None
-        played = evaluate(agent, args.episodes or recipe.args.eval_episodes, seed, task, args.sampled, film)
+        played = evaluate(agent, args.episodes or recipe.episodes, seed, task, args.sampled, film)
         if number == 0:  # not above an error
             print(markdown(HEADS, []), end="")
         print(_row(agent, task, played), flush=True)
@@ -79,7 +79,7 @@ def evaluate(agent: Agent, episodes: int, seed: int, task: int, sampled: bool, g
     Raises:
         RunError: there is no such task, or the environment cannot be drawn, or the GIF not be written.
     """
-    recipe, batch = agent.recipe, max(BATCH, agent.recipe.args.eval_episodes)
+    recipe, batch = agent.recipe, max(BATCH, agent.recipe.episodes)
     returns, lengths = [], []
     for number, begin in enumerate(range(0, episodes, batch)):
         policy = agent.policy

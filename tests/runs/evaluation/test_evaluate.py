@@ -36,6 +36,7 @@ from runs.training import Session
 from tests import documents
 from tests.agents import scripts
 
+OLDER = "from agents.dqn_minatar import Args, q_values\n\n\ndef make_network({}):\n    pass\n"
 CATCH = {"env_id": "rewarm/Catch-v0", "eval_episodes": 10}
 DQN = {
     "total_timesteps": 300, "learning_starts": 60, "buffer_size": 200, "batch_size": 4, "log_every": 20,
@@ -318,6 +319,13 @@ def written(**changes):
     return change
 
 
+def without(name):
+    def change(path):
+        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "change", "parts"),
     [
@@ -325,6 +333,8 @@ def written(**changes):
         ("checkpoint.pt", lambda path: path.write_bytes(path.read_bytes()[:-9]), ["checkpoint.pt is truncated"]),
         ("config.json", lambda path: path.write_text("["), ["config.json is not valid JSON"]),
         ("config.json", written(gone=1), ["unknown keys: gone"]),
+        ("config.json", without("shift"), ["config.json has no shift"]),
+        ("config.json", without("gamma"), ["missing keys: gamma"]),
         ("config.json", written(env_id="MinAtar/Pong-v1"), ["environments do not fit", "unknown MinAtar environment"]),
         (
             "config.json",
@@ -373,11 +383,12 @@ def test_no_run_and_a_missing_directory_are_one_line(tmp_path):
         ("import no_such_module\n", "cannot be imported: ModuleNotFoundError"),
         ("Args = make_network = 1\n", "has no q_values or policy_logits"),
         ("Args = q_values = 1\n", "has no make_network"),
+        (OLDER.format("channels, actions, args, seed, device"), "of {tmp}/other.py cannot be called"),
     ],
 )
 def test_a_script_that_does_not_fit_is_one_line(source, part, runs, tmp_path):
     (tmp_path / "other.py").write_text(source)
-    assert part in refusal(runs("dqn_minatar"), "--script", tmp_path / "other.py")
+    assert part.format(tmp=tmp_path) in refusal(runs("dqn_minatar"), "--script", tmp_path / "other.py")
 
 
 # copies
