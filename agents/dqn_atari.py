@@ -322,11 +322,11 @@ def q_values(network: QNetwork, obs: np.ndarray) -> np.ndarray:  # [N, 4, 84, 84
         return network(torch.from_numpy(obs).to(network.head.weight.device)).cpu().numpy()
 
 
-def make_network(actions: int, args: Args, seed: int, device: torch.device) -> QNetwork:
-    """A network with the initial weights that this seed gives it."""
+def make_network(env: Any, args: Args, seed: int, device: torch.device) -> QNetwork:
+    """A network for these environments, with the initial weights that this seed gives it."""
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
-        return QNetwork(actions, args.network == "normalised", args.bf16).to(device)
+        return QNetwork(int(env.single_action_space.n), args.network == "normalised", args.bf16).to(device)
 
 
 def make_optimizer(network: nn.Module, args: Args) -> torch.optim.Optimizer:
@@ -384,7 +384,7 @@ def main(args: Args) -> None:
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = world(args.num_envs)
         actions = int(env.single_action_space.n)
-        q_network, target_network = (make_network(actions, args, run.seed("init"), run.device) for _ in range(2))
+        q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = make_optimizer(q_network, args)
         replay = FrameMemory(args.buffer_size, args.num_envs, args.gamma, args.n_step)
         gradient = partial(td_gradient, q_network, target_network, double_q=args.double_q)
@@ -417,7 +417,7 @@ def main(args: Args) -> None:
     def react_to_change() -> None:
         """The environment has changed its task: do what --switch asks for, before the agent learns from the new one."""
         switch = args.switch
-        fresh = make_network(actions, args, run.seed("switch", run.step), run.device)
+        fresh = make_network(env, args, run.seed("switch", run.step), run.device)
         with in_float32(q_network):
             switch.intervene_(q_network, fresh, projection, heads=q_network.heads)
         if switch.does("optimizer"):
@@ -441,7 +441,7 @@ def main(args: Args) -> None:
 
     def reset_layers() -> None:
         """--reset: new layers with fresh moments, and a copy for the target network; the replay memory is kept."""
-        fresh = make_network(actions, args, run.seed("switch", run.step), run.device)
+        fresh = make_network(env, args, run.seed("switch", run.step), run.device)
         named = {"head": q_network.heads, "dense": q_network.dense, "all": None}[args.reset.layers]
         reset_(q_network, fresh, modules=named, optimizer=optimizer, moments="reset")
         target_network.load_state_dict(q_network.state_dict())

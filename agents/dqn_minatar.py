@@ -286,8 +286,9 @@ def q_values(network: QNetwork, obs: np.ndarray) -> np.ndarray:  # [N, C, 10, 10
         return network(torch.from_numpy(obs).to(network.head.weight.device)).cpu().numpy()
 
 
-def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> QNetwork:
-    """A network with the initial weights that this seed gives it."""
+def make_network(env: Any, args: Args, seed: int, device: torch.device) -> QNetwork:
+    """A network for these environments, with the initial weights that this seed gives it."""
+    channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
         return QNetwork(channels, actions, args.network == "normalised", args.activation == "crelu").to(device)
@@ -336,10 +337,8 @@ def main(args: Args) -> None:
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = args.shift.world(args.env_id, 1)
-        channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-        q_network, target_network = (  # of one seed: the target begins as a copy
-            make_network(channels, actions, args, run.seed("init"), run.device) for _ in range(2)
-        )
+        # Both of one seed: the target begins as a copy.
+        q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = FlatAdam(q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
         reference = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
@@ -366,7 +365,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(q_network, layers, optimizer, probe_obs, q_network.probed)
         methods = args.intervene.build(
             q_network, optimizer, projection, layers=q_network.probed, heads=["head"], inputs=probe_obs[:2],
-            fresh=lambda: make_network(channels, actions, args, int(reference_rng.integers(2**32)), run.device),
+            fresh=lambda: make_network(env, args, int(reference_rng.integers(2**32)), run.device),
             divergence=value_divergence, batch=args.batch_size, churn=Q_CHURN,
         )  # fmt: skip
 
@@ -398,7 +397,7 @@ def main(args: Args) -> None:
         projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
         """
         switch = args.switch
-        fresh = make_network(channels, actions, args, run.seed("switch", run.step), run.device)
+        fresh = make_network(env, args, run.seed("switch", run.step), run.device)
         switch.intervene_(q_network, fresh, projection, heads=["head"])
         if switch.renews:
             methods.weights_renewed()
@@ -440,7 +439,7 @@ def main(args: Args) -> None:
             epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, since)
             explore = action_rng.random() < epsilon
             values = act(obs) if recent.on or not explore else None  # [1, A]
-            action = int(action_rng.integers(actions)) if explore else int(values.argmax())
+            action = int(action_rng.integers(env.single_action_space.n)) if explore else int(values.argmax())
             recent.act(values, action)
             next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
             replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])

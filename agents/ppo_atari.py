@@ -310,8 +310,9 @@ class ActorCritic(nn.Module):
         return self.actor(x), self.critic(x)[:, 0]
 
 
-def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
-    """A network with the initial weights that this seed gives it."""
+def make_network(env: Any, args: Args, seed: int, device: torch.device) -> ActorCritic:
+    """A network for these environments, with the initial weights that this seed gives it."""
+    channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
         return ActorCritic(channels, actions, args.network == "normalised", args.bf16).to(device)
@@ -417,8 +418,7 @@ def main(args: Args) -> None:
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = world(args.num_envs)
-        channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-        network = make_network(channels, actions, args, run.seed("init"), run.device)
+        network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
@@ -451,7 +451,7 @@ def main(args: Args) -> None:
         projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
         """
         switch = args.switch
-        fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
+        fresh = make_network(env, args, run.seed("switch", changed), run.device)
         with in_float32(network):
             switch.intervene_(network, fresh, projection, heads=network.heads)
         if switch.does("optimizer"):  # by its own flag, or with everything else by --switch.fresh-agent

@@ -259,8 +259,9 @@ class ActorCritic(nn.Module):
         return self.actor(obs), self.critic(obs)[:, 0]
 
 
-def make_network(inputs: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
-    """A network with the initial weights that this seed gives it."""
+def make_network(env: Any, args: Args, seed: int, device: torch.device) -> ActorCritic:
+    """A network for these environments, with the initial weights that this seed gives it."""
+    inputs, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
         options = args.network == "normalised", args.activation == "crelu"
@@ -397,10 +398,9 @@ def main(args: Args) -> None:
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         make_env = partial(args.shift.world, args.env_id, max_episode_steps=args.max_episode_steps or None)
         env = make_env(args.num_envs)
-        inputs, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-        network = make_network(inputs, actions, args, run.seed("init"), run.device)
+        network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
-        rollout = Rollout(args.num_steps, args.num_envs, inputs)
+        rollout = Rollout(args.num_steps, args.num_envs, *env.single_observation_space.shape)
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
@@ -412,7 +412,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
         methods = args.intervene.build(
             network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
-            fresh=lambda: make_network(inputs, actions, args, int(reference_rng.integers(2**32)), run.device),
+            fresh=lambda: make_network(env, args, int(reference_rng.integers(2**32)), run.device),
             divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
             churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
         )  # fmt: skip
@@ -429,7 +429,7 @@ def main(args: Args) -> None:
         An intervention of your own belongs here, or behind an update. Change weights in place; then call
         projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
         """
-        fresh = make_network(inputs, actions, args, run.seed("switch", at), run.device)
+        fresh = make_network(env, args, run.seed("switch", at), run.device)
         args.switch.intervene_(network, fresh, projection, heads=network.heads)
         if args.switch.renews:
             methods.weights_renewed()

@@ -293,8 +293,9 @@ class ActorCritic(nn.Module):
         return self.actor(x), self.critic(x)[:, 0]
 
 
-def make_network(channels: int, actions: int, args: Args, seed: int, device: torch.device) -> ActorCritic:
-    """A network with the initial weights that this seed gives it."""
+def make_network(env: Any, args: Args, seed: int, device: torch.device) -> ActorCritic:
+    """A network for these environments, with the initial weights that this seed gives it."""
+    channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global stream
         torch.manual_seed(seed)
         return ActorCritic(channels, actions, args.network == "normalised", args.activation == "crelu").to(device)
@@ -394,8 +395,7 @@ def main(args: Args) -> None:
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
         env = args.shift.world(args.env_id, args.num_envs)
-        channels, actions = env.single_observation_space.shape[0], int(env.single_action_space.n)
-        network = make_network(channels, actions, args, run.seed("init"), run.device)
+        network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
 
@@ -409,7 +409,7 @@ def main(args: Args) -> None:
         meter, probe = args.probe.build(network, layers, optimizer, probe_obs, network.probed)
         methods = args.intervene.build(
             network, optimizer, projection, layers=network.probed, heads=network.heads, inputs=probe_obs[:2],
-            fresh=lambda: make_network(channels, actions, args, int(reference_rng.integers(2**32)), run.device),
+            fresh=lambda: make_network(env, args, int(reference_rng.integers(2**32)), run.device),
             divergence=policy_divergence, batch=args.iteration_steps // args.num_minibatches,
             churn={"block": args.update_epochs * args.num_minibatches, "least": 1.0},
         )  # fmt: skip
@@ -434,7 +434,7 @@ def main(args: Args) -> None:
         projection.project_() to keep their norms or projection.remember_norms_() to hold the new ones.
         """
         switch = args.switch
-        fresh = make_network(channels, actions, args, run.seed("switch", changed), run.device)
+        fresh = make_network(env, args, run.seed("switch", changed), run.device)
         switch.intervene_(network, fresh, projection, heads=network.heads)
         if switch.renews:
             methods.weights_renewed()

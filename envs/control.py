@@ -100,9 +100,14 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         """
         limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         other = control_env(**{**self.rules, "num_envs": num_envs, **limit})
-        for name, value in self._engine.changed.items():
+        for name, value in self.changed_physics.items():
             other.set_physics(name, value)
         return other
+
+    @property
+    def changed_physics(self) -> dict[str, float]:
+        """What `set_physics` has set, by name."""
+        return dict(self._engine.changed)
 
     def physics(self, name: str) -> float:
         """The present value of one of the environment's numbers, such as "gravity".

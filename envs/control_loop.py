@@ -189,14 +189,20 @@ class Loop:
             env.close()
 
 
-def make(env_id: str, spec: EnvSpec) -> gymnasium.Env[Any, Any]:
-    """One environment without time limit, order enforcement and checker, which cost time and are done here."""
+def make(env_id: str, spec: EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
+    """One environment without time limit, order enforcement and checker, which cost time and are done here.
+
+    Args:
+        env_id: for messages.
+        spec: what the id is registered with.
+        options: of its constructor, such as a render mode.
+    """
     spec = copy.copy(spec)
     spec.max_episode_steps, spec.order_enforce = None, False
     try:
         with warnings.catch_warnings():  # Box2D warns while it is imported, and crashes where warnings are errors
             warnings.simplefilter("ignore", DeprecationWarning)
-            return gymnasium.make(spec, disable_env_checker=True)
+            return gymnasium.make(spec, disable_env_checker=True, **options)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         if "box2d" in str(error).lower():
             raise ValueError(f"{env_id} needs Box2D and pygame: pip install -e '.[box2d]'") from error

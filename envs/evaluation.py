@@ -41,7 +41,15 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
 
 
 def play(env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: float = 0.0) -> NDArray[np.float64]:
-    """Undiscounted returns [N] of one episode in each of the N environments, in the rewards that they give.
+    """Undiscounted returns [N] of one episode in each of the N environments; see `play_episodes`."""
+    return play_episodes(env, policy, seed, epsilon=epsilon)[0]
+
+
+def play_episodes(
+    env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: float = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Undiscounted returns [N], in the rewards that the environments give, and lengths [N] in steps, of one episode in
+    each of the N environments.
 
     Args:
         env: environments that restart within a step; those that finish early play on, and only their first episode
@@ -53,6 +61,7 @@ def play(env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: f
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=np.bool_)
+    lengths = np.zeros(env.num_envs, dtype=np.int64)
     with evaluation_mode(policy):
         while running.any():
             actions = policy(obs).argmax(1)
@@ -61,8 +70,9 @@ def play(env: VectorEnv[Any, Any, Any], policy: Policy, seed: int, *, epsilon: f
                 actions = np.where(explores, rng.integers(_actions(env), size=env.num_envs), actions)
             obs, rewards, terminated, truncated, _ = env.step(actions)
             returns += rewards * running
+            lengths += running
             running &= ~(terminated | truncated)
-    return returns
+    return returns, lengths
 
 
 def uniform_observations(env: VectorEnv[Any, Any, Any], n: int, seed: int) -> Tensor:

@@ -341,10 +341,7 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
 
     def frame(self, index: int = 0) -> NDArray[np.uint8]:
         """Draw game `index` as RGB, uint8 [160, 160, 3]; where channels overlap, the last one is drawn."""
-        cells = self.observation()[index]  # [C, 10, 10]
-        numbers = np.arange(1, cells.shape[0] + 1)[:, None, None]  # [C, 1, 1]; 0 stays for the empty cell
-        topmost: NDArray[np.int64] = (cells * numbers).max(axis=0)  # [10, 10]
-        return PALETTE[topmost].repeat(FRAME_SCALE, axis=0).repeat(FRAME_SCALE, axis=1)
+        return picture(self.observation()[index])
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Draw game 0, uint8 [160, 160, 3]; just after the end of an episode it shows the next one's start.
@@ -352,6 +349,22 @@ class MinAtarVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[A
         Deviation: Gymnasium asks for a tuple with one frame per game; `frame` draws the others.
         """
         return self.frame(0)
+
+
+def picture(
+    cells: NDArray[np.uint8], scale: int = FRAME_SCALE, layers: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
+    """Draw one observation [C, 10, 10] in the colours of `PALETTE`, as RGB, uint8 [10 scale, 10 scale, 3].
+
+    Args:
+        cells: the observation.
+        scale: height and width of a cell.
+        layers: the channels from the lowest to the one on top; None for 0, 1, 2, ...
+    """
+    topmost = np.zeros(cells.shape[1:], dtype=np.int64)  # [10, 10]; 0 stays for the empty cell
+    for channel in range(len(cells)) if layers is None else layers:
+        topmost[cells[channel] > 0] = channel + 1
+    return PALETTE[topmost].repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 class _Seat:

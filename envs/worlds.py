@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -257,16 +257,22 @@ def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
 
 
 def evaluation_world(
-    world: VectorEnv[Any, Any, Any], num_envs: int, max_episode_steps: int | None = None
+    world: VectorEnv[Any, Any, Any],
+    num_envs: int,
+    max_episode_steps: int | None = None,
+    task: int | None = None,
+    around: Callable[[Any], VectorEnv[Any, Any, Any]] | None = None,
 ) -> VectorEnv[Any, Any, Any]:
-    """Build new environments of the same game and rules that stay in the present task.
+    """Build new environments of the same game and rules that stay in the present task, or another.
 
     Args:
         world: what `World.make` or `ScreenWorld.make` returned, or the environment of one game.
         num_envs: number of new environments; reset them with a seed.
         max_episode_steps: episodes are truncated after so many steps (None: MinAtar never, control as in `world`).
+        task: the task to stay in; None for the present one.
+        around: a wrapper of each game itself, inside everything that changes it: it sees the true observations.
     Raises:
-        ValueError: a time limit for games on a screen, which have their own.
+        ValueError: a time limit for games on a screen, which have their own; or there is no such task.
         TypeError: an environment that is not from this package.
         gymnasium.error.ResetNeeded: the task changes, and `world` was never reset.
     """
@@ -283,8 +289,22 @@ def evaluation_world(
         return env.with_num_envs(num_envs)
 
     if isinstance(world, StackFrames):
-        return StackFrames(evaluation_world(world.env, num_envs, max_episode_steps), world.frames)
-    return world.frozen_copy(make) if isinstance(world, Shift) else make(world)
+        return StackFrames(evaluation_world(world.env, num_envs, max_episode_steps, task, around), world.frames)
+
+    def build(env: Any) -> VectorEnv[Any, Any, Any]:
+        return around(make(env)) if around else make(env)
+
+    if isinstance(world, Shift):
+        return world.frozen_copy(build, task)
+    if task:
+        raise ValueError(f"there is no task {task}: the task never changes, so there is only task 0")
+    return build(world)
+
+
+def shift_of(world: VectorEnv[Any, Any, Any]) -> Shift | None:
+    """What changes the task in an environment of this module; None if nothing does."""
+    inner: Any = world.env if isinstance(world, StackFrames) else world
+    return inner if isinstance(inner, Shift) else None
 
 
 def resumed_observation(world: VectorEnv[Any, Any, Any]) -> tuple[Any, bool]:

@@ -12,6 +12,7 @@
     changes RUN ...           what each change of the task cost, and the recovery
     around RUN ...            what entropy, dead units and other numbers do around the changes
     alarms RUN ...            changes that CUSUM found or missed, false alarms
+    evaluate RUN ...          returns of an agent from its checkpoint, and a video
     gaps RUN ...              generalisation gaps of warm-started networks
     fig2-left RUN ...         the paper's Fig. 2 (left) from your runs
     bench NAME                speed, on this machine: dqn, ppo, control, ... (bench --help)
@@ -55,6 +56,7 @@ COMMANDS: Mapping[str, Command] = {
     "changes": Command("runs.analysis.changes"),
     "around": Command("runs.analysis.around"),
     "alarms": Command("runs.analysis.alarms"),
+    "evaluate": Command("runs.evaluation.command"),
     "gaps": Command("runs.analysis.gaps"),
     "fig2-left": Command("runs.analysis.fig2_left"),
 }

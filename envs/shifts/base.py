@@ -120,6 +120,11 @@ class Shift(VectorWrapper):
         return self._changes % self.tasks
 
     @property
+    def last_change(self) -> int | None:
+        """Agent steps at which the task changed last; None before the first change."""
+        return self._changed_at if self._changes else None
+
+    @property
     def steps(self) -> int:
         """Agent steps, summed over the environments, since the last `reset` with a seed."""
         return self._steps
@@ -170,22 +175,26 @@ class Shift(VectorWrapper):
             entropy = self._frozen[0] if self._frozen else self._entropy
         return np.random.SeedSequence(entropy, spawn_key=(zlib.crc32(self.name.encode()), *task))
 
-    def frozen_copy(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> Shift:
-        """Wrap other environments so that they stay in the present task: for evaluating a policy.
+    def frozen_copy(self, make: Callable[[Any], VectorEnv[Any, Any, Any]], task: int | None = None) -> Shift:
+        """Wrap other environments so that they stay in the present task, or another: for evaluating a policy.
 
         The copy has the settings of this environment whatever seed it is reset with; the seed decides everything else.
 
         Args:
             make: innermost environment -> the one that takes its place, for instance with another num_envs.
+            task: the task to stay in; None for the present one.
         Raises:
+            ValueError: there is no such task.
             gymnasium.error.ResetNeeded: this environment was never reset.
         """
+        if task is not None and not 0 <= task < self.tasks:
+            raise ValueError(f"there is no task {task}: the tasks of {type(self).__name__} are 0 to {self.tasks - 1}")
         if self._entropy is None:
             raise gymnasium.error.ResetNeeded(f"call reset() of {type(self).__name__} first: its tasks follow from it")
         build: Any = type(self)
         copy: Shift = build(timetable=NoChange(), **self._arguments, **self._inner(make))
-        copy._frozen = (self._frozen[0] if self._frozen else self._entropy, self.task)
-        copy._changes = self.task
+        copy._frozen = (self._frozen[0] if self._frozen else self._entropy, self.task if task is None else task)
+        copy._changes = copy._frozen[1]
         return copy
 
     def _inner(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> dict[str, Any]:

@@ -134,8 +134,10 @@ class DriftPhysics(_Physics):
         self._set(value)
         return obs, rewards, terminated, truncated, {**infos, "physics": {self.what: value}}
 
-    def frozen_copy(self, make: Callable[[Any], VectorEnv[Any, Any, Any]]) -> Shift:
-        """As `Shift.frozen_copy`; the copy stays at the present value."""
+    def frozen_copy(self, make: Callable[[Any], VectorEnv[Any, Any, Any]], task: int | None = None) -> Shift:
+        """As `Shift.frozen_copy`; the copy stays at the present value, and no task can be chosen."""
+        if task is not None:
+            raise ValueError(f"there is no task {task}: {self.what} drifts, so only its present value can be held")
         if self._entropy is None:
             raise gymnasium.error.ResetNeeded("call reset() of DriftPhysics first: its value follows from the steps")
         copy = DriftPhysics(period=self.period, what=self.what, values=self.values, **self._inner(make))

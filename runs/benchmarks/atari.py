@@ -330,7 +330,7 @@ def network_parts(cleanrl: dict[str, Any], ours: dict[str, Any]) -> list[Part]:
     space = SimpleNamespace(single_action_space=SimpleNamespace(n=ACTIONS))
     atoms = settings.n_atoms, settings.v_min, settings.v_max
     theirs = cleanrl["NoisyDuelingDistributionalNetwork"](space, *atoms)
-    network = ours["make_network"](ACTIONS, ours["Args"](), 1, torch.device("cpu"))
+    network = ours["make_network"](space, ours["Args"](), 1, torch.device("cpu"))
     obs = torch.from_numpy(rng.integers(256, size=(BATCH, 4, 84, 84), dtype=np.uint8))
 
     def their_pass() -> Any:

@@ -74,7 +74,8 @@ def mlp_update(script: dict[str, Any], name: str) -> tuple[Update, Event]:
     """One update of PPO with a method, on networks of its own and made-up samples; and one event of it."""
     rng, method = np.random.default_rng(0), BASELINES.get(name, InterveneArgs())
     args = script["Args"](**activation_of(name))
-    network = script["make_network"](4, 2, args, 0, CPU)
+    env = args.shift.world(args.env_id, 1)  # CartPole: 4 inputs, 2 actions
+    network = script["make_network"](env, args, 0, CPU)
     optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     obs = torch.from_numpy(rng.normal(size=(800, 4)).astype(np.float32))
     batch = {
@@ -83,7 +84,7 @@ def mlp_update(script: dict[str, Any], name: str) -> tuple[Update, Event]:
     }  # fmt: skip
     methods = method.build(
         network, optimizer, NoProjection(), layers=network.probed, heads=network.heads, inputs=obs[:2],
-        fresh=fresh(script, (4, 2), args, rng), divergence=policy_divergence, batch=32,
+        fresh=fresh(script, env, args, rng), divergence=policy_divergence, batch=32,
         churn={"block": 125, "least": 1.0},
     )  # fmt: skip
     reference = partial(drawn, obs, rng)
@@ -104,7 +105,8 @@ def cnn_update(script: dict[str, Any], name: str) -> tuple[Update, Event]:
     """The same of DQN; the rewards and observations are made up."""
     rng, method = np.random.default_rng(0), Q_BASELINES.get(name, InterveneArgs())
     args = script["Args"](**activation_of(name))
-    network, target = (script["make_network"](4, 3, args, 0, CPU) for _ in range(2))
+    env = args.shift.world(args.env_id, 1)  # Breakout: 4 channels, 3 actions
+    network, target = (script["make_network"](env, args, 0, CPU) for _ in range(2))
     optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     many = rng.integers(2, size=(800, 4, 10, 10)).astype(np.uint8)
     obs, size = torch.from_numpy(many), args.batch_size
@@ -119,7 +121,7 @@ def cnn_update(script: dict[str, Any], name: str) -> tuple[Update, Event]:
         gradient, _ = proved(network, target, loss_of, script["q_values"], **options)
     methods = method.build(
         network, optimizer, NoProjection(), layers=network.probed, heads=["head"], inputs=obs[:2],
-        fresh=fresh(script, (4, 3), args, rng), divergence=value_divergence, batch=size, churn=Q_CHURN,
+        fresh=fresh(script, env, args, rng), divergence=value_divergence, batch=size, churn=Q_CHURN,
     )  # fmt: skip
     reference = partial(drawn, obs, rng)
 
@@ -139,11 +141,9 @@ def drawn(obs: Tensor, rng: np.random.Generator, count: int) -> Tensor:
     return obs[torch.from_numpy(rng.integers(len(obs), size=count))]
 
 
-def fresh(
-    script: dict[str, Any], sizes: tuple[int, int], args: Any, rng: np.random.Generator
-) -> Callable[[], nn.Module]:
+def fresh(script: dict[str, Any], env: Any, args: Any, rng: np.random.Generator) -> Callable[[], nn.Module]:
     """Makes newly initialised networks."""
-    return lambda: script["make_network"](*sizes, args, int(rng.integers(2**32)), CPU)
+    return lambda: script["make_network"](env, args, int(rng.integers(2**32)), CPU)
 
 
 def event(methods: Methods, reference: Callable[[int], Tensor]) -> bool:

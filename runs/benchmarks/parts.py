@@ -86,15 +86,15 @@ class Agent(NamedTuple):
         """Build it from the names that the script defines."""
         args = script["PRESETS"]["nap"].args
         env = args.shift.world(args.env_id, 1)
-        shape, actions = env.single_observation_space.shape, int(env.single_action_space.n)
-        network, target = (script["make_network"](shape[0], actions, args, 1, torch.device("cpu")) for _ in range(2))
+        network, target = (script["make_network"](env, args, 1, torch.device("cpu")) for _ in range(2))
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         reference = partial(script["td_gradient"], gamma=args.gamma, double_q=args.double_q)
         gradient, act = proved(
             network, target, reference, script["q_values"],
             gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size,
         )  # fmt: skip
-        return cls(args, network, optimizer, TransitionMemory(args.buffer_size, shape), gradient, act, env)
+        replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
+        return cls(args, network, optimizer, replay, gradient, act, env)
 
     def play(self, obs: Any, rng: np.random.Generator) -> Any:
         """One agent step; a tenth of them are random. Returns the next observation."""

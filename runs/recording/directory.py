@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.errors import RunError
 from runs.recording.events_file import EventFile
-from runs.recording.files import crc_of, failures_named, replace_atomically
+from runs.recording.files import crc_of, failures_named, write_atomically
 from runs.recording.layout import Layout, layout
 from runs.recording.lock import RunLock
 from runs.recording.pieces import Pieces
@@ -319,12 +319,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    data = (json.dumps(content, indent=2) + "\n").encode()
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    replace_atomically(path, write)
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -48,6 +48,15 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             raise
 
 
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by a file of these bytes; see `replace_atomically`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    replace_atomically(path, write)
+
+
 def _sync_directory(directory: Path) -> None:
     if os.name != "posix":  # on other systems a directory cannot be opened, and the rename is durable
         return

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from runs.recording.files import failures_named, replace_atomically
+from runs.recording.files import failures_named, write_atomically
 
 MAX_FRAMES = 2_700
 """The first frames of an episode are kept: three minutes of play, while a game of Atari may last half an hour. They
@@ -61,7 +61,9 @@ class FirstEpisode(VectorWrapper):
         write_gif(path, self.frames)
 
 
-def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
+def write_gif(
+    path: Path, frames: Iterable[NDArray[np.uint8]], *, per_second: float = STEPS_PER_SECOND, scale: int = SCALE
+) -> None:
     """Write frames as an endlessly repeating GIF, replacing an older file; equal frames give equal bytes.
 
     A step lasts 1/15 s and a GIF counts in 1/100 s, so frames last 0.07, 0.06 and 0.07 s in turn and no error adds up.
@@ -69,29 +71,31 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
 
     Args:
         path: the file; its directory is created if missing, the directory above is not.
-        frames: [H, W] uint8 each, of one size, 0 black and 255 white; a pixel becomes SCALE x SCALE.
+        frames: of one size, [H, W] uint8 each, 0 black and 255 white, or [H, W, 3] in RGB; a colour picture of more
+            than 256 colours is stored with the 256 nearest.
+        per_second: frames in a second.
+        scale: a pixel becomes scale x scale.
     Raises:
         ValueError: there are no frames.
         RunError: the disk is full, or the directory cannot be made or written. An older file stays.
     """
-    if not frames:
-        raise ValueError(f"no frames for {path.name}: reset the environment first")
     from PIL import Image  # only runs that record videos need it
 
-    height, width = frames[0].shape
-    size = SCALE * width, SCALE * height
-    images = (Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in frames)
-    ends = np.rint(np.arange(len(frames) + 1) * 100 / STEPS_PER_SECOND)  # in hundredths of a second
+    def as_image(frame: NDArray[np.uint8]) -> Image.Image:
+        image = Image.fromarray(frame)
+        image = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+        return image.quantize(dither=Image.Dither.NONE) if image.mode == "RGB" else image
+
+    images = map(as_image, frames)
+    first = next(images, None)
+    if first is None:
+        raise ValueError(f"no frames for {path.name}: reset the environment first")
+    count = len(frames) if isinstance(frames, Sized) else MAX_FRAMES  # or fewer
+    ends = np.rint(np.arange(count + 1) * 100 / per_second)  # in hundredths of a second
     milliseconds = [10 * int(hundredths) for hundredths in np.diff(ends)]
     encoded = io.BytesIO()  # writing to a file, Pillow loses the reason when the disk is full
     # One palette of all 256 greys for every frame is exact, smaller, and four times as fast as fitted palettes.
-    next(images).save(
-        encoded, "GIF", save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False
-    )
+    first.save(encoded, "GIF", save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
     with failures_named(f"write {path.name}", path):
         path.parent.mkdir(exist_ok=True)
-
-    def write(file: BinaryIO) -> None:
-        file.write(encoded.getbuffer())
-
-    replace_atomically(path, write)
+    write_atomically(path, encoded.getbuffer())

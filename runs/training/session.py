@@ -15,13 +15,15 @@ nothing to subclass, and nothing to register except the parts whose state a chec
             run.scalar("charts/episodic_return", value)
             if run.due(args.checkpoint_every, last=False):
                 run.checkpoint()
-        run.end()                         # last checkpoint; finished, or interrupted with the command that resumes
+        run.end()                         # last checkpoint; finished, or interrupted with the command that resumes;
+                                          # of a finished agent, weights.pt
     run.farewell("...")
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import shlex
 import shutil
@@ -49,8 +51,12 @@ from runs.recording import (
     rng_state,
     weights_and_gradients,
 )
+from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
 from runs.training.checks import require_threads
+
+WEIGHTS = "weights.pt"
+"""of a finished agent, in its run directory: the network's state_dict, tensors by name"""
 
 
 @runtime_checkable
@@ -315,7 +321,16 @@ class Session:
             command = shlex.join([sys.executable, sys.argv[0], "--resume", str(self.directory)])
             print(f"\nstopped at {self._unit} {self.step}; resume with: {command}")
             raise SystemExit(130)
+        self._write_weights()
         self._run.finish(self.step)
+
+    def _write_weights(self) -> None:
+        """The agent's network alone, for `torch.load(path, weights_only=True)`; supervised scripts keep none."""
+        network = self._parts.get("q_network", self._parts.get("network"))
+        if self._unit == "step" and isinstance(network, nn.Module):
+            weights, encoded = network.state_dict(), io.BytesIO()  # torch hides why a file cannot be written
+            torch.save({name: weight.detach().cpu().clone() for name, weight in weights.items()}, encoded)
+            write_atomically(self.directory / WEIGHTS, encoded.getbuffer())
 
     def farewell(self, *lines: str) -> None:
         """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""

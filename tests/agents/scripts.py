@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,13 @@ def kill_beyond(process: ScriptProcess, directory: Path, step: int, how: signal.
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(how)
     return process.communicate(timeout=120)[0]
+
+
+def spaces(*sizes: int) -> SimpleNamespace:
+    """What `make_network` reads of environments: the first size of an observation, if given, and how many actions."""
+    *inputs, actions = sizes
+    single_observation_space, single_action_space = SimpleNamespace(shape=tuple(inputs)), SimpleNamespace(n=actions)
+    return SimpleNamespace(single_observation_space=single_observation_space, single_action_space=single_action_space)
 
 
 def stop_at(monkeypatch: Any, step: int) -> None:

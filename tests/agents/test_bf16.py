@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import dqn_atari, ppo_atari, rainbow_atari
+from tests.agents import scripts
 
 SCRIPTS = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "rainbow_atari": rainbow_atari}
 
@@ -28,7 +29,7 @@ def test_bf16_is_the_same_network_coarsely(name, network):
     shape = (4, 3) if name == "ppo_atari" else (3,)
     obs = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(8, 4, 84, 84), dtype=np.uint8))
     fine, coarse = (
-        script.make_network(*shape, script.Args(network=network, bf16=bf16), 1, torch.device("cpu"))
+        script.make_network(scripts.spaces(*shape), script.Args(network=network, bf16=bf16), 1, torch.device("cpu"))
         for bf16 in (False, True)
     )
     assert all(torch.equal(a, b) for a, b in zip(fine.parameters(), coarse.parameters(), strict=True))

@@ -52,7 +52,7 @@ def run(script, directory, **changes):
 def initial(script, *shape, **flags):
     """The network before the first update."""
     seed = int(np.random.SeedSequence(1).spawn(6)[0].generate_state(1)[0])
-    return script.make_network(*shape, script.Args(**flags), seed, torch.device("cpu"))
+    return script.make_network(scripts.spaces(*shape), script.Args(**flags), seed, torch.device("cpu"))
 
 
 def check(tmp_path, *edits, original=MINATAR, shape=(4, 3), **flags):

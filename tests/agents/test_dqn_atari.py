@@ -113,7 +113,7 @@ def test_weight_decay_is_decoupled():
 @pytest.mark.parametrize("network", ["plain", "normalised"])
 def test_a_reset_renews_its_layers_and_their_moments_alone(layers, network):
     args = Args(network=network, reset=script.ResetArgs((5,), layers))
-    ours, fresh = (script.make_network(3, args, seed, CPU) for seed in (1, 2))
+    ours, fresh = (script.make_network(scripts.spaces(3), args, seed, CPU) for seed in (1, 2))
     optimizer = script.make_optimizer(ours, args)
     for p in ours.parameters():
         p.grad = torch.ones_like(p)

@@ -130,10 +130,10 @@ def test_samples_are_those_of_a_literal_loop_in_float64(lambdas, norm_adv):
     rng = np.random.default_rng(0)
     rollout, last_obs = a_rollout(rng), rng.normal(size=(3, 4)).astype(np.float32)
     args = Args(reward_scale=7.0, gamma=0.9, gae_lambda=lambdas[0], value_lambda=lambdas[1], norm_adv=norm_adv)
-    network = script.make_network(4, 2, args, 5, torch.device("cpu"))
+    network = script.make_network(scripts.spaces(4, 2), args, 5, torch.device("cpu"))
     samples, measured = script.samples_of(network, rollout, last_obs, args)
 
-    exact = script.make_network(4, 2, args, 5, torch.device("cpu")).double()
+    exact = script.make_network(scripts.spaces(4, 2), args, 5, torch.device("cpu")).double()
     with torch.no_grad():
         logits, values = (x.numpy() for x in exact(torch.from_numpy(rollout.obs.reshape(-1, 4)).double()))
         last = exact(torch.from_numpy(last_obs).double())[1].numpy()
@@ -179,7 +179,7 @@ def test_values_learn_discounted_sums_of_rewards_up_to_the_end_of_the_episode(en
     rollout.obs[:], rollout.returned[:] = rng.normal(size=rollout.obs.shape), 40.0
     rollout.dones[4] = ends != "never"
     rollout.bootstrap[4] = 0.9 * 5 * (ends == "truncated")
-    network = script.make_network(4, 2, args, 5, torch.device("cpu"))
+    network = script.make_network(scripts.spaces(4, 2), args, 5, torch.device("cpu"))
     returns = script.samples_of(network, rollout, last_obs, args)[0]["returns"].numpy()
     after = float(script.value(network, last_obs)[0])
     for t in range(8):
@@ -189,7 +189,7 @@ def test_values_learn_discounted_sums_of_rewards_up_to_the_end_of_the_episode(en
 
 def test_returns_that_are_all_alike_explain_nothing():
     rollout, args = Rollout(4, 1, 4), Args()
-    network = script.make_network(4, 2, args, 5, torch.device("cpu"))
+    network = script.make_network(scripts.spaces(4, 2), args, 5, torch.device("cpu"))
     rollout.dones[:] = True
     _, measured = script.samples_of(network, rollout, np.zeros((1, 4), np.float32), args)
     assert measured.keys() == {"losses/squared_td_error", "plasticity/logit_scale"}
@@ -571,7 +571,7 @@ def test_a_fresh_agent_at_a_change_is_a_newly_built_agent(tmp_path, monkeypatch,
     assert len(states) == 3
     for at, found in zip((0, 128, 256), states, strict=True):
         seed = seed_of_a_change(at) if at else int(np.random.SeedSequence(1).spawn(6)[0].generate_state(1)[0])
-        expected = script.make_network(4, 2, args, seed, torch.device("cpu"))
+        expected = script.make_network(scripts.spaces(4, 2), args, seed, torch.device("cpu"))
         assert_same(dict(expected.state_dict()), found["network"])
         for state in found["optimizer"]:
             assert not any(moment.any() for moment in state.values())

@@ -455,9 +455,9 @@ def test_a_fresh_agent_knows_nothing_of_the_first_task(tmp_path, monkeypatch):
 def test_each_change_draws_a_new_network(tmp_path, monkeypatch):
     seeds, real = [], script.make_network
 
-    def make_network(channels, actions, args, seed, device):
+    def make_network(env, args, seed, device):
         seeds.append(seed)
-        return real(channels, actions, args, seed, device)
+        return real(env, args, seed, device)
 
     monkeypatch.setattr(script, "make_network", make_network)
     run(tmp_path / "r", shift=ShiftArgs(kind="pixels", at_steps=(128, 256)), total_timesteps=384)

@@ -622,7 +622,7 @@ def test_the_defaults_are_dqn_zoos():
 @pytest.mark.parametrize("layers", ["head", "dense", "all"])
 def test_a_reset_renews_its_layers_and_their_moments_alone(layers):
     args = Args(network="normalised" if layers == "dense" else "plain", reset=ResetArgs((5,), layers))
-    ours, fresh = (script.make_network(3, args, seed, torch.device("cpu")) for seed in (1, 2))
+    ours, fresh = (script.make_network(scripts.spaces(3), args, seed, torch.device("cpu")) for seed in (1, 2))
     optimizer = script.make_optimizer(ours, args)
     draw_noise_(ours, rng(0))
     for p in ours.parameters():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.vector.utils import batch_space
 
-from envs.evaluation import play, uniform_observations
+from envs.evaluation import play, play_episodes, uniform_observations
 from envs.minatar import MinAtarVectorEnv
 from envs.worlds import ScreenWorld
 from tests.envs.echo import EchoEnv
@@ -40,6 +40,11 @@ def test_only_the_first_episode_of_each_environment_counts():
     env = TwoGames()
     assert play(env, prefers(1.0, 0.0, 2.0), seed=3).tolist() == [2.0, 500.0]
     assert env.seed == 3
+
+
+def test_the_length_is_that_of_the_first_episode_too():
+    returns, lengths = play_episodes(TwoGames(), prefers(1, 0, 0), seed=0)
+    assert lengths.tolist() == [2, 50] and returns.tolist() == [2.0, 500.0]
 
 
 def test_the_action_with_the_largest_value_is_taken_and_the_first_of_equal_ones():

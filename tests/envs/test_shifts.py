@@ -216,6 +216,26 @@ def test_returned_arrays_are_safe_to_keep():
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
+def test_a_frozen_copy_of_another_task_has_that_task_s_settings(name):
+    env = WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtSteps([20]))
+    assert env.last_change is None
+    play(env, 5, seed=3)
+    ahead = env.frozen_copy(lambda bare: MinAtarVectorEnv(BREAKOUT, 5), task=1)
+    play(env, 15, seed=None)
+    assert env.task == 1 and env.last_change == 20
+    there, back = (env.frozen_copy(lambda bare: MinAtarVectorEnv(BREAKOUT, 5), task=task) for task in (None, 0))
+    first, same, other = (play(frozen, 30, seed=7)[1:] for frozen in (ahead, there, back))
+    alike, differ = (
+        [np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1]) for x, y in zip(first, one, strict=True)]
+        for one in (same, other)
+    )
+    assert (ahead.task, there.task, back.task) == (1, 1, 0) and all(alike)
+    assert all(differ) == (name == "env")  # whose copies are all of one game
+    with pytest.raises(ValueError, match=f"^there is no task 2: the tasks of {type(env).__name__} are 0 to 1$"):
+        env.frozen_copy(lambda bare: bare, task=2)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
 def test_a_frozen_copy_stays_in_the_present_task(name):
     inner = WRAPPERS[name](MinAtarVectorEnv(BREAKOUT, 2), AtSteps([20]))
     env = PermuteObservations(inner, AtSteps([30]), what="channels" if name == "pixels" else "pixels")

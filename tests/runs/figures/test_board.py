@@ -14,6 +14,7 @@ from runs.figures.board import FIRST, Args, charts, glance, group_of, margin
 from runs.recording import TAGS, Run, RunError
 from runs.sweeps import experiment as experiment_module
 from runs.sweeps.experiment import Arm, Experiment, Scale, plan
+from tests.agents.scripts import spaces
 
 EXPERIMENT = Experiment(
     name="toy",
@@ -201,7 +202,7 @@ def weights_and_features(name):
     script = {"dqn_minatar": dqn_minatar, "ppo_minatar": ppo_minatar, "dqn_atari": dqn_atari, "ppo_atari": ppo_atari}
     script = script.get(name, rainbow_atari)
     shape = (3,) if name in ("dqn_atari", "rainbow_atari") else (4, 3)
-    network = script.make_network(*shape, script.Args(), 1, cpu)
+    network = script.make_network(spaces(*shape), script.Args(), 1, cpu)
     weights = scalable_weights(network, heads=getattr(network, "heads", None))
     partner = {f"{weight}.sigma" for weight in weights} if script is rainbow_atari else ()
     return [*weights, *partner], network.probed
