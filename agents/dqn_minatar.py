@@ -1,18 +1,18 @@
 """DQN on MinAtar with normalize-and-project and a re-warmed learning rate, in one file.
 
-    python agents/dqn_minatar.py                              DQN, weights free, learning rate constant
+    python agents/dqn_minatar.py                              DQN, weights not projected, rate constant
     python agents/dqn_minatar.py nap-cyclic --seed 2          weights projected, learning rate cycles
     python agents/dqn_minatar.py adaptive                     re-warmed when CUSUM detects a jump of the TD errors
     python agents/dqn_minatar.py chain-switch                 three games in turn, twice; re-warmed at each change
     python agents/dqn_minatar.py --resume runs/logs/RUN       continue a killed or interrupted run
 
 The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" below): step the optimiser, project the
-weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. In
-`main` these are three calls in this order. Normalize-and-project is arXiv:2407.01800.
+weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. The
+loop of `main` makes these calls in this order; `rewarming.step` is the last two. Normalize-and-project: 2407.01800.
 
-An agent step is a frame (no frame skip); an update is an optimiser step. Except for pauses after a change,
-updates = replay_ratio * (steps - learning_starts). Ratio 1 is that of the paper's high update-to-data arms in updates
-per step, but MinAtar's usual one; the counterpart of their four times the usual is 4.
+An agent step is a frame (no frame skip); an update is an optimiser step. Except for pauses after a change, updates =
+priming_updates + replay_ratio * (steps - learning_starts). The paper's high update-to-data arms make one update per
+step, four times Atari's usual number. In MinAtar one is usual, so their counterpart is --replay-ratio 4.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam instead of RMSProp, squared instead of Huber loss, minimal
 action sets (-v1), exploration that falls from the first step on (theirs: from step 5,000) to 0.05 (0.1), a target
@@ -45,7 +45,8 @@ from elr.fast.flat_adam import FlatAdam
 from elr.fast.minatar_q import NotTheSame, proved
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.interventions import CReLU, value_divergence
-from elr.interventions.flags import Q_BASELINES, Q_CHURN, InterveneArgs
+from elr.interventions.flags import Q_BASELINES, Q_CHURN
+from elr.interventions.flags import QInterveneArgs as InterveneArgs
 from elr.moments import reset_moments_
 from elr.td_errors import RecentTDErrors
 from elr.weights import scalable_weights
@@ -104,7 +105,7 @@ class Args:
     replay_ratio: float = 1.0
     """updates per agent step"""
     priming_updates: int = 0
-    """updates at once after --learning-starts steps, before any other (heavy priming, Nikishin et al. 2022)"""
+    """updates at once when learning begins, also after a cleared memory (heavy priming, Nikishin et al. 2022)"""
     gamma: float = 0.99
     """discount"""
     target_network_frequency: int = 1_000
@@ -120,9 +121,9 @@ class Args:
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and no LayerNorm (Young & Tian 2019)"""
     activation: Literal["relu", "crelu"] = "relu"
-    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it and trains by autograd"""
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer and trains by autograd"""
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
-    """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit on a CPU"""
+    """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit where it can be"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -275,7 +276,7 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:  # [B, C, 10, 10] -> [B, A]
         x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.head.weight.dtype))))  # [B, 16, 8, 8]
-        x = x.permute(0, 2, 3, 1).flatten(1)  # [B, 1024], channels last, as elr/fast/minatar_q.py computes them
+        x = x.permute(0, 2, 3, 1).flatten(1)  # [B, 1024] (CReLU: 2048), channels last, as elr/fast/minatar_q.py has it
         x = self.hidden_relu(self.hidden_norm(self.hidden(x)))  # [B, 128]
         return self.head(x)
 
@@ -341,13 +342,13 @@ def main(args: Args) -> None:
         q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = FlatAdam(q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
-        reference = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
-        gradient, act = partial(reference, q_network, target_network), partial(q_values, q_network)
+        by_autograd = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
+        gradient, act = partial(by_autograd, q_network, target_network), partial(q_values, q_network)
         autograd = args.intervene.watches or args.activation == "crelu"
         if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not autograd):
             try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
-                    q_network, target_network, reference, q_values,
+                    q_network, target_network, by_autograd, q_values,
                     gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size,
                 )  # fmt: skip
             except NotTheSame as error:

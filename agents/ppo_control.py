@@ -115,7 +115,7 @@ class Args:
     width: int = 256
     """units of each of the three hidden layers, in the policy's network and in the value's"""
     activation: Literal["leaky-relu", "crelu"] = "leaky-relu"
-    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it"""
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)

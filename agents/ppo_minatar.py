@@ -118,7 +118,7 @@ class Args:
     network: Literal["normalised", "plain"] = "normalised"
     """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
     activation: Literal["relu", "crelu"] = "relu"
-    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the layer behind it"""
+    """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)

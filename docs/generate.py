@@ -87,6 +87,7 @@ LOGGED: Mapping[str, Table] = {
             "plasticity/logit_scale",
         ],
         **MEASURED, "`--probe.every` is not 0, too": ["plasticity/attention_entropy/<layer>"], **REWARMED,
+        **INTERVENED,
     },
     "warm_start": {
         "always": ["train/loss", "test/loss", "test/accuracy", "charts/learning_rate", "shift/task"],

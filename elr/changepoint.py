@@ -199,7 +199,7 @@ class Cusum:
         Args:
             x: a number or a tensor with one element, of any real dtype.
         Raises:
-            ValueError: the tensor does not have exactly one element, or ``log`` meets a block mean <= 0.
+            ValueError: the tensor does not have exactly one element, or ``log`` meets a block mean below 0.
             FloatingPointError: the block mean is NaN or infinite.
             After either error of a completed block, that block is dropped and estimates and S are as before it.
         """

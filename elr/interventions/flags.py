@@ -260,6 +260,14 @@ class InterveneArgs:
         return Methods(methods, when=self.acts_at, every=self.every, fresh=fresh)
 
 
+@dataclass(frozen=True)
+class QInterveneArgs(InterveneArgs):
+    """The same for networks of action values."""
+
+    ratio: float = 1e-2
+    """churn: the regulariser is weighed so that it is this many times the loss; as in Tang et al.'s DQN on MinAtar"""
+
+
 BASELINES: Mapping[str, InterveneArgs] = {
     "reset": InterveneArgs(("reset",)),
     "reset-head": InterveneArgs(("reset-head",)),
@@ -279,7 +287,9 @@ BASELINES: Mapping[str, InterveneArgs] = {
     "trac": InterveneArgs(("trac",)),  # Muppidi et al. 2024; it has no constants to choose
 }
 """one preset per method, with constants of the literature where a comment does not say otherwise"""
-Q_BASELINES: Mapping[str, InterveneArgs] = {**BASELINES, "churn": InterveneArgs(("churn",), ratio=1e-2)}
+Q_BASELINES: Mapping[str, InterveneArgs] = {
+    name: QInterveneArgs(**{**vars(args), "ratio": QInterveneArgs.ratio}) for name, args in BASELINES.items()
+}
 """the same for networks of action values: churn as in Tang et al.'s DQN on MinAtar"""
 Q_CHURN: Mapping[str, Any] = {"start": 50.0, "block": 100, "window": 500, "warmup": 100}
 """its other constants: 10,000 updates until the first estimate, and 50,000 that count"""

@@ -1,4 +1,4 @@
-"""TRAC: the distance from the initial weights is tuned by itself (Muppidi et al. 2024)."""
+"""TRAC: the distance from the initial weights tunes itself (Muppidi et al. 2024)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def erfi(x: float) -> float:
 class Trac:
     """Scale the displacement that an optimiser makes, by how well it has paid so far.
 
-    With g the gradient at theta and u the optimiser's step from theta, both of an update, and S = 0 before the first:
+    In each update, with g the gradient at theta, u the optimiser's step from theta, and S = 0 before the first update:
 
         delta = (theta - theta(0)) / (S + 1e-8)                      the optimiser's own displacement
         h = <g, delta>,   v_i <- beta_i^2 v_i + h^2,   sigma_i <- beta_i sigma_i - h       from v = 0, sigma = 1e-8
-        S = max(0, sum_i s / erfi(1 / sqrt 2) erfi(sigma_i / (sqrt(2 v_i) + 1e-8)))
+        S = max(0, sum_i (s / erfi(1 / sqrt 2)) erfi(sigma_i / (sqrt(2 v_i) + 1e-8)))
         theta <- theta(0) + S (delta + u)
 
     S is about 1e-7 after the first update. It grows while displacements lower the loss, and falls where they do not.
-    Once it is 0, the weights are theta(0) again and stay there, because h is then 0, until `remember_`.
+    While it is 0, the weights are theta(0) and h is 0. It can grow again when the tuners that made it 0, those of small
+    beta first, have faded and the others are still positive.
 
     Use: build it before training; call `before_step` before each optimiser step and `step_` after it, with the
     gradients still there. Something else may change the weights only between the two, as a part of the optimiser's
@@ -50,15 +51,15 @@ class Trac:
     Args:
         parameters_by_name: name to parameter, any shape, on one device; all those that the optimiser holds.
         betas: one tuner for each.
-        scale: s, the size of S at first; 1e-8 in the authors' code.
+        scale: s, the unit of S; 1e-8 in the authors' code.
 
     Raises:
         ValueError: there are no parameters or betas, a beta is not in (0, 1), or the scale is not positive and finite.
 
     Source: Muppidi et al. 2024 (arXiv:2405.16642); the authors' package trac-optimizer 0.0.2 (MIT). As in the package,
         the displacement is computed back from the weights, which loses some of it while S is near 1e-8, and all of it
-        where S is 0. In float32 it is lost as well where S (delta + u) is below the resolution of theta(0), so that at
-        first only small weights count.
+        where S is 0. In float32 it is lost as well where S (delta + u) is below the resolution of theta(0): at first
+        only small weights move, and a network of large ones may never start.
     Deviation: erfi is exact; theirs is up to 1.05 % off, most near 0. sigma, v and S are in double precision, theirs in
         torch's default type. Where theirs raises an error for a NaN, here the weights become NaN.
     """

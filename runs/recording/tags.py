@@ -63,7 +63,9 @@ TAGS: dict[str, Tag] = {
     "theory/switched_off_error": Tag("standard error of that mean", "fraction"),
     "rewarm/event": Tag("1 at the update at which the schedule was restarted", "1"),
     "rewarm/statistic": Tag("CUSUM: the sum, in standard deviations; stagnation: recent movement / largest", "1"),
-    "reset/event": Tag("1 where something else than learning changed weights: a reset, FIRE, ReDo and others", "1"),
+    "reset/event": Tag(
+        "1 where a method changed weights: reset, FIRE, ReDo, ...; for --switch see shift/boundary", "1"
+    ),
     "intervene/recycled": Tag("units that ReDo has recycled so far", "units"),
     "intervene/replaced": Tag("units that continual backprop has replaced so far", "units"),
     "intervene/clipped_fraction": Tag("share of the weights and biases at the bound of weight clipping", "fraction"),

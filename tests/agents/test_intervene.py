@@ -129,7 +129,11 @@ def test_crelu_is_the_plain_chain_and_resumed_it_is_the_whole_run(kind, tmp_path
     script, small, _, stop = SCRIPTS[kind]
     preset, plain = (script.PRESETS[f"chain-{name}"].args for name in ("crelu", "plain"))
     assert preset == dataclasses.replace(plain, activation="crelu", exp_name="chain-crelu")
-    changes = {"activation": "crelu", "nap": script.NapArgs(enabled=True), "intervene": InterveneArgs(("l2-init",))}
+    changes = {
+        "activation": "crelu",
+        "nap": script.NapArgs(enabled=True),
+        "intervene": script.InterveneArgs(("l2-init",)),
+    }
     script.main(small(tmp_path / "whole", **changes))
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         scripts.stop_at(patch, stop)
@@ -142,7 +146,7 @@ def test_crelu_is_the_plain_chain_and_resumed_it_is_the_whole_run(kind, tmp_path
 
 def test_a_change_right_after_resuming_is_no_less_an_event(tmp_path, monkeypatch):
     """Updates come every ten steps: none lies between the checkpoint and the change."""
-    method = InterveneArgs(("reset-head",))
+    method = dqn_minatar.InterveneArgs(("reset-head",))
 
     def small(directory):
         return dataclasses.replace(dqn(directory, intervene=method), replay_ratio=0.1, learning_starts=30)
@@ -210,6 +214,7 @@ def test_what_never_comes_in_the_run_is_refused(tmp_path, flags):
 def test_constants_of_presets_are_those_of_their_sources():
     churn, q = BASELINES["churn"], Q_BASELINES["churn"]
     assert (churn.ratio, q.ratio) == (1e4, 1e-2)
+    assert parse(dqn_minatar.Args, {}, ["--intervene.methods", "churn"]).intervene.ratio == 1e-2  # by flags as well
     assert Q_CHURN == {"start": 50.0, "block": 100, "window": 500, "warmup": 100}
     backprop = BASELINES["continual-backprop"]
     assert (backprop.rate, backprop.maturity, BASELINES["weight-clipping"].kappa) == (1e-4, 10_000, 3.0)

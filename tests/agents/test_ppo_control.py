@@ -985,6 +985,7 @@ def test_plain_ppo_on_levels_has_the_published_constants():
         "fresh_episodes": True, "learning_rate": 1e-3, "adam_eps": 1e-8, "gamma": 0.99, "gae_lambda": 0.95,
         "value_lambda": 1.0, "reward_scale": 20.0, "num_minibatches": 25, "update_epochs": 5, "norm_adv": "iteration",
         "clip_coef": 0.2, "ent_coef": 0.01, "vf_coef": 0.5, "max_grad_norm": 0.0, "network": "plain", "width": 256,
+        "activation": "leaky-relu",
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
     assert args.iteration_steps // args.num_minibatches == 32 and args.updates(0) == 2000 * 125

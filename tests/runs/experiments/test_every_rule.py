@@ -122,9 +122,13 @@ def high_utd_minatar_values(job, effect, rng):
 
 
 def high_utd_pilot_values(job, effect, rng):
-    grows = (job.arm.endswith("-1")) == effect
-    middle = dealt(rng, 10.0 * (1 + len(job.world)), 0.05)
-    return {high_utd_pilot.MIDDLE: middle, high_utd_pilot.LATE: middle * dealt(rng, 1.5 if grows else 1.0, 0.05)}
+    one = job.arm.endswith("-1")
+    of_game = 10.0 * (1 + len(job.world))
+    middle, late = (1.0, 1.5 if one else 1.1) if effect else (1.0, 1.1 if one else 1.6)
+    return {
+        high_utd_pilot.MIDDLE: dealt(rng, of_game * middle, 0.05),
+        high_utd_pilot.LATE: dealt(rng, of_game * late, 0.05),
+    }
 
 
 def ahead(best, low=1.0, high=1.5):
