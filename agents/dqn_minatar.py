@@ -105,7 +105,8 @@ class Args:
     replay_ratio: float = 1.0
     """updates per agent step"""
     priming_updates: int = 0
-    """updates at once when learning begins, also after a cleared memory (heavy priming, Nikishin et al. 2022)"""
+    """updates at once when learning begins, also after a cleared memory, with a copy into the target network after each
+    --target-network-frequency of them; schedules count them (heavy priming, Nikishin et al. 2022)"""
     gamma: float = 0.99
     """discount"""
     target_network_frequency: int = 1_000
@@ -166,6 +167,10 @@ class Args:
             self.learning_starts < self.total_timesteps, self, "learning_starts total_timesteps", "leaves no update"
         )
         require(self.gradient != "explicit" or self.device == "cpu", self, "gradient device", "explicit needs a CPU")
+        if self.priming_updates:
+            require(self.learning_starts > 0, self, "priming_updates learning_starts", "there is nothing to learn from")
+            heard = self.rewarm.trigger == "cusum"
+            require(not heard, self, "priming_updates rewarm.trigger", "no new TD errors come while updates are made")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
         steps_per_update = 1 / self.replay_ratio
@@ -450,8 +455,8 @@ def main(args: Args) -> None:
             returns.record(infos, truncated, run)  # if an episode ended
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
-            learned = run.step - origin.learning_step
-            due = int(learned * args.replay_ratio) + (args.priming_updates if learned >= 0 else 0)
+            learned = run.step - origin.learning_step  # steps since learning began, below 0 before
+            due = int(learned * args.replay_ratio) + args.priming_updates * (learned >= 0)
             while run.updates < origin.learning_updates + due:
                 loss, q = gradient(replay.sample(args.batch_size, minibatch_rng))  # writes every .grad
                 signal = recent.read()
@@ -466,7 +471,8 @@ def main(args: Args) -> None:
                 projection.step(rate)  # W <- W ||W_0|| / ||W||; --nap.gains regularise and decay use the rate
                 rewarmed = rewarming.step(signal)  # trigger? restart the schedule; set the next update's rate
                 run.updates += 1
-
+                if learned == 0 and run.updates % args.target_network_frequency == 0:  # while priming
+                    target_network.load_state_dict(q_network.state_dict())
                 run.scalars(meter.fresh_scalars())
                 if acted:
                     weights_changed()

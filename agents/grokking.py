@@ -215,6 +215,7 @@ class Args:
             free = not self.nap.enabled and self.schedule.kind == "constant" and self.rewarm.trigger == "never"
             why = "the matched run sets the size of every step; use --nap.no-enabled, constant and never"
             require(free, self, "match_elr nap.enabled schedule.kind rewarm.trigger", why)
+            require(not self.intervene.on, self, "match_elr intervene.methods", "methods change the matched step")
         if self.schedule.kind == "constant":
             reject_unused("schedule", self.schedule, ["low", "warmup_updates", "decay_updates"], "with a constant rate")
         else:

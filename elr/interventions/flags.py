@@ -52,11 +52,12 @@ class InterveneArgs:
 
     methods: tuple[Name, ...] = ()
     """which, in this order; docs/baselines.md says what each does and where it is from"""
-    when: When = "change"
+    when: When | Literal["usual"] = "usual"
     """when reset, reset-head, shrink-and-perturb, fire, local-time and redo act: every so many updates, at a change of
-    the task, of which the agent is told, or when --rewarm.trigger fires"""
+    the task, of which the agent is told, or when --rewarm.trigger fires; usual: redo every so many updates, as in its
+    source, the others at a change"""
     every: int = 1_000
-    """updates between two times (when every)"""
+    """updates between two times (when every; redo's usual)"""
     tau: float = 0.1
     """redo: a unit is recycled whose share of its layer's mean activity is at most tau"""
     rate: float = 1e-4
@@ -108,7 +109,10 @@ class InterveneArgs:
     @property
     def acts_at(self) -> When | Literal[""]:
         """ "every", "change" or "trigger" if a method acts at times, else nothing."""
-        return self.when if any(name in self.ACT for name in self.methods) else ""
+        acting = [name for name in self.methods if name in self.ACT]
+        if not acting or self.when != "usual":
+            return self.when if acting else ""  # type: ignore[return-value]
+        return "every" if "redo" in acting else "change"
 
     def check(
         self, trigger: str, projected: bool, switch: InterventionArgs, peak: float, changes: bool,
@@ -131,6 +135,11 @@ class InterveneArgs:
         read |= {"when", "every"} if self.acts_at == "every" else {"when"} if self.acts_at else set()
         unread = [field.name for field in dataclasses.fields(self) if field.name not in {"methods", *read}]
         reject_unused("intervene", self, unread, f"with --intervene.methods {' '.join(self.methods) or '(none)'}")
+        if self.when == "usual" and "redo" in self.methods and len({*self.methods} & {*self.ACT}) > 1:
+            raise ValueError(
+                f"--intervene.methods {' '.join(self.methods)}: redo usually acts every so many updates, the others at "
+                "a change; give --intervene.when"
+            )
         for clashing, why in self.CLASH:
             if len(both := [name for name in self.methods if name in clashing]) > 1:
                 raise ValueError(f"--intervene.methods {' and '.join(both)} {why}: give one")

@@ -170,7 +170,8 @@ def make_world(args: Any) -> VectorEnv[Any, Any, Any]:
 def _script_of(directory: Path) -> Path:
     """Where the run's script is: as it was called, seen from the run, from here or from this checkout."""
     record = read_json(directory / PROVENANCE)
-    last = (record.get("resumed") or [record])[-1]  # the script may have been moved since the start
+    resumed = record.get("resumed")
+    last = resumed[-1] if isinstance(resumed, list) and resumed else record  # it may have been moved since the start
     command = last.get("command") if isinstance(last, dict) else None
     if not command or not isinstance(command, list) or not str(command[0]).endswith(".py"):
         called = f"{command[0]!r}" if command else "nothing"

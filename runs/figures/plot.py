@@ -2,13 +2,14 @@
 
     python -m runs plot runs/logs/RUN_A runs/logs/RUN_B --tags charts/episodic_return elr/hidden --out curves.png
 
-Episodic returns are averaged over windows of `--window` steps; other tags are drawn as recorded. Needs the `plots`
-extra.
+Without --tags it draws the return or the accuracy, the learning rate, and the realised ELR and the flipped features of
+the last layer that has them. Episodic returns are averaged over windows of steps; other tags are drawn as recorded.
+Needs the `plots` extra.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,9 @@ from runs.figures import style
 from runs.positionals import Directories
 from runs.recording import RunError, read_json
 
-DEFAULT_TAGS = (
-    "charts/episodic_return",
-    "charts/learning_rate",
-    "elr/hidden",
-    "plasticity/flipped_fraction/hidden_relu",
-)
+SCORES = ("charts/episodic_return", "test/accuracy")
+LAYERED = ("elr/", "plasticity/flipped_fraction/")
+WINDOWS = 50
 LOGARITHMIC = ("charts/learning_rate", "elr/", "elr_nominal/")
 EMPTY: Curve = (np.empty(0, dtype=np.int64), np.empty(0))
 
@@ -35,33 +33,41 @@ class Args:
 
     directories: Directories
     """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique"""
-    tags: tuple[str, ...] = DEFAULT_TAGS
-    """one panel each"""
+    tags: tuple[str, ...] = ()
+    """one panel each; default: see above"""
     out: Path = Path("curves.png")
     """picture to write"""
-    window: int = 10_000
-    """steps over which episodic returns are averaged"""
+    window: int = 0
+    """steps over which episodic returns are averaged; 0: a fiftieth of the longest run"""
     until: int | None = None
     """ignore everything after this step"""
 
     def __post_init__(self) -> None:
         """Refuse values that draw nothing."""
-        if self.window < 1:
-            raise ValueError(f"--window must be at least 1 step, got {self.window}")
-        if not self.tags:
-            raise ValueError("--tags is empty: name at least one tag to draw")
+        if self.window < 0:
+            raise ValueError(f"--window must be at least 1 step, or 0 for a fiftieth of the run, got {self.window}")
+
+
+def usual_tags(tables: Sequence[Mapping[str, Curve]]) -> tuple[str, ...]:
+    """What is drawn without --tags: of each kind the first score, and the last layer, that a run has recorded."""
+    recorded = list(dict.fromkeys(tag for table in tables for tag in table))
+    scores = [tag for tag in SCORES if tag in recorded][:1]
+    rate = [tag for tag in recorded if tag == "charts/learning_rate"]
+    layers = [[tag for tag in recorded if tag.startswith(prefix)][-1:] for prefix in LAYERED]
+    return (*scores, *rate, *(tag for one in layers for tag in one))
 
 
 def windowed_means(curve: Curve, window: int) -> Curve:
-    """Means over the windows (0, window], (window, 2 window], ... of steps, at their ends; empty windows are left out.
+    """Means over the windows (0, window], (window, 2 window], ... of steps; empty windows are left out.
 
-    What was recorded at step 0 is a separate window.
+    They are placed at the ends of the windows, the last at the last step. What was recorded at step 0 is a separate
+    window.
     """
     last = int(curve[0].max(initial=0))
     edges = np.arange(-window, last + window, window, dtype=np.float64)
     means = windowed(curve, edges)
     known = ~np.isnan(means)
-    return edges[1:][known].astype(np.int64), means[known]
+    return np.minimum(edges[1:], last)[known].astype(np.int64), means[known]
 
 
 def labels(directories: Sequence[Path]) -> list[str]:
@@ -73,13 +79,14 @@ def labels(directories: Sequence[Path]) -> list[str]:
     return [f"{s} ({d})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
 
 
-def curves(directory: Path, tags: Sequence[str], window: int, until: int | None) -> list[Curve]:
+def curves(
+    directory: Path, table: Mapping[str, Curve], tags: Sequence[str], window: int, until: int | None
+) -> list[Curve]:
     """The run's curve of each tag.
 
     Raises:
         RunError: the run recorded none of the tags. A single missing tag is an empty curve.
     """
-    table = read_table(directory)
     if not any(tag in table for tag in tags):
         raise RunError(f"{directory} holds none of {', '.join(tags)}; it holds {', '.join(sorted(table)) or 'nothing'}")
     drawn = []
@@ -108,15 +115,21 @@ def main(args: Args) -> None:
         raise RunError("there are no runs to draw: give run directories")
     names = labels(args.directories)
     looks = style.looks(names)
-    by_run = [curves(directory, args.tags, args.window, args.until) for directory in args.directories]
-    figure, panels = style.begin(len(args.tags), columns=2, width=6.5)
-    for axes, tag, by_name in zip(panels, args.tags, zip(*by_run, strict=True), strict=True):
+    tables = [read_table(directory) for directory in args.directories]
+    if not (tags := args.tags or usual_tags(tables)):
+        raise RunError(f"{args.directories[0]} holds nothing that is usually drawn; name what to draw by --tags")
+    longest = max(int(steps.max(initial=0)) for table in tables for steps, _ in table.values())
+    window = args.window or max(1, longest // WINDOWS)
+    by_run = [
+        curves(directory, table, tags, window, args.until)
+        for directory, table in zip(args.directories, tables, strict=True)
+    ]
+    figure, panels = style.begin(len(tags), columns=2, width=6.5)
+    for axes, tag, by_name in zip(panels, tags, zip(*by_run, strict=True), strict=True):
         draw(axes, tag, list(zip(names, by_name, strict=True)), looks)
     style.legend_below(figure, panels)
     style.save(figure, [args.out])
     empty = [
-        tag
-        for tag, by_name in zip(args.tags, zip(*by_run, strict=True), strict=True)
-        if not any(len(c[0]) for c in by_name)
+        tag for tag, by_name in zip(tags, zip(*by_run, strict=True), strict=True) if not any(len(c[0]) for c in by_name)
     ]
     print(f"wrote {args.out}" + (f"; no run has recorded {', '.join(empty)} in this range" if empty else ""))

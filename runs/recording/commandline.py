@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from runs.recording.config import config_from_dict, config_to_dict
-from runs.recording.directory import CONFIG, read_json
+from runs.recording.directory import CONFIG, PROVENANCE, read_json
 from runs.recording.errors import RunError
 from runs.recording.interrupt import fail
 
@@ -102,7 +102,10 @@ def _resumed(
         raise RunError(f"cannot resume {directory}: it is not a run directory (no {CONFIG})")
     if preset is not None:
         raise RunError(f"the preset {preset} cannot be given with --resume: the flags come from {directory / CONFIG}")
-    recorded = dataclasses.replace(config_from_dict(cls, read_json(directory / CONFIG)), resume=directory)  # type: ignore[type-var]
+    try:
+        recorded = dataclasses.replace(config_from_dict(cls, read_json(directory / CONFIG)), resume=directory)  # type: ignore[type-var]
+    except RunError as error:
+        raise RunError(f"{error}{_made_by_another(directory)}") from error
     asked = dict(_flags(config_to_dict(_ask(cls, recorded, words, presets, description))))
     for flag, value in _flags(config_to_dict(recorded)):
         if asked[flag] != value and flag != "--resume":
@@ -111,6 +114,16 @@ def _resumed(
                 "a resumed run keeps its flags: drop it, or start a new run"
             )
     return recorded
+
+
+def _made_by_another(directory: Path) -> str:
+    """Which other script made a run, as an addition to a message; empty if it was this one or is not known."""
+    try:
+        command = read_json(directory / PROVENANCE)["command"]
+        script = Path(str(command[0])).name
+    except (RunError, KeyError, IndexError, TypeError):
+        return ""
+    return "" if script == Path(sys.argv[0]).name else f"; {script} made this run"
 
 
 def _ask(cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str) -> T:
@@ -173,6 +186,22 @@ def _ask_tyro(cls: type[T], words: Sequence[str], **options: Any) -> T:
         raise RunError(f"{_without_frame(message.getvalue())}; --help lists all flags") from leaving
 
 
+_VIDEO = "`python -m runs evaluate RUN --video` films an agent; the Atari scripts also have --record-video"
+_WANDB = "runs are recorded for TensorBoard and as scalars.csv, and not sent to Weights & Biases"
+_DEVICE = "give --device cpu or --device cuda"
+ELSEWHERE: Mapping[str, str] = {
+    "--track": _WANDB, "--wandb-project-name": _WANDB, "--wandb-entity": _WANDB,
+    "--capture-video": _VIDEO, "--record-video": _VIDEO,
+    "--cuda": _DEVICE, "--no-cuda": _DEVICE,
+    "--torch-deterministic": "runs on a CPU repeat exactly by themselves",
+    "--save-model": "a finished agent leaves weights.pt in its run directory",
+    "--anneal-lr": "give --schedule.kind linear-decay",
+    "--preset": "a preset is the first word, without a flag",
+    "--nap": "give --nap.enabled",
+}  # fmt: skip
+"""CleanRL's flags, and other guesses, by what does the same here"""
+
+
 def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
     known = sorted(_flag_names(cls, "--"))
     for word in words:
@@ -183,8 +212,9 @@ def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
             and not flag.startswith(("--help", "--tyro-"))
         ):
             moved = re.sub(r"^--no-(.+)\.", r"--\1.no-", flag)  # --no-nap.enabled is --nap.no-enabled
-            near = [moved] if moved in known else difflib.get_close_matches(flag, known, n=1)
-            raise RunError(f"unknown flag {flag}; {f'did you mean {near[0]}?' if near else '--help lists all flags'}")
+            near = [moved] if moved in known else difflib.get_close_matches(flag, known, n=1, cutoff=0.76)
+            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
+            raise RunError(f"unknown flag {flag}; {ELSEWHERE.get(flag, hint)}")
 
 
 def _flag_names(cls: Any, prefix: str) -> Iterator[str]:

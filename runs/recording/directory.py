@@ -367,7 +367,9 @@ def _refuse_finished(directory: Path) -> None:
 
 def _add_resumption(directory: Path, description: Mapping[str, Any]) -> None:
     record = read_json(directory / PROVENANCE)
-    _write_json(directory / PROVENANCE, {**record, "resumed": [*record.get("resumed", []), description]})
+    if not isinstance(earlier := record.get("resumed", []), list):
+        raise RunError(f"{directory / PROVENANCE} is damaged: resumed must be a list, got {earlier!r:.80}")
+    _write_json(directory / PROVENANCE, {**record, "resumed": [*earlier, description]})
 
 
 def _as_float(tag: str, value: object) -> float:

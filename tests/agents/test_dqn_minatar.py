@@ -43,7 +43,7 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
     network, target = QNetwork(4, 3), QNetwork(4, 3)
     target.load_state_dict(network.state_dict())
     adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
-    env, memory, returns = MinAtarVectorEnv(args.env_id, 1), [], []
+    env, memory, returns, updates = MinAtarVectorEnv(args.env_id, 1), [], [], 0
     obs, _ = env.reset(seed=env_seed)
     for step in range(args.total_timesteps):
         epsilon = args.start_e + (args.end_e - args.start_e) * min(step / args.exploration_steps, 1)
@@ -68,12 +68,15 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
             adam.zero_grad()
             loss.backward()
             adam.step()
+            updates += 1
+            if priming and updates % args.target_network_frequency == 0:
+                target.load_state_dict(network.state_dict())
         if (step + 1) % args.target_network_frequency == 0:
             target.load_state_dict(network.state_dict())
     return returns, network
 
 
-@pytest.mark.parametrize("priming", [0, 60])
+@pytest.mark.parametrize("priming", [0, 260])
 def test_all_off_is_the_plain_agent_bit_for_bit(priming, tmp_path):
     """Also after many updates on the first steps alone."""
     args = short(
@@ -463,3 +466,10 @@ def test_resuming_at_the_end_only_finishes(tmp_path, monkeypatch):
     monkeypatch.undo()
     script.main(short(tmp_path / "r", total_timesteps=250, resume=tmp_path / "r"))
     assert read_status(tmp_path / "r")["status"] == "finished"
+
+
+def test_priming_needs_steps_to_learn_from_and_does_not_mislead_cusum():
+    with pytest.raises(ValueError, match=r"--priming-updates 10 and --learning-starts 0"):
+        Args(priming_updates=10, learning_starts=0)
+    with pytest.raises(ValueError, match=r"--priming-updates 10 and --rewarm.trigger cusum"):
+        dataclasses.replace(script.PRESETS["adaptive"].args, priming_updates=10)

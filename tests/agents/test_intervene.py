@@ -162,7 +162,7 @@ def test_a_change_right_after_resuming_is_no_less_an_event(tmp_path, monkeypatch
 
 def test_a_method_acts_before_the_memory_is_cleared(tmp_path):
     switch = dqn_minatar.SwitchArgs(replay="clear")
-    dqn_minatar.main(dqn(tmp_path / "r", intervene=InterveneArgs(("local-time", "redo")), switch=switch))
+    dqn_minatar.main(dqn(tmp_path / "r", intervene=InterveneArgs(("local-time", "redo"), when="change"), switch=switch))
     assert recorded(tmp_path / "r")["shift/boundary"]
 
 

@@ -7,17 +7,17 @@ import pytest
 
 AGENTS = Path(__file__).resolve().parents[2] / "agents"
 MAX_LINES = {
-    "dqn_minatar": 505,
+    "dqn_minatar": 515,
     "ppo_minatar": 540,
     "ppo_control": 550,
     "dqn_atari": 540,
     "ppo_atari": 550,
     "rainbow_atari": 720,
-    "grokking": 662,
+    "grokking": 665,
     "warm_start": 695,
     "theory": 160,  # a simulation: no training
 }
-MAX_MAIN = 170
+MAX_MAIN = 172
 MAX_SUM = 4_940
 
 

@@ -51,7 +51,7 @@ def test_recycled_units_and_reset_heads_start_adagrads_sum_as_a_new_optimiser_do
     train(build(InterveneArgs(), net, optimizer), net, optimizer)
     hidden, head = (optimizer.state[p]["sum"] for p in (net.one.weight, net.head.weight))
     assert (hidden > 0.5).any() and (head > 0.5).all()
-    build(InterveneArgs(("redo",), tau=1e9), net, optimizer).react(DRAW, changed=True)
+    build(InterveneArgs(("redo",), when="change", tau=1e9), net, optimizer).react(DRAW, changed=True)
     assert (hidden == 0.5).all()
     train(build(InterveneArgs(), net, optimizer), net, optimizer)
     build(InterveneArgs(("reset-head",)), net, optimizer).react(DRAW, changed=True)
@@ -78,7 +78,7 @@ def test_weights_are_projected_after_recycling_which_is_an_event(tau, recycles):
 
 
 @pytest.mark.parametrize(("name", "flags"), [
-    ("redo", {"tau": 1e9}), ("continual-backprop", {"rate": 1.0, "maturity": 0}),
+    ("redo", {"when": "change", "tau": 1e9}), ("continual-backprop", {"rate": 1.0, "maturity": 0}),
 ])  # fmt: skip
 def test_recycled_units_have_no_moments(name, flags):
     net, optimizer = mlp()

@@ -25,13 +25,20 @@ def test_presets_are_accepted_and_each_is_another(name):
     assert sum(args == BASELINES[name] for args in BASELINES.values()) == 1
 
 
+def test_methods_act_when_they_usually_do_or_when_told():
+    assert InterveneArgs(("redo", "l2-init")).acts_at == "every"
+    assert InterveneArgs(("fire",)).acts_at == InterveneArgs(("redo",), when="change").acts_at == "change"
+    assert InterveneArgs(("l2-init",)).acts_at == InterveneArgs().acts_at == ""
+
+
 @pytest.mark.parametrize(
     ("flags", "surroundings", "message"),
     [
         ({"methods": ("redo", "redo")}, {}, r"names \['redo'\] twice"),
         ({"tau": 0.2}, {}, r"--intervene.tau 0.2 has no effect with --intervene.methods \(none\)"),
         ({"methods": ("fire",), "tau": 0.2}, {}, "--intervene.tau 0.2 has no effect with --intervene.methods fire"),
-        ({"methods": ("redo",), "every": 5}, {}, "--intervene.every 5 has no effect"),
+        ({"methods": ("fire",), "every": 5}, {}, "--intervene.every 5 has no effect"),
+        ({"methods": ("redo", "fire")}, {}, "redo usually acts every so many updates, the others at a change"),
         (
             {"methods": ("l2-init",), "when": "every"},
             {},

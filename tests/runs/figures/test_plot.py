@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runs.analysis.curves import read_table
 from runs.figures import plot, style
 from runs.recording import Run, RunError
 
@@ -23,18 +24,19 @@ def pairs(curve):
 
 def test_windowed_means_by_hand():
     curve = np.array([0, 5, 10, 11, 31]), np.array([9.0, 1.0, 3.0, 7.0, 2.0])
-    assert pairs(plot.windowed_means(curve, 10)) == [(0, 9.0), (10, 2.0), (20, 7.0), (40, 2.0)]
+    assert pairs(plot.windowed_means(curve, 10)) == [(0, 9.0), (10, 2.0), (20, 7.0), (31, 2.0)]
     assert pairs(plot.windowed_means(plot.EMPTY, 10)) == []
 
 
 def test_curves_of_a_run(tmp_path):
     directory = recorded(tmp_path / "run")
     tags = ("charts/episodic_return", "elr/hidden", "elr/conv")
-    whole, cut = plot.curves(directory, tags, 10, None), plot.curves(directory, tags, 10, 10)
-    assert [pairs(curve) for curve in whole] == [[(10, 2.0), (20, 7.0)], [(20, 0.25)], []]
+    table = read_table(directory)
+    whole, cut = (plot.curves(directory, table, tags, 10, until) for until in (None, 10))
+    assert [pairs(curve) for curve in whole] == [[(10, 2.0), (11, 7.0)], [(20, 0.25)], []]
     assert [pairs(curve) for curve in cut] == [[(10, 2.0)], [], []]
     with pytest.raises(RunError, match="holds none of"):
-        plot.curves(directory, ["elr/conv"], 10, None)
+        plot.curves(directory, table, ["elr/conv"], 10, None)
 
 
 def test_labels_name_the_directory_only_where_needed(tmp_path):
@@ -59,7 +61,17 @@ def test_bad_arguments_are_refused(tmp_path):
         plot.main(plot.Args((directory,), out=tmp_path / "no" / "a.png"))
     with pytest.raises(RunError, match="no runs to draw"):
         plot.main(plot.Args(()))
-    with pytest.raises(ValueError, match="--window must be at least 1 step, got 0"):
-        plot.Args((directory,), window=0)
-    with pytest.raises(ValueError, match="--tags is empty"):
-        plot.Args((directory,), tags=())
+    with pytest.raises(ValueError, match=r"--window must be at least 1 step, or 0 .*, got -1"):
+        plot.Args((directory,), window=-1)
+
+
+def test_the_usual_panels_are_those_that_a_run_has():
+    tags = (
+        "charts/learning_rate", "elr/policy_1", "charts/episodic_return", "elr/value_3", "plasticity/dead_fraction/a",
+        "plasticity/flipped_fraction/policy_1_relu", "plasticity/flipped_fraction/value_3_relu",
+    )  # fmt: skip
+    assert plot.usual_tags([dict.fromkeys(tags, plot.EMPTY)]) == (
+        "charts/episodic_return", "charts/learning_rate", "elr/value_3", "plasticity/flipped_fraction/value_3_relu",
+    )  # fmt: skip
+    assert plot.usual_tags([{"test/accuracy": plot.EMPTY}, {"elr/one": plot.EMPTY}]) == ("test/accuracy", "elr/one")
+    assert plot.usual_tags([{"charts/SPS": plot.EMPTY}]) == ()

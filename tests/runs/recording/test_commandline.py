@@ -91,6 +91,8 @@ def test_mistyped_flags_and_values_are_refused_in_one_line(capsys):
     assert "unknown flag --sede; did you mean --seed?" in refused(capsys, "--sede", "3")
     assert "unknown flag --rewarm.evry; did you mean --rewarm.every?" in refused(capsys, "--rewarm.evry=3")
     assert "did you mean --rewarm.no-moments?" in refused(capsys, "--no-rewarm.moments")
+    assert "did you mean" not in refused(capsys, "--track")
+    assert "unknown flag --cuda; give --device cpu or" in refused(capsys, "--cuda", "False")
     assert "unknown flag --zzz; --help lists all flags" in refused(capsys, "--zzz")
     assert "--seed" in refused(capsys, "--seed", "three")
     assert "--rewarm.trigger" in refused(capsys, "--rewarm.trigger", "sometimes")
