@@ -260,3 +260,23 @@ def test_utilities_are_means_over_all_passes_of_an_update():
         for number in ("utility", "mean"):
             assert torch.allclose(one[layer][number], other[layer][number], rtol=1e-12)
             assert other[layer][number].any()
+
+
+class Embedded(twins.Mlp):
+    """With a linear layer before the first that has units."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return super().forward(self.embed(x))
+
+
+@pytest.mark.parametrize("name", ["redo", "continual-backprop"])
+def test_a_layer_that_is_not_listed_may_be_frozen(name):
+    net = Embedded().double()
+    with pytest.raises(ValueError, match=r"embed makes none of the units"):
+        build(InterveneArgs((name,)), net, torch.optim.Adam(net.parameters()))
+    net.embed.requires_grad_(False)
+    build(InterveneArgs((name,)), net, torch.optim.Adam([p for p in net.parameters() if p.requires_grad]))
