@@ -96,7 +96,7 @@ def test_example_in_the_help_of_run_works(capsys):
         (["compare", "a", "--last", "2"], "--last must be in [0, 1]"),
         (["board", "fig3", "--logs"], "Missing value for argument '--logs'"),
         (["list", "fig3"], "fig3"),
-        (["plot", "a", "--window", "0"], "--window must be at least 1 step"),
+        (["plot", "a", "--window", "-1"], "--window must be at least 1 step"),
         (["alarms", "a", "--within", "2"], "--within must be in (0, 1]"),
         (["changes", "a", "--fersh", "x"], "unknown flag --fersh; did you mean --fresh?"),
         (["gaps", "a", "--uot", "x"], "unknown flag --uot; did you mean --out?"),
