@@ -261,7 +261,7 @@ class InterveneArgs:
                 case "l2-init":
                     return Pull(L2Init(named, self.pull))
                 case "trac":
-                    return Displacement(Trac(trained))
+                    return Displacement(Trac(trained), optimizer)
                 case "churn":
                     return Churn(ChurnReduction(network, divergence, ratio=self.ratio, **churn), batch)
 

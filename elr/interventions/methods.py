@@ -319,19 +319,18 @@ class Churn(Method):
 
 
 class Displacement(Method):
-    """`Trac`: weight decay, clipping of gradients and penalties are part of the step that it scales."""
+    """`Trac`, inside the optimiser's step: so a meter around that step measures what is left of it.
 
-    def __init__(self, trac: Trac) -> None:
+    Weight decay, clipping of gradients and penalties are part of the step that it scales.
+    """
+
+    def __init__(self, trac: Trac, optimizer: torch.optim.Optimizer) -> None:
         self._trac = trac
+        optimizer.register_step_post_hook(lambda *_: trac.step_())
 
     def learned(self) -> None:
         """The step begins here, before other methods change weights."""
         self._trac.before_step()
-
-    def after_step(self) -> bool:
-        """Scale the displacement."""
-        self._trac.step_()
-        return False
 
     def scalars(self) -> dict[str, float]:
         """The factor of the displacement."""

@@ -13,36 +13,25 @@ from tests.elr.interventions import twins
 from tests.elr.interventions.test_methods_against_twins import RATE, LiteralAdam
 
 
-class Mlp(nn.Module):
-    """Two hidden layers; the second is read by two heads."""
+class Mlp(twins.Mlp):
+    """With CReLU, which doubles the inputs of the next layers."""
 
     def __init__(self):
         super().__init__()
-        self.one, self.relu1 = nn.Linear(6, 12), CReLU()
-        self.two, self.relu2 = nn.Linear(24, 10), CReLU()
-        self.head, self.value = nn.Linear(20, 4), nn.Linear(20, 1)
-        self.layers, self.heads = ["relu1", "relu2"], ["head", "value"]
-
-    def forward(self, x):
-        h = self.relu2(self.two(self.relu1(self.one(x))))
-        return self.head(h), self.value(h)[:, 0]
+        self.relu1, self.two = CReLU(), nn.Linear(24, 10)
+        self.relu2, self.head, self.value = CReLU(), nn.Linear(20, 4), nn.Linear(20, 1)
+        self.heads = ["head", "value"]
 
 
-class Cnn(nn.Module):
-    """Convolution, convolution, flattened channels last, linear with LayerNorm, head."""
+class Cnn(twins.Cnn):
+    """The same."""
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.relu1 = nn.Conv2d(2, 5, 3), CReLU()
-        self.conv2, self.relu2 = nn.Conv2d(10, 4, 3, stride=2), CReLU()
-        self.fc, self.norm, self.relu3 = nn.Linear(32, 9, bias=False), nn.LayerNorm(9), CReLU()
-        self.head = nn.Linear(18, 3)
-        self.layers, self.heads = ["relu1", "relu2", "relu3"], ["head"]
-
-    def forward(self, x):
-        h = self.relu2(self.conv2(self.relu1(self.conv1(x))))
-        logits = self.head(self.relu3(self.norm(self.fc(h.permute(0, 2, 3, 1).flatten(1)))))
-        return logits, logits.mean(1)
+        self.relu1, self.conv2 = CReLU(), nn.Conv2d(10, 4, 3, stride=2)
+        self.relu2, self.fc = CReLU(), nn.Linear(32, 9, bias=False)
+        self.relu3, self.head = CReLU(), nn.Linear(18, 3)
+        self.heads = ["head"]
 
 
 KINDS = {Mlp: twins.Mlp, Cnn: twins.Cnn}

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from elr.fast.flat_adam import FlatAdam
 from elr.flags import TriggeredSwitchArgs as SwitchArgs
 from elr.interventions import Trac, policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
 from elr.interventions.trac import BETAS, erfi
+from elr.measure import Meter
 from elr.projection import NoProjection
 from tests.elr.interventions import twins
 from tests.elr.interventions.test_intervention_flags import check
@@ -93,6 +95,28 @@ def test_a_hundred_updates_equal_the_formula_written_out(kind):
     assert max(float((twin.w[name] - start[name]).abs().max()) for name in start) > 0.01
 
 
+@pytest.mark.parametrize("make", [torch.optim.Adam, FlatAdam])
+def test_the_meter_measures_the_scaled_step(make):
+    """What is recorded as the effective learning rate is the step that the weights take, not Adam's own."""
+    net = twins.network(twins.Mlp, 3).float()
+    optimizer = make(net.parameters(), lr=RATE, eps=1e-8)
+    made = build(BASELINES["trac"], twins.Mlp, net, optimizer)
+    meter = Meter({"two": net.two.weight}, every=1, optimizer=optimizer)
+    for x, y in data(twins.Mlp, 40):
+        optimizer.zero_grad()
+        twins.loss_of(net, x.float(), y).backward()
+        made.before_step(lambda count: draw(twins.Mlp, count), 0.0)
+        before = net.two.weight.detach().clone()
+        meter.before_step()
+        optimizer.step()
+        meter.after_step()
+        made.after_step()
+    moved = (net.two.weight - before).norm() / before.norm()
+    assert meter.scalars()["elr/two"] == pytest.approx(moved.item(), rel=1e-4)
+    own = RATE * math.sqrt(before.numel()) / before.norm()  # about Adam's, whose entries move by the rate at most
+    assert 0 < moved < 0.3 * own
+
+
 def one_weight(**changes):
     weight = torch.nn.Parameter(torch.tensor([2.0, 2.0], dtype=torch.float64))
     return weight, Trac({"w": weight}, **changes)
@@ -113,7 +137,7 @@ def test_a_displacement_that_does_not_pay_is_taken_back():
     assert trac.scale > 0.1 and weight.tolist() == [2.0 + trac.scale, 2.0]
     move(trac, weight, [0.5, 0.0], [+1.0, 5.0])  # the loss grows along the displacement
     assert trac.scale == 0.0 and weight.tolist() == [2.0, 2.0]
-    move(trac, weight, [0.5, 0.0], [-1.0, 0.0])  # there is no displacement to judge: this is for good
+    move(trac, weight, [0.5, 0.0], [-1.0, 0.0])  # there is no displacement to judge
     assert trac.scale == 0.0 and weight.tolist() == [2.0, 2.0]
 
 
