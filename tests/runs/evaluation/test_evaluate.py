@@ -178,11 +178,12 @@ def test_a_seed_repeats_its_numbers_and_others_differ(runs, tmp_path):
     assert one["returns"] != other["returns"]
 
 
-def test_episodes_beyond_a_batch_are_of_other_seeds(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [(), ("--sampled",)])
+def test_episodes_beyond_a_batch_are_of_other_seeds(how, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(playing, "BATCH", 5)
-    many = evaluated(runs("ppo_control"), tmp_path, "--episodes", "12", "--seed", "7")
+    many = evaluated(runs("ppo_control"), tmp_path, "--episodes", "12", "--seed", "7", *how)
     parts = [
-        evaluated(runs("ppo_control"), tmp_path, "--episodes", count, "--seed", seed)["returns"]
+        evaluated(runs("ppo_control"), tmp_path, "--episodes", count, "--seed", seed, *how)["returns"]
         for count, seed in (("5", "7"), ("5", "8"), ("2", "9"))
     ]
     assert many["returns"] == [*parts[0], *parts[1], *parts[2]]
@@ -234,6 +235,15 @@ def test_a_change_with_the_last_step_does_not_count(runs, tmp_path, capsys):
         evaluated(runs("games"), tmp_path, "--task", str(task), "--episodes", "2")["lengths"] for task in (0, 1, 2)
     ]
     assert lengths[1] == [2501, 2501]  # Freeway's
+
+
+def test_a_run_that_stopped_at_a_change_stands_in_the_new_task(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        scripts.stop_at(patch, 200)
+        made(dqn_minatar, tmp_path / "r", shift=SHIFTED)
+    agent = load_agent(find_agent(tmp_path / "r"))
+    assert agent.step == agent.world.last_change == 200
+    assert agent.task == 1
 
 
 def test_a_task_has_the_settings_that_the_run_met_it_with(runs):
