@@ -35,7 +35,7 @@ class ReDo:
         (docs/baselines.md).
     Deviation: new weights are those of a freshly initialised network of the same class. Dopamine's code draws them by
         Xavier's rule, whatever the layer was initialised with, and sets biases to 0. Where a recycled unit reads a
-        recycled unit of the layer before, the weight is redrawn here and 0 there. Behind a flattened convolution,
+        recycled unit of the layer before, the weight is redrawn here and 0 there. After a flattened convolution,
         dopamine's code takes the columns for those of channels first, although they are channels last.
     """
 

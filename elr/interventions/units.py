@@ -41,7 +41,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The units behind one nonlinearity, and the parameters that belong to them."""
+    """The units of one nonlinearity, and the parameters that belong to them."""
 
     name: str
     """of the nonlinearity"""
@@ -102,7 +102,7 @@ def check_complete(network: nn.Module, found: Sequence[Hidden], leave: Sequence[
         if id(module.weight) not in made:
             listed = ", ".join(hidden.name for hidden in found)
             raise ValueError(
-                f"{name} makes none of the units behind {listed}: add its nonlinearity to these, or it is left out"
+                f"{name} makes none of the units of {listed}: add its nonlinearity to these, or it is left out"
             )
 
 

@@ -225,7 +225,7 @@ def test_local_time_refuses_an_optimiser_that_is_not_adam_when_it_is_built():
 @pytest.mark.parametrize("name", ["redo", "continual-backprop"])
 def test_a_hidden_layer_that_is_not_listed_is_refused(name, monkeypatch):
     net, optimizer = mlp()
-    with pytest.raises(ValueError, match=r"two makes none of the units behind relu1"):
+    with pytest.raises(ValueError, match=r"two makes none of the units of relu1"):
         net.layers = ["relu1"]
         build(InterveneArgs((name,)), net, optimizer)
 
