@@ -57,8 +57,8 @@ from envs.replay import FrameMemory
 from envs.worlds import evaluation_world, resumed_observation
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
-from runs.training import Returns, Session, in_float32
-from runs.training.checks import require, require_device, require_multiples, require_not_negative, require_positive
+from runs.training import Returns, RunArgs, Session, in_float32
+from runs.training.checks import require, require_multiples, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -86,7 +86,7 @@ class SwitchArgs(flags.SwitchArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """DQN on Atari: every flag, its default, its meaning."""
 
     env_id: str = "ALE/Pong-v5"
@@ -153,32 +153,23 @@ class Args:
     """agent steps between checkpoints"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, with which a killed run resumes exactly"""
-    device: str = "cpu"
-    """cpu or cuda"""
     bf16: bool = False
     """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
     weights and updates stay in float32"""
-    threads: int = 1
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "dqn"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     def updates(self, steps: int) -> int:
         """Agent steps -> optimiser updates."""
         return max(1, round(steps * self.replay_ratio))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "total_timesteps learning_rate adam_eps num_envs buffer_size batch_size replay_ratio")
         require_positive(self, "n_step target_network_frequency exploration_steps eval_episodes log_every")
-        require_positive(self, "checkpoint_every threads")
+        require_positive(self, "checkpoint_every")
         require_not_negative(self, "weight_decay learning_starts eval_every env_threads")
         require_multiples(self, "buffer_size target_network_frequency log_every checkpoint_every", of="num_envs")
         require_multiples(self, "eval_every", of="num_envs")
-        require_device(self)
         require(0 <= self.end_e <= self.start_e <= 1, self, "end_e start_e", "need 0 <= end <= start <= 1")
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(0 <= self.eval_epsilon <= 1, self, "eval_epsilon", "must lie in [0, 1]")

@@ -55,7 +55,7 @@ from envs.flags import MinAtarShiftArgs as ShiftArgs
 from envs.replay import TransitionMemory
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Returns, Session, require, require_device, require_not_negative, require_positive
+from runs.training import Returns, RunArgs, Session, require, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -83,7 +83,7 @@ class SwitchArgs(flags.SwitchArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """DQN on MinAtar: every flag, its default, its meaning."""
 
     env_id: str = "MinAtar/Breakout-v1"
@@ -140,26 +140,17 @@ class Args:
     """updates between records of losses and rates; agent steps between records of speed and exploration"""
     checkpoint_every: int = 50_000
     """agent steps between checkpoints"""
-    device: str = "cpu"
-    """cpu or cuda"""
-    threads: int = 1
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "dqn"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     def updates(self, steps: int) -> int:
         """Agent steps -> optimiser updates."""
         return max(1, round(steps * self.replay_ratio))
 
     def __post_init__(self) -> None:
-        require_positive(self, "total_timesteps learning_rate adam_eps buffer_size batch_size replay_ratio threads")
+        super().__post_init__()
+        require_positive(self, "total_timesteps learning_rate adam_eps buffer_size batch_size replay_ratio")
         require_positive(self, "target_network_frequency exploration_steps eval_episodes log_every checkpoint_every")
         require_not_negative(self, "eval_every learning_starts priming_updates")
-        require_device(self)
         require(0 <= self.end_e <= self.start_e <= 1, self, "end_e start_e", "need 0 <= end <= start <= 1")
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(self.batch_size <= self.buffer_size, self, "batch_size buffer_size", "a batch must fit the memory")

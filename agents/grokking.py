@@ -55,7 +55,7 @@ from elr.triggers import AtKnownChange, Never, OnStagnation, Trigger
 from elr.weights import gains_and_offsets, scalable_weights
 from envs.modular_arithmetic import Pairs, modular_pairs
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Session, recorded_elr, require, require_device, require_not_negative, require_positive
+from runs.training import RunArgs, Session, recorded_elr, require, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -134,7 +134,7 @@ class ProbeArgs(flags.ProbeArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """Grokking: every flag, its default, its meaning."""
 
     p: int = 117
@@ -183,22 +183,14 @@ class Args:
     """evaluations, evenly spaced in the logarithm of the update, for each factor of ten"""
     checkpoint_every: int = 1000
     """updates between checkpoints"""
-    device: str = "cpu"
-    """cpu or cuda"""
     threads: int = 2
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "grokking"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<operation>-<p>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "total_updates learning_rate adam_eps blocks heads head_size hidden embedding_std")
-        require_positive(self, "evaluations_per_decade checkpoint_every threads nap.every")
+        require_positive(self, "evaluations_per_decade checkpoint_every nap.every")
         require_not_negative(self, "weight_decay scale_decay batch_size")
-        require_device(self)
         require(self.p >= 2, self, "p", "nothing to predict; give at least 2")
         require(0 < self.train_fraction < 1, self, "train_fraction", "must lie between 0 and 1")
         require(0 <= self.adam_beta2 < 1, self, "adam_beta2", "must lie in [0, 1)")

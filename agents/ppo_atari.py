@@ -54,7 +54,7 @@ from envs.flags import ScreenShiftArgs as ShiftArgs
 from envs.worlds import evaluation_world, resumed_observation
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
-from runs.training import Returns, Session, require, require_device, require_not_negative, require_positive
+from runs.training import Returns, RunArgs, Session, require, require_not_negative, require_positive
 from runs.training.freed_memory import keep_freed_memory
 from runs.training.precision import in_float32
 
@@ -82,7 +82,7 @@ class ProbeArgs(flags.ProbeArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """PPO on Atari: every flag, its default, its meaning."""
 
     env_id: str = "ALE/Pong-v5"
@@ -140,21 +140,12 @@ class Args:
     video/step-<step>.gif in the run directory"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """cpu or cuda"""
     bf16: bool = False
     """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms as well); outputs, losses,
     weights and updates stay in float32"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
-    threads: int = 1
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "ppo"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     @property
     def iteration_steps(self) -> int:
@@ -172,10 +163,10 @@ class Args:
         return max(1, round(iterations * self.update_epochs * self.num_minibatches))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "total_timesteps learning_rate adam_eps num_envs num_steps num_minibatches")
-        require_positive(self, "update_epochs clip_coef max_grad_norm eval_episodes checkpoint_every threads")
+        require_positive(self, "update_epochs clip_coef max_grad_norm eval_episodes checkpoint_every")
         require_not_negative(self, "ent_coef vf_coef eval_every env_threads")
-        require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(0 <= self.gae_lambda <= 1, self, "gae_lambda", "must lie in [0, 1]")
         batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"

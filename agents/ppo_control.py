@@ -52,8 +52,8 @@ from envs.evaluation import play, uniform_observations
 from envs.flags import ControlShiftArgs as ShiftArgs
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Returns, Session, keep_freed_memory
-from runs.training.checks import require, require_device, require_not_negative, require_positive, require_share
+from runs.training import Returns, RunArgs, Session, keep_freed_memory
+from runs.training.checks import require, require_not_negative, require_positive, require_share
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -67,7 +67,7 @@ class ScheduleArgs(flags.ScheduleArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """PPO on classic control: every flag, its default, its meaning."""
 
     env_id: str = "CartPole-v1"
@@ -129,16 +129,7 @@ class Args:
     """greedy episodes per evaluation, each in a freshly seeded environment"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """cpu or cuda"""
-    threads: int = 1
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "ppo"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<script>__<environment>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     @property
     def iteration_steps(self) -> int:
@@ -156,10 +147,10 @@ class Args:
         return max(1, round(iterations * self.update_epochs * self.num_minibatches))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "total_timesteps learning_rate adam_eps num_envs num_steps reward_scale num_minibatches")
-        require_positive(self, "update_epochs clip_coef width eval_episodes checkpoint_every threads")
+        require_positive(self, "update_epochs clip_coef width eval_episodes checkpoint_every")
         require_not_negative(self, "max_episode_steps ent_coef vf_coef max_grad_norm eval_every")
-        require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require_share(self, "gae_lambda value_lambda")
         batch, sizes = self.iteration_steps, "num_envs num_steps num_minibatches"

@@ -76,8 +76,8 @@ from envs.replay import FrameMemory, Priorities
 from envs.worlds import evaluation_world, resumed_observation
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
-from runs.training import Returns, Session, in_float32, require_multiples, require_share
-from runs.training.checks import require, require_device, require_not_negative, require_positive
+from runs.training import Returns, RunArgs, Session, in_float32, require_multiples, require_share
+from runs.training.checks import require, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -102,7 +102,7 @@ class SwitchArgs(flags.SwitchArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """Rainbow on Atari: every flag, its default, its meaning."""
 
     env_id: str = "ALE/Pong-v5"
@@ -177,33 +177,24 @@ class Args:
     """agent steps between checkpoints"""
     env_threads: int = 0
     """threads of ale-py's vector environment; 0: emulators in Python, with which a killed run resumes exactly"""
-    device: str = "cpu"
-    """cpu or cuda"""
     bf16: bool = False
     """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
     weights and updates stay in float32"""
-    threads: int = 1
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "rainbow"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<script>__<game>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     def updates(self, steps: int) -> int:
         """Agent steps -> optimiser updates."""
         return max(1, round(steps * self.replay_ratio))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "total_timesteps learning_rate adam_eps max_grad_norm num_envs buffer_size batch_size")
         require_positive(self, "replay_ratio n_step target_network_frequency noisy_sigma eval_episodes log_every")
-        require_positive(self, "checkpoint_every threads")
+        require_positive(self, "checkpoint_every")
         require_not_negative(self, "weight_decay learning_starts eval_every env_threads prioritized_replay_alpha")
         require_share(self, "prioritized_replay_beta prioritized_replay_uniform eval_epsilon")
         require_multiples(self, "buffer_size target_network_frequency log_every checkpoint_every", of="num_envs")
         require_multiples(self, "eval_every", of="num_envs")
-        require_device(self)
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         ends = -math.inf < self.v_min < self.v_max < math.inf
         require(ends, self, "v_min v_max", "need two finite ends, the first below the second")

@@ -29,17 +29,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from runs.recording import RunError, exit_with_one_line, parse, presets
-from runs.training import Session
+from runs.training import RunArgs, Session
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """Flags; --help lists them."""
 
     alpha: float = 1.0
@@ -61,24 +60,16 @@ class Args:
     seed: int = 1
     """random seed"""
     exp_name: str = "theory"
-    """name of the arm"""
-    directory: Path | None = None
-    """run directory; default: runs/logs/NAME"""
-    resume: Path | None = None
-    """run directory to continue; all other flags come from it"""
-    device: str = "cpu"
-    """where to compute"""
-    threads: int = 1
-    """cores to use"""
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
+        super().__post_init__()
         for name in ("alpha", "sigma", "lowest", "highest"):
             if not 1e-6 <= getattr(self, name) <= 1e6:  # double precision holds all products and squares of these
                 raise ValueError(f"--{name} must lie in [1e-6, 1e6], got {getattr(self, name)}")
         if not self.lowest < self.highest:
             raise ValueError(f"--highest {self.highest} must be above --lowest {self.lowest}")
-        for name, least in (("rates", 2), ("inputs", 2), ("width", 2), ("threads", 1)):
+        for name, least in (("rates", 2), ("inputs", 2), ("width", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
         if self.fan_in < self.inputs:

@@ -60,7 +60,7 @@ from elr.weights import scalable_weights
 from envs.images import load_images
 from envs.minibatches import Minibatches, Pixels
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Session, draw_comparison, require, require_device, require_not_negative, require_positive
+from runs.training import RunArgs, Session, draw_comparison, require, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -121,7 +121,7 @@ class ProbeArgs(flags.ProbeArgs):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """Warm-starting: every flag, its default, its meaning."""
 
     dataset: Literal["digits", "cifar10", "mnist", "fashion-mnist"] = "digits"
@@ -175,24 +175,16 @@ class Args:
     """updates between records of the minibatch loss and the rate"""
     checkpoint_every: int = 1000
     """updates between checkpoints"""
-    device: str = "cpu"
-    """cpu or cuda"""
     bf16: bool = False
     """forward pass in bfloat16 by torch's autocast; here on a GPU only (the Atari scripts' also runs on a CPU)"""
     threads: int = 2
-    """CPU threads of torch and of NumPy's linear algebra"""
     exp_name: str = "warm_start"
-    """first part of the run's name"""
-    directory: Path | None = None
-    """run directory; default runs/logs/<exp_name>__<dataset>__s<seed>__<time>"""
-    resume: Path | None = None
-    """run directory to resume; all other flags come from its config.json"""
 
     def __post_init__(self) -> None:
-        require_positive(self, "phase_updates width hidden batch_size learning_rate eval_every log_every threads")
+        super().__post_init__()
+        require_positive(self, "phase_updates width hidden batch_size learning_rate eval_every log_every")
         require_positive(self, "checkpoint_every rewarm.peak_factor")
         require_not_negative(self, "seed train_images phase_epochs")
-        require_device(self)
         shares = self.fractions
         grow = bool(shares) and 0 < shares[0] <= shares[-1] <= 1 and list(shares) == sorted(shares)
         require(grow, self, "fractions", "give shares in (0, 1] that do not fall")

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runs.recording.config import own_fields_first
 from runs.recording.tags import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +157,7 @@ def flag_of(path: str, value: Any = True) -> str:
 def flatten(args: Any, prefix: str = "") -> Iterator[tuple[str, Any, type, type]]:
     """Every flag of a dataclass: dotted name, value, type, and the class that has it."""
     hints = typing.get_type_hints(type(args))
-    for field in dataclasses.fields(args):
+    for field in dataclasses.fields(args) if prefix else own_fields_first(type(args)):
         value = getattr(args, field.name)
         if dataclasses.is_dataclass(value):
             yield from flatten(value, f"{prefix}{field.name}.")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from runs.recording.config import config_from_dict, config_to_dict
+from runs.recording.config import config_from_dict, config_to_dict, own_fields_first
 from runs.recording.directory import CONFIG, PROVENANCE, read_json
 from runs.recording.errors import RunError
 from runs.recording.interrupt import fail
@@ -162,12 +162,14 @@ def _filled(text: str) -> str:
 
 
 def _unchecked(cls: type[T]) -> type[T]:
-    """`cls` without its checks: a ValueError should become one line, and tyro would put a frame around it."""
+    """`cls` without its checks, its own flags before those that it inherits: a ValueError should become one line, and
+    tyro would put a frame around it."""
 
     class Unchecked(cls):  # type: ignore[valid-type, misc]
         def __post_init__(self) -> None:
             pass
 
+    Unchecked.__dataclass_fields__ = {field.name: field for field in own_fields_first(cls)}
     return Unchecked
 
 

@@ -33,6 +33,13 @@ def config_from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     return _decode_dataclass(cls, data, "")  # type: ignore[no-any-return]
 
 
+def own_fields_first(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass in the order of a script: its own, then those that it inherits."""
+    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) and base is not cls]
+    inherited = {field.name for base in bases for field in dataclasses.fields(base)}
+    return sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited)
+
+
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 

@@ -17,10 +17,12 @@ from runs.training.picture import draw_comparison
 from runs.training.precision import in_float32
 from runs.training.recorded_elr import recorded_elr
 from runs.training.returns import Returns
+from runs.training.run_flags import RunArgs
 from runs.training.session import Session
 
 __all__ = [
     "Returns",
+    "RunArgs",
     "Session",
     "draw_comparison",
     "in_float32",

@@ -66,7 +66,7 @@ def test_every_flag_is_read():
         ({"lowest": 1e-300, "highest": 1e300}, "--lowest must lie in"),
         ({"highest": 1e300}, "--highest must lie in"),
         ({"highest": 0.01}, "--highest"),
-        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"threads": 0}, "--threads must be positive, got 0"),
         ({"threads": -1}, "--threads must be at least 1, got -1"),
         ({"rates": 1}, "--rates"),
         ({"fan_in": 8}, "--fan-in 8 has no room for --inputs 64"),

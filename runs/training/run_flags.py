@@ -1,0 +1,28 @@
+"""Flags that every training script has, beside its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runs.training.checks import require_device, require_positive
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Where a run computes and what it leaves behind. The `Args` of scripts inherit this; --help lists it last."""
+
+    device: str = "cpu"
+    """cpu or cuda"""
+    threads: int = 1
+    """CPU threads of torch and of NumPy's linear algebra"""
+    exp_name: str = "run"
+    """first part of the run's name"""
+    directory: Path | None = None
+    """run directory; default runs/logs/<exp_name>__<script>__<task>__s<seed>__<time>"""
+    resume: Path | None = None
+    """run directory to resume; all other flags come from its config.json"""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "threads")
+        require_device(self)
