@@ -72,6 +72,8 @@ class Args(RunArgs):
         for name, least in (("rates", 2), ("inputs", 2), ("width", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if torch.device(self.device).type != "cpu":
+            raise ValueError(f"--device {self.device}: this simulation runs on the CPU")
         if self.fan_in < self.inputs:
             raise ValueError(f"--fan-in {self.fan_in} has no room for --inputs {self.inputs} orthogonal inputs")
 
@@ -111,8 +113,6 @@ def one_step(args: Args, rate: float, generator: torch.Generator) -> tuple[Tenso
 def main(args: Args) -> None:
     """Take a step at each rate; everything the run leaves behind is in its run directory."""
     run = Session(args, f"alpha{args.alpha:g}", total=args.rates, streams="draws", unit="update")
-    if not run.on_cpu:
-        raise RunError("--device: this simulation runs on the CPU; leave it at cpu")
     with run.open():
         run.restore() if run.resumed else run.checkpoint()
         while run.running():
