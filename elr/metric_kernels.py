@@ -5,7 +5,8 @@ its arguments and returns numbers, `elr.probe` makes one transfer for all layers
 
     F         features, (n, d) or (n, C, *spatial)
     matrix    F as (n, C * spatial) in float64
-    gram      matrix @ matrix.T, (n, n), of the scaled matrix
+    gram      matrix @ matrix.T, (n, n), of the scaled matrix; None where nothing needs it
+    geometry  what Delta_C compares: C, (n, n), or of many inputs the factor G with C = G G^T, (n, d)
     spectrum  singular values in descending order
     units     (samples, C), see `elr.metrics.unit_view`
 """
@@ -38,20 +39,43 @@ def scaled(F: Tensor, matrix: Tensor) -> Tensor:
     return matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
-def covariance(gram: Tensor) -> Tensor:
-    """C = F F^T / ||F||_F^2, trace 1; zero for all-zero F, which `is_defined` tells apart."""
+def many_inputs(n: int, d: int) -> bool:
+    """Whether there are so many more inputs than features that (n, n) matrices cost more than they are worth."""
+    return n > 4 * d
+
+
+def geometry(matrix: Tensor, gram: Tensor | None) -> Tensor:
+    """C = F F^T / ||F||_F^2, (n, n) with trace 1; without a gram its factor G = F / ||F||_F, (n, d). Zero for all-zero
+    F, which `is_defined` tells apart."""
+    if gram is None:
+        norm = torch.linalg.vector_norm(matrix)
+        return matrix / torch.where(norm > 0, norm, torch.ones_like(norm))
     trace: Tensor = gram.trace()
     return gram / torch.where(trace > 0, trace, torch.ones_like(trace))
 
 
-def is_defined(covariance: Tensor) -> Tensor:
-    """Whether C is that of features that are not all zero, [] bool."""
-    return covariance.trace() > 0.5
+def is_defined(geometry: Tensor) -> Tensor:
+    """Whether it is that of features that are not all zero, [] bool."""
+    square = geometry.shape[0] == geometry.shape[1]
+    return (geometry.trace() if square else torch.linalg.vector_norm(geometry)) > 0.5
 
 
-def distance(covariance_0: Tensor, covariance_1: Tensor) -> Tensor:
-    """||C_0 - C_1||_F."""
-    return (covariance_0 - covariance_1).square().sum().sqrt()
+def distance(geometry_0: Tensor, geometry_1: Tensor) -> Tensor:
+    """||C_0 - C_1||_F. Both are C, or both are factors.
+
+    The factors G_0 and G_1 = G_0 + D are written in one orthonormal basis, [G_0 D] = Q [R S]. Q drops out of the norm,
+    and C_1 - C_0 becomes R S^T + S R^T + S S^T, of 2 d x 2 d. (The closed form ||G_0^T G_0||^2 + ||G_1^T G_1||^2 -
+    2 ||G_0^T G_1||^2 needs no basis, but loses half the digits of a small distance.)
+    """
+    n, d = geometry_0.shape
+    if d == n:
+        return (geometry_0 - geometry_1).square().sum().sqrt()
+    both = torch.cat([geometry_0, geometry_1 - geometry_0], dim=1)
+    basis = torch.linalg.qr(both.nan_to_num(0.0, 0.0, 0.0), mode="r").R
+    R, S = basis[:, :d], basis[:, d:]
+    mixed: Tensor = R @ S.T
+    change: Tensor = mixed + mixed.T + S @ S.T
+    return change.square().sum().sqrt()
 
 
 def dead(units: Tensor) -> Tensor:
@@ -65,10 +89,15 @@ def dormant(units: Tensor, tau: float) -> Tensor:
     return (activity <= tau * activity.mean()).double().mean()
 
 
-def singular_values(matrix: Tensor, gram: Tensor) -> Tensor:
+def gram_of(matrix: Tensor) -> Tensor | None:
+    """The (n, n) Gram matrix, or None with many inputs."""
+    return None if many_inputs(*matrix.shape) else matrix @ matrix.T
+
+
+def singular_values(matrix: Tensor, gram: Tensor | None) -> Tensor:
     """Descending singular values of the scaled matrix, from the smaller of its two Gram matrices; `gram` is (n, n)."""
     n, d = matrix.shape
-    smaller = gram if n <= d else matrix.T @ matrix
+    smaller = gram if gram is not None and n <= d else matrix.T @ matrix
     # The solver throws on NaN. A probe reports that by its finite flag, which names the layer and needs no extra sync.
     eigenvalues = torch.linalg.eigvalsh(smaller.nan_to_num(0.0, 0.0, 0.0)).flip(0)
     floor = eigenvalues[0] * max(n, d) * torch.finfo(torch.float64).eps

@@ -57,13 +57,16 @@ def covariance_change(F0: Tensor, F1: Tensor) -> float:
             f"n = {matrix_1.shape[0]}. Compute both on one fixed batch."
         )
     scaled = kernels.scaled(F0, matrix_0), kernels.scaled(F1, matrix_1)
-    covariances = [kernels.covariance(matrix @ matrix.T) for matrix in scaled]
-    if not all(kernels.is_defined(covariance) for covariance in covariances):
+    grams = [kernels.gram_of(matrix) for matrix in scaled]
+    if matrix_0.shape[1] != matrix_1.shape[1]:
+        grams = [matrix @ matrix.T for matrix in scaled]
+    geometries = [kernels.geometry(matrix, gram) for matrix, gram in zip(scaled, grams, strict=True)]
+    if not all(kernels.is_defined(geometry) for geometry in geometries):
         raise ValueError(
             "covariance_change of all-zero features: C = F F^T / ||F||^2 is 0/0. Check dead_fraction first and leave "
             "the point out."
         )
-    return float(kernels.distance(covariances[0], covariances[1]))
+    return float(kernels.distance(*geometries))
 
 
 def activation_pattern_change(F0: Tensor, F1: Tensor) -> float:
@@ -258,4 +261,4 @@ def _flips(F0: Tensor, F1: Tensor) -> Tensor:
 
 def _spectrum(F: Tensor) -> Tensor:
     matrix = kernels.scaled(F, kernels.as_matrix(_checked(F, "F")))
-    return kernels.singular_values(matrix, matrix @ matrix.T)
+    return kernels.singular_values(matrix, kernels.gram_of(matrix))

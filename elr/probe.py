@@ -105,9 +105,9 @@ class Probe:
         self._previous = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The previous covariances and patterns, with what they must be compared with: layers, shapes, inputs."""
+        """The previous geometries and patterns, with what they must be compared with: layers, shapes, inputs."""
         previous = {
-            name: {"covariance": snapshot.covariance.clone(), "pattern": snapshot.pattern.clone()}
+            name: {"geometry": snapshot.geometry.clone(), "pattern": snapshot.pattern.clone()}
             for name, snapshot in self._previous.items()
         }
         shapes = {name: list(shape) for name, shape in self._shapes.items()}
@@ -131,7 +131,7 @@ class Probe:
                 "same inputs (save them, or draw them from the same seed)."
             )
         self._previous = {
-            name: _Snapshot(entry["covariance"].clone(), entry["pattern"].clone())
+            name: _Snapshot(entry["geometry"].clone(), entry["pattern"].clone())
             for name, entry in state["previous"].items()
         }
 
@@ -213,9 +213,9 @@ class NoProbe:
 
 
 class _Snapshot(NamedTuple):
-    """What the next measurement compares with: C (n, n) float64 and A (n, d) bool."""
+    """What the next measurement compares with: `kernels.geometry`, float64, and A (n, d) bool."""
 
-    covariance: Tensor
+    geometry: Tensor
     pattern: Tensor
 
 
@@ -228,7 +228,7 @@ def _measure_layer(F: Tensor, tau: float, delta: float, unit_dim: int | None) ->
     F = kernels.measurable(F)
     matrix = kernels.as_matrix(F)
     scaled = kernels.scaled(F, matrix)
-    gram = scaled @ scaled.T
+    gram = kernels.gram_of(scaled)
     spectrum = kernels.singular_values(scaled, gram)
     units = unit_view(F, unit_dim=unit_dim)
     values = [
@@ -240,15 +240,15 @@ def _measure_layer(F: Tensor, tau: float, delta: float, unit_dim: int | None) ->
         kernels.srank(spectrum, delta).double(),
         kernels.feature_norm(matrix),
     ]
-    return torch.stack(values), _Snapshot(kernels.covariance(gram), (F > 0).flatten(1))
+    return torch.stack(values), _Snapshot(kernels.geometry(scaled, gram), (F > 0).flatten(1))
 
 
 def _change(before: _Snapshot, after: _Snapshot) -> Tensor:
     """[delta_c is defined, *CHANGE_METRICS] on the device of `after`."""
-    covariance, pattern = (tensor.to(after.covariance.device) for tensor in before)
+    geometry, pattern = (tensor.to(after.geometry.device) for tensor in before)
     flips = (pattern != after.pattern).sum().double()
-    defined = kernels.is_defined(covariance) & kernels.is_defined(after.covariance)
-    distance = kernels.distance(covariance, after.covariance)
+    defined = kernels.is_defined(geometry) & kernels.is_defined(after.geometry)
+    distance = kernels.distance(geometry, after.geometry)
     return torch.stack([defined.double(), distance, flips.sqrt(), flips / pattern.numel()])
 
 

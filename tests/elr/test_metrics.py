@@ -209,6 +209,53 @@ def test_extreme_scales_do_not_overflow(scale: float) -> None:
     assert metrics.covariance_change(F * scale, F) == pytest.approx(0.0, abs=1e-12)
 
 
+# Many inputs: other formulas, the same numbers
+
+
+def _literal_change(F0: Tensor, F1: Tensor) -> float:
+    C0, C1 = (F @ F.T / F.square().sum() for F in (F0, F1))
+    return float(torch.linalg.matrix_norm(C0 - C1))
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 1), (64, 16), (65, 16), (300, 16), (4096, 16)])
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-2, 1.0, 100.0])
+def test_covariance_change_of_many_inputs_is_the_literal_one(n: int, d: int, size: float) -> None:
+    F = _gaussian(n, d).clamp(min=0)
+    G = F + size * _gaussian(n, d, seed=1)
+    assert metrics.covariance_change(F, G) == pytest.approx(_literal_change(F, G), rel=0, abs=1e-14)
+    assert metrics.covariance_change(F, F) == 0.0
+    assert metrics.covariance_change(F, 3 * F @ _orthogonal(d)) == pytest.approx(0.0, abs=1e-14)
+
+
+def test_a_small_change_of_many_inputs_keeps_its_digits() -> None:
+    """First order in the size of the change; the sum of the three squared norms has lost it at 1e-9."""
+    F, D = _gaussian(4096, 16), _gaussian(4096, 16, seed=1)
+    small, smaller = (metrics.covariance_change(F, F + size * D) for size in (1e-7, 1e-9))
+    assert small / smaller == pytest.approx(100.0, rel=1e-5) and smaller > 0
+
+
+def test_ranks_of_many_inputs_are_those_of_the_svd() -> None:
+    F = _gaussian(300, 12) * torch.logspace(0, -3, 12, dtype=torch.float64)
+    s = torch.linalg.svdvals(F)
+    p = s / s.sum()
+    assert metrics.effective_rank(F) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-9)
+    assert metrics.stable_rank(F) == pytest.approx(float(s.square().sum() / s[0] ** 2), rel=1e-12)
+
+
+def test_widths_of_many_inputs_may_differ() -> None:
+    F = _gaussian(100, 8)
+    assert metrics.covariance_change(F, torch.cat([F, 0 * F[:, :1]], 1)) == pytest.approx(0.0, abs=1e-14)
+    G = _gaussian(100, 60, seed=1)  # one side has few features, the other many
+    assert metrics.covariance_change(F, G) == pytest.approx(_literal_change(F, G), rel=0, abs=1e-14)
+
+
+def test_all_zero_features_of_many_inputs_have_no_covariance() -> None:
+    F = _gaussian(100, 8)
+    for pair in ((F, 0 * F), (0 * F, F)):
+        with pytest.raises(ValueError, match="all-zero features"):
+            metrics.covariance_change(*pair)
+
+
 # The collapsed layer and bad input
 
 

@@ -191,6 +191,34 @@ def test_resume_is_exact() -> None:
     assert "plasticity/delta_c/2" not in straight[0] and straight[4]["plasticity/delta_c/2"] > 0
 
 
+def test_many_inputs_are_measured_without_square_matrices_of_them() -> None:
+    """n > 4 d: the same numbers as the functions, a state of n x d, and resumed exactly."""
+    network, n = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()), 100
+    inputs = torch.randn(n, 3, generator=_generator(1))
+    probe = Probe(network, inputs, ["1", "3"], every=1)
+    with torch.no_grad():
+        probe.measure()
+        F0 = network(inputs)
+        state = probe.state_dict()
+        assert state["previous"]["1"]["geometry"].shape == (n, 8)
+        _perturb_(network, 0)
+        measured = probe.measure()
+        F1 = network(inputs)
+    assert measured["plasticity/delta_c/3"] == pytest.approx(metrics.covariance_change(F0, F1), rel=1e-12)
+    assert measured["plasticity/effective_rank/3"] == pytest.approx(metrics.effective_rank(F1), rel=1e-12)
+    resumed = Probe(network, inputs, ["1", "3"], every=1)
+    resumed.load_state_dict(state)
+    assert resumed.measure() == measured
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert "plasticity/delta_c/3" not in probe.measure()
+    with torch.no_grad():
+        network[0].weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        probe.measure()
+
+
 def test_state_can_be_saved_and_loaded_weights_only(tmp_path: Path) -> None:
     network = _network()
     probe = Probe(network, _inputs(), ["2", "7"], every=1)
