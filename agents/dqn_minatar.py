@@ -453,7 +453,7 @@ def main(args: Args) -> None:
                 signal = recent.read()
                 run.require_finite(loss=loss, td_error=signal)
                 if args.intervene.on:
-                    methods.before_step(reference, float(loss))
+                    methods.before_step(reference, loss)
                 meter.before_step()
                 optimizer.step()
                 meter.after_step()  # measures the step really taken, before the projection

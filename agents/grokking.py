@@ -529,8 +529,10 @@ def make_matching(args: Args, layers: Mapping[str, Tensor]) -> ElrMatch | NoElrM
 
 def main(args: Args) -> None:
     """Train one network; everything it leaves behind is in its run directory."""
-    about, streams = f"{args.operation}-{args.p}", "split probe minibatch init intervene"
-    run = Session(args, about, total=args.total_updates, streams=streams, unit="update")
+    run = Session(
+        args, f"{args.operation}-{args.p}", total=args.total_updates, unit="update",
+        streams="split probe minibatch init intervene", reads_every=args.probe.every or args.checkpoint_every,
+    )  # fmt: skip
     rewarms = args.rewarm.trigger != "never"
     minibatch_rng, reference_rng = run.generator("minibatch"), run.generator("intervene")
 
@@ -601,8 +603,8 @@ def main(args: Args) -> None:
             loss = cross_entropy(network(train.xy[batch]), train.answer[batch], args.loss_dtype)
             optimizer.zero_grad()
             loss.backward()
-            run.require_finite(loss=(value := loss.item()))
-            methods.before_step(reference, value)
+            run.require_finite(loss=loss.detach())
+            methods.before_step(reference, loss.detach())
             meter.before_step()
             matching.before_step()
             optimizer.step()

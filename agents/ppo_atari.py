@@ -402,7 +402,7 @@ def main(args: Args) -> None:
     keep_freed_memory()
     run = Session(
         args, f"{Path(__file__).stem}__{args.env_id.split('/')[-1]}", total=args.run_steps,
-        streams="init env probe minibatch action switch",
+        streams="init env probe minibatch action switch", reads_every=args.update_epochs * args.num_minibatches,
     )  # fmt: skip
     minibatch_rng, action_rng = run.generator("minibatch"), run.generator("action")
     world = partial(args.shift.world, args.env_id, protocol=args.protocol, threads=args.env_threads)
@@ -501,7 +501,7 @@ def main(args: Args) -> None:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.clip_(args.max_grad_norm)
-                    run.require_finite(loss=loss.item())
+                    run.require_finite(loss=loss.detach())
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection

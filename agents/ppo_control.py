@@ -383,7 +383,10 @@ def main(args: Args) -> None:
     """Train one agent; everything it leaves behind is in its run directory."""
     keep_freed_memory()
     about = f"{Path(__file__).stem}__{args.env_id.replace(':', '/').split('/')[-1]}"
-    run = Session(args, about, total=args.run_steps, streams="init env probe minibatch action switch intervene")
+    run = Session(
+        args, about, total=args.run_steps, streams="init env probe minibatch action switch intervene",
+        reads_every=args.update_epochs * args.num_minibatches,
+    )  # fmt: skip
     minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
@@ -486,10 +489,10 @@ def main(args: Args) -> None:
                     loss.backward()
                     if args.intervene.on:
                         policy_loss = parts["policy_loss"] - args.ent_coef * parts["entropy"]
-                        methods.before_step(reference, policy_loss.item())
+                        methods.before_step(reference, policy_loss.detach())
                     if args.max_grad_norm:
                         optimizer.clip_(args.max_grad_norm)
-                    run.require_finite(loss=loss.item())
+                    run.require_finite(loss=loss.detach())
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection

@@ -381,6 +381,7 @@ def main(args: Args) -> None:
     run = Session(
         args, f"{Path(__file__).stem}__{args.env_id.split('/')[-1]}", total=args.run_steps,
         streams="init env probe minibatch action switch intervene",
+        reads_every=args.update_epochs * args.num_minibatches,
     )  # fmt: skip
     minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
@@ -484,9 +485,9 @@ def main(args: Args) -> None:
                     loss.backward()
                     if args.intervene.on:
                         policy_loss = parts["losses/policy_loss"] - args.ent_coef * parts["losses/entropy"]
-                        methods.before_step(reference, policy_loss.item())
+                        methods.before_step(reference, policy_loss.detach())
                     optimizer.clip_(args.max_grad_norm)
-                    run.require_finite(loss=loss.item())
+                    run.require_finite(loss=loss.detach())
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection

@@ -637,19 +637,19 @@ def main(args: Args) -> None:
                 loss = F.cross_entropy(logits.float(), answer)
                 learner.optimizer.zero_grad()
                 loss.backward()
-                value = loss.item()
-                run.require_finite(loss=value)
-                learner.methods.before_step(reference, value)
+                run.require_finite(loss=loss.detach())
+                learner.methods.before_step(reference, loss.detach())
                 learner.meter.before_step()
                 learner.optimizer.step()
                 learner.meter.after_step()  # measures the step really taken, before the projection
                 acted = learner.methods.after_step()  # other methods against loss of plasticity, if any
                 learner.projection.step(learner.rewarming.rate)  # W <- W ||W_0|| / ||W||
                 rate = learner.rewarming.rate
-                # trigger? restart the schedule; set the next update's rate (CUSUM takes the loss's logarithm)
-                rewarmed = run.step + 1 < total and learner.rewarming.step(max(value, 1e-30))
+                signal = max(loss.item(), 1e-30) if args.rewarm.trigger == "cusum" else None  # it takes the logarithm
+                # trigger? restart the schedule; set the next update's rate
+                rewarmed = run.step + 1 < total and learner.rewarming.step(signal)
                 if learner is warm:
-                    trained = {"train/loss": value, "charts/learning_rate": rate}
+                    trained_loss, trained_rate = loss.detach(), rate
                     events = {"rewarm/event": 1} if rewarmed else {}
                     intervened = learner.methods.react(reference, fired=rewarmed) or acted
             run.step += 1
@@ -661,7 +661,8 @@ def main(args: Args) -> None:
             # Report.
             run.scalars({**warm.meter.fresh_scalars(), **events})
             if run.due(args.log_every):
-                run.scalars({**trained, **warm.rewarming.scalars(), **warm.methods.scalars()})
+                run.scalars({"train/loss": float(trained_loss), "charts/learning_rate": trained_rate})
+                run.scalars({**warm.rewarming.scalars(), **warm.methods.scalars()})
             if probe.due(run.step):
                 measure()
             if run.due(args.eval_every, last=True):
@@ -669,7 +670,7 @@ def main(args: Args) -> None:
                 run.scalars(result)
                 fresh = f"   fresh {result['test/accuracy_fresh']:.3f}" if "control" in learners else ""
                 accuracy = f"{sizes[phase()]:,} images   test {result['test/accuracy']:.3f}{fresh}"
-                run.show_speed(f"{accuracy}   learning rate {trained['charts/learning_rate']:.1e}")
+                run.show_speed(f"{accuracy}   learning rate {trained_rate:.1e}")
             if run.due(args.checkpoint_every, last=False):
                 run.checkpoint()
         run.end()

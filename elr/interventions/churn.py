@@ -106,7 +106,7 @@ class ChurnReduction:
         losses, divergences = (sum(map(abs, values)) / len(values) for values in (self._losses, self._divergences))
         return max(self.least, self.ratio * losses / (divergences + 1e-8))
 
-    def add_gradient_(self, inputs: Tensor, loss: float) -> float:
+    def add_gradient_(self, inputs: Tensor, loss: float | Tensor) -> float:
         """Add the gradient of lambda D to every .grad; D. Without an older copy nothing is added, and D is 0.
 
         Args:

@@ -54,8 +54,8 @@ class Method:
     def learned(self) -> None:
         """The last forward pass was that of the update; others may follow before the step."""
 
-    def before_step(self, reference: Draw, loss: float) -> None:
-        """Add to the gradients; `loss` is that of the batch that is learned from."""
+    def before_step(self, reference: Draw, loss: float | Tensor) -> None:
+        """Add to the gradients; `loss` is that of the batch that is learned from. Only churn reads it."""
 
     def after_step(self) -> bool:
         """Change weights after every optimiser step; whether they were changed other than in passing."""
@@ -251,7 +251,7 @@ class WeightDecay(Method):
         self._decayed, self._optimizer, self._strength = {id(p) for p in parameters}, optimizer, strength
 
     @torch.no_grad()
-    def before_step(self, reference: Draw, loss: float) -> None:
+    def before_step(self, reference: Draw, loss: float | Tensor) -> None:
         """Decay; the gradients are those of the weights before."""
         for group in self._optimizer.param_groups:
             chosen = [p for p in group["params"] if id(p) in self._decayed]
@@ -265,7 +265,7 @@ class Pull(Method):
     def __init__(self, pull: L2Init) -> None:
         self._pull = pull
 
-    def before_step(self, reference: Draw, loss: float) -> None:
+    def before_step(self, reference: Draw, loss: float | Tensor) -> None:
         """Add the gradient of the penalty."""
         self._pull.add_gradient_()
 
@@ -293,7 +293,7 @@ class Churn(Method):
     def __init__(self, churn: ChurnReduction, batch: int) -> None:
         self._churn, self._batch, self._divergence = churn, batch, 0.0
 
-    def before_step(self, reference: Draw, loss: float) -> None:
+    def before_step(self, reference: Draw, loss: float | Tensor) -> None:
         """Add the gradient of the divergence from the older network."""
         self._divergence = self._churn.add_gradient_(reference(self._batch), loss)
 
@@ -364,7 +364,7 @@ class Methods:
         self._updates = 0
         self._reference: Draw | None = None
 
-    def before_step(self, reference: Draw, loss: float) -> None:
+    def before_step(self, reference: Draw, loss: float | Tensor) -> None:
         """See `Method.before_step`. An event after this step draws from `reference`, too."""
         self._reference = reference
         for method in self._methods.values():

@@ -73,12 +73,13 @@ class Session:
     """See the module's text.
 
     Args:
-        args: the script's flags, of which seed, threads, device, exp_name, directory and resume are read, and
-            log_every where there is one.
+        args: the script's flags, of which seed, threads, device, exp_name, directory and resume are read.
         about: what the run is about; part of its name, runs/logs/<exp_name>__<about>__s<seed>__<time>.
         total: steps of the run (updates, where `unit` is "update"); what `step` counts up to.
         streams: names of the random streams, in order: stream i is SeedSequence(seed).spawn(n)[i].
         unit: what `step` counts, for messages.
+        reads_every: updates between those at which a GPU is waited for, to see that the loss is finite; default is
+            --log-every. On a CPU it is seen at each update.
     Attributes:
         step: x axis of everything recorded; the script counts it up.
         updates: optimiser updates; a script whose step is the update leaves it alone.
@@ -91,7 +92,14 @@ class Session:
     """
 
     def __init__(
-        self, args: Any, about: str, *, total: int, streams: str, unit: Literal["step", "update"] = "step"
+        self,
+        args: Any,
+        about: str,
+        *,
+        total: int,
+        streams: str,
+        unit: Literal["step", "update"] = "step",
+        reads_every: int | None = None,
     ) -> None:
         if args.resume is None:  # a resumed run may come from a larger machine
             with one_line_errors():
@@ -109,6 +117,7 @@ class Session:
         self.total, self.step, self.updates = total, 0, 0
         self.saved: frozenset[str] = frozenset()
         self._args, self._about, self._unit = args, about, unit
+        self._reads_every: int = getattr(args, "log_every", 1) if reads_every is None else reads_every
         self._streams = dict(zip(names, root.spawn(len(names)), strict=True))
         self._generators: dict[str, np.random.Generator | torch.Generator] = {"torch": torch.default_generator}
         self._parts: dict[str, Any] = {}
@@ -231,24 +240,28 @@ class Session:
         """Stop before a broken network is saved, measured or stepped; the checkpoint on disk predates it.
 
         Args:
-            numbers: what must be finite, by name; None is left out. A number on a GPU is read every --log-every
+            numbers: what must be finite, by name; None is left out. A number on a GPU is read every `reads_every`
                 updates only, because reading it waits for the device. Without numbers, everything watched must be
                 finite.
         Raises:
             NonFiniteError: with step, update, rate and the first layer that is not finite.
         """
         for name, number in numbers.items():
-            if number is None or (isinstance(number, Tensor) and number.is_cuda and not self._reads_now()):
+            if number is None or (isinstance(number, Tensor) and not self._on_host(number) and not self._reads_now()):
                 continue
             if not math.isfinite(number):
                 self._refuse(f"{name.replace('_', ' ')} is {float(number)}")
         if not numbers and not all(bool(tensor.isfinite().all()) for _, tensor in self._tensors()):
             self._refuse("the network is not finite")
 
+    def _on_host(self, number: Tensor) -> bool:
+        """Reading it does not wait."""
+        return number.device.type == "cpu"
+
     def _reads_now(self) -> bool:
         """The update about to be taken is one after which the script records, and so waits for the device anyway."""
         taken = self.updates if self._unit == "step" else self.step
-        return (taken + 1) % getattr(self._args, "log_every", 1) == 0
+        return (taken + 1) % self._reads_every == 0
 
     def _refuse(self, what: str) -> None:
         where = f"step {self.step}, update {self.updates}" if self._unit == "step" else f"update {self.step}"
