@@ -33,6 +33,17 @@ def config_from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     return _decode_dataclass(cls, data, "")  # type: ignore[no-any-return]
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested groups as dotted keys: {"nap": {"enabled": True}} -> {"nap.enabled": True}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{below}": one for below, one in flat(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
