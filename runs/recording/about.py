@@ -20,7 +20,7 @@ def about(config: Mapping[str, Any], defaults: Mapping[str, Any] | None, origin:
         defaults: the configuration without any flag; None if it is not known.
         origin: as `provenance` returns it.
     Returns:
-        "summary": the command, the flags that differ from the defaults, and the provenance. "hyperparameters": all
+        "about": the command, the flags that differ from the defaults, and the provenance. "hyperparameters": all
         flags, in the form of CleanRL's.
     """
     flags, usual = flat(config), flat(defaults or {})
@@ -44,7 +44,7 @@ def about(config: Mapping[str, Any], defaults: Mapping[str, Any] | None, origin:
     }
     parts.append(_table("origin | ", {name: (value,) for name, value in known.items()}))
     return {
-        "summary": "\n\n".join(parts),
+        "about": "\n\n".join(parts),
         "hyperparameters": _table("param | value", {key: (value,) for key, value in flags.items()}),
     }
 

@@ -28,7 +28,7 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
         charts: charts of this experiment only, tags by the chart's name; they form the third group.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}. The first group shows
-        the scores, the task if there is a chart of it, and the last hidden layer.
+        the scores and the last hidden layer.
     Raises:
         ValueError: a tag is not documented.
     """
@@ -43,7 +43,6 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
         for expression in expressions
     ]
     best = ["test/accuracy"] if supervised else list(_SCORES)
-    best += [tag for some in (charts or {}).values() for tag in some if tag == "shift/task"]
     return {
         FIRST: {tag: _chart(tag) for tag in glance([*best, *tags], *best)},
         "accuracy and loss" if supervised else "return": scores,

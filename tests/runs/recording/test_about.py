@@ -38,7 +38,7 @@ def shown(directory):
 def test_text_page_has_command_changed_flags_and_origin(tmp_path):
     create(tmp_path).finish(0)
     texts, _ = shown(tmp_path)
-    (summary,) = texts["summary"]
+    (summary,) = texts["about"]
     assert "    agents/x.py nap --seed 3 --note 'a b'" in summary
     assert "|--seed|3|1|" in summary and "|--nap.enabled|True|False|" in summary
     assert "--rate" not in summary and "--directory" not in summary
@@ -61,9 +61,9 @@ def test_hparams_page_has_every_flag_but_places(tmp_path):
 
 def test_defaults_may_be_unknown_or_all_kept(tmp_path):
     create(tmp_path / "a", defaults=None).finish(0)
-    assert "--seed|" not in shown(tmp_path / "a")[0]["summary"][0]
+    assert "--seed|" not in shown(tmp_path / "a")[0]["about"][0]
     create(tmp_path / "b", defaults=CONFIG).finish(0)
-    assert "All flags have their default values." in shown(tmp_path / "b")[0]["summary"][0]
+    assert "All flags have their default values." in shown(tmp_path / "b")[0]["about"][0]
 
 
 @pytest.mark.parametrize("damage", [None, "lost", "shortened"])
@@ -110,4 +110,4 @@ def test_unknown_origin():
         "cpu_count": None, "platform": "", "device": None, "threads": 1, "versions": {"torch": "2", "ale-py": None},
     }  # fmt: skip
     texts = about({}, None, origin)
-    assert "|revision|unknown|" in texts["summary"] and "ale-py" not in texts["summary"]
+    assert "|revision|unknown|" in texts["about"] and "ale-py" not in texts["about"]
