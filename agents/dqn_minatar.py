@@ -216,6 +216,7 @@ PRESETS = presets(
             {
                 "nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
                 "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
+                "eval_every": 10_000, "probe": ProbeArgs(every=2_000, meter_every=500),  # enough points for a curve
             },
         ),
         "adaptive": (

@@ -57,7 +57,8 @@ INTERVENED: Table = {
     ]
 }
 RESET: Table = {"`--reset.at-steps` resets layers": ["reset/event"]}
-RETURNS = ["charts/episodic_return", "charts/episodic_length", "eval/episodic_return", "eval/episodic_return_std"]
+RETURNS = ["charts/episodic_return", "charts/average_return", "charts/episodic_length"]
+RETURNS += ["eval/episodic_return", "eval/episodic_return_std"]
 RATE = ["charts/learning_rate", "charts/SPS"]
 PPO = [f"losses/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")]
 PPO += ["losses/explained_variance"]

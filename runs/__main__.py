@@ -6,7 +6,7 @@
     run EXPERIMENT ...        make its runs, here or on a Ray cluster; again to resume
     status EXPERIMENT ...     which runs are finished, running, interrupted
     report EXPERIMENT ...     the verdict of its rule, as a page with a figure
-    board EXPERIMENT ...      its arms in TensorBoard, with a band over seeds
+    board RUN ...             any runs, or an EXPERIMENT, as arms in TensorBoard
     compare RUN ...           means, intervals and curves of any runs, also CleanRL's
     plot RUN ...              curves of single runs in one picture
     changes RUN ...           what each change of the task cost, and the recovery

@@ -10,3 +10,6 @@ import tyro
 Experiment: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
 Experiments: TypeAlias = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ...")]
 Directories: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+ExperimentsOrRuns: TypeAlias = Annotated[
+    tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="EXPERIMENT ... | RUN ...")
+]

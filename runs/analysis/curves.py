@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from runs.analysis.events import PATTERN, hyperparameters, read_events
 from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
+from runs.recording.config import flat
 
 Scalars: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) pairs by tag, in the order of writing"""
@@ -43,6 +44,8 @@ class Recorded:
     """last step of the run"""
     unfinished: str
     """why it does not count as finished; empty if it does"""
+    stopped: bool = False
+    """it was interrupted or has failed, and nothing writes to it"""
 
     @cached_property
     def scalars(self) -> Scalars:
@@ -62,7 +65,8 @@ def read_run(directory: Path) -> Recorded:
         if finished := status["status"] == "finished":
             require_whole(directory, status)
         unfinished = "" if finished else f"is {status['status']}, not finished"
-        return Recorded(directory, flat(config), read_table(directory), int(status["step"]), unfinished)
+        stopped = status["status"] in ("interrupted", "failed")
+        return Recorded(directory, flat(config), read_table(directory), int(status["step"]), unfinished, stopped)
     if directory.is_file() and not directory.match(PATTERN):
         raise RunError(f"{directory} is a file, but not an event file by its name ({PATTERN}): give run directories")
     if directory.is_dir() and not any(directory.glob(PATTERN)):
@@ -87,17 +91,6 @@ def _from_events(path: Path) -> Recorded:
     if isinstance(total, int) and end < _WHOLE * total:
         unfinished = f"holds {end:,} of its {total:,} steps, so it is not finished"
     return Recorded(path, config, curves, end, unfinished)
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested groups as dotted keys: {"nap": {"enabled": True}} -> {"nap.enabled": True}."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{below}": one for below, one in flat(value).items()}
-        else:
-            found[key] = value
-    return found
 
 
 def as_curve(points: Sequence[tuple[int, float]], path: Path) -> Curve:

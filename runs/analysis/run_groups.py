@@ -76,9 +76,9 @@ def read_groups(directories: Sequence[Path]) -> list[RunGroup]:
     for run in map(read_run, directories):
         if run.unfinished:
             raise RunError(f"{run.directory} {run.unfinished}: finish it with --resume, or leave it out")
-        _refuse_unknown([run], ("exp_name", "seed"), {})
+        require_settings([run], ("exp_name", "seed"), {})
         members = groups.setdefault(str(run.config["exp_name"]), [])
-        _add(run, members, str(run.config["exp_name"]))
+        add_run(run, members, str(run.config["exp_name"]))
         _require_same(members[0], run, str(run.config["exp_name"]), {*NAMES, "seed"})
     return [RunGroup(name, runs) for name, runs in groups.items()]
 
@@ -121,7 +121,7 @@ def group(
     """
     if not runs:
         raise RunError("there is nothing to compare: give run directories")
-    _refuse_unknown(runs, (*by, task, "seed"), {"--differ-in": differ_in, "--allow-different": allow})
+    require_settings(runs, (*by, task, "seed"), {"--differ-in": differ_in, "--allow-different": allow})
     task = task or next((key for key in TASKS if all(key in run.config for run in runs)), "")
     arms: dict[str, dict[str, list[Recorded]]] = {}
     firsts: dict[str, Recorded] = {}
@@ -131,7 +131,7 @@ def group(
             str(run.config[by[0]]) if len(by) == 1 and by[0] in NAMES else ", ".join(f"{k}={run.config[k]}" for k in by)
         )
         _require_same(firsts.setdefault(arm, run), run, arm, ignored, allow)
-        _add(run, arms.setdefault(arm, {}).setdefault(str(run.config[task]) if task else "all", []), arm)
+        add_run(run, arms.setdefault(arm, {}).setdefault(str(run.config[task]) if task else "all", []), arm)
     differ, partial = _between(firsts, ignored, by, differ_in, allow)
     ordered = {
         arm: {
@@ -143,7 +143,7 @@ def group(
     return Groups(ordered, differ, partial)
 
 
-def _add(run: Recorded, members: list[Recorded], name: str) -> None:
+def add_run(run: Recorded, members: list[Recorded], name: str) -> None:
     """Add a run to those of the same arm and task, which must have other directories and seeds."""
     for other in members:
         if other.directory.resolve() == run.directory.resolve():
@@ -209,7 +209,12 @@ def _between(
     return differ, partial
 
 
-def _refuse_unknown(runs: Sequence[Recorded], needed: Sequence[str], flags: Mapping[str, Sequence[str]]) -> None:
+def require_settings(runs: Sequence[Recorded], needed: Sequence[str], flags: Mapping[str, Sequence[str]]) -> None:
+    """Every run has the needed settings, and some run those that flags name.
+
+    Raises:
+        RunError: the first that is missing.
+    """
     for run in runs:
         for key in filter(None, needed):
             if key not in run.config:

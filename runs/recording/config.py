@@ -40,6 +40,17 @@ def own_fields_first(cls: type) -> list[dataclasses.Field[Any]]:
     return sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited)
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested groups as dotted keys: {"nap": {"enabled": True}} -> {"nap.enabled": True}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{below}": one for below, one in flat(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 

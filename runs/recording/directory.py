@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from runs.recording.about import PLACES, about
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
+from runs.recording.config import flat
 from runs.recording.errors import RunError
 from runs.recording.events_file import EventFile
 from runs.recording.files import crc_of, failures_named, write_atomically
@@ -48,6 +50,8 @@ class Run:
         self.pieces = Pieces(directory / PIECES)
         self._lock, self._table_bytes = lock, table_bytes
         self._layout: Layout | None = None
+        self._about: dict[str, str] = {}  # for TensorBoard: texts by tag
+        self._flags: dict[str, Any] = {}
         self._event_files: dict[str, tuple[int, int]] = {}  # those of earlier processes at the checkpoint
         self._rebuild = False  # they are damaged
         self._files: tuple[ScalarTable, EventFile] | None = None
@@ -63,6 +67,7 @@ class Run:
         *,
         argv: Sequence[str],
         device: str | torch.device | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Run:
         """Start a run in a directory without a run; other files in it are not touched.
 
@@ -71,6 +76,7 @@ class Run:
             config: the resolved configuration as plain data (`config_to_dict`).
             argv: the command line, script first.
             device: what the run computes on, for the record.
+            defaults: the configuration without any flag; TensorBoard's Text page shows what differs from it.
         Raises:
             RunError: the directory holds a run, finished or not, or cannot be written.
         """
@@ -79,10 +85,12 @@ class Run:
             directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory) as lock:
             _refuse_existing(directory)
-            _write_json(directory / PROVENANCE, {**provenance(argv, device), "resumed": []})
+            origin = provenance(argv, device)
+            _write_json(directory / PROVENANCE, {**origin, "resumed": []})
             _write_json(directory / CONFIG, dict(config))
             run = cls(directory, lock, step=0)
-            run._opened_files()
+            run._about, run._flags = about(config, defaults, origin), flat(config)
+            run._describe(run._opened_files()[1])
             run._write_status("running")
             return run
 
@@ -123,6 +131,7 @@ class Run:
             _add_resumption(directory, {"step": saved["step"], **session})
             run = cls(directory, lock, saved["step"], saved["table_bytes"])
             run._restored, run._layout, run._event_files = saved["state"], saved.get("layout"), sums
+            run._about, run._flags = dict(saved.get("about", {})), flat(read_json(directory / CONFIG))
             damaged = [name for name, (length, crc) in sums.items() if crc_of(directory / name, length) != crc]
             if damaged:
                 run._rebuild = True
@@ -191,6 +200,7 @@ class Run:
             "table_bytes": sums[TABLE][0],
             "sums": {**self._event_files, **sums},
             "layout": self._layout,
+            "about": self._about,
             "state": state,
         }
         save_checkpoint(self.directory / CHECKPOINT, content)
@@ -268,7 +278,14 @@ class Run:
                 self._rewrite_events(self._files[1])
         return self._files
 
+    def _describe(self, events: EventFile) -> None:
+        """Fill the HParams and Text pages."""
+        events.add_hyperparameters({name: value for name, value in self._flags.items() if name not in PLACES})
+        for tag, text in self._about.items():
+            events.add_text(tag, text)
+
     def _rewrite_events(self, events: EventFile) -> None:
+        self._describe(events)
         if self._layout is not None:
             events.add_layout(self._layout)
         for step, tag, value in rows(self.directory, self._table_bytes or 0):

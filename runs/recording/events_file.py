@@ -7,8 +7,9 @@ traceback, and the training loop notices later. Here the caller writes the same 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runs.recording.files import AppendFile
 from runs.recording.layout import Layout
@@ -20,23 +21,31 @@ _FILE_VERSION = "brain.Event:2"
 _NAME = "events.out.tfevents."
 
 
+def number_of(path: Path) -> int | None:
+    """The number of an event file of ours."""
+    return int(path.suffix[1:]) if path.suffix[1:].isdecimal() else None
+
+
 class EventFile:
     """One event file per process that writes to the run, with names that sort in order of time.
 
     Args:
         directory: the run directory.
         purge_step: on resume, TensorBoard drops scalars of earlier files at this step or later.
+        number: of the file; default: one more than the highest in the directory.
     Raises:
         RunError: the file cannot be written.
     """
 
-    def __init__(self, directory: Path, purge_step: int | None = None):
+    def __init__(self, directory: Path, purge_step: int | None = None, number: int | None = None):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        numbers = [int(p.suffix[1:]) for p in directory.glob(f"{_NAME}*") if p.suffix[1:].isdecimal()]
-        self.file = AppendFile(directory / f"{_NAME}{max(numbers, default=-1) + 1:06d}")
+        if number is None:
+            numbers = [number_of(path) for path in directory.glob(f"{_NAME}*")]
+            number = max((n for n in numbers if n is not None), default=-1) + 1
+        self.file = AppendFile(directory / f"{_NAME}{number:06d}")
         self._records = RecordWriter(self.file)
         self._write(self._event(wall_time=time.time(), file_version=_FILE_VERSION))
         if purge_step is not None:
@@ -53,6 +62,19 @@ class EventFile:
         from torch.utils.tensorboard.summary import custom_scalars
 
         self._write(self._event(wall_time=time.time(), summary=custom_scalars(layout)))
+
+    def add_text(self, tag: str, markdown: str) -> None:
+        """Append a text for the Text page."""
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        self._write(self._event(wall_time=time.time(), summary=text_pb(tag, markdown)))
+
+    def add_hyperparameters(self, flags: Mapping[str, Any]) -> None:
+        """Append a run's row of the HParams page: flags by name."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        plain = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in flags.items()}
+        self._write(self._event(wall_time=time.time(), summary=hparams_pb(plain)))
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())

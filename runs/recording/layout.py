@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from runs.recording.glance import FIRST, glance
 from runs.recording.tags import check_tag
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
+
+_RETURNS = {
+    "training return, running mean": "charts/average_return",
+    "evaluation return": "eval/episodic_return",
+    "training return, each episode": "charts/episodic_return",
+}
+"""A chart for each: within a chart, TensorBoard draws all curves of a run in one colour."""
+_SCORES = ("charts/average_return", "eval/episodic_return")
 
 
 def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, Sequence[str]] | None = None) -> Layout:
@@ -16,23 +25,27 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
     Args:
         measured: the charts of rates, layers and features, as `elr.layout` returns them.
         supervised: accuracy and loss come first, instead of returns.
-        charts: charts of this experiment only, tags by the chart's name; they form the second group.
+        charts: charts of this experiment only, tags by the chart's name; they form the third group.
     Returns:
-        {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}.
+        {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}. The first group shows
+        the scores and the last hidden layer.
     Raises:
         ValueError: a tag is not documented.
     """
-    returns = {"return": {"episodic return": _chart("charts/episodic_return", "eval/episodic_return")}}
-    accuracy = {
-        "accuracy and loss": {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")},
-    }
+    scores = {name: _chart(f"train/{name}", f"test/{name}") for name in ("accuracy", "loss")}
+    if not supervised:
+        scores = {name: _chart(tag) for name, tag in _RETURNS.items()}
     own = {name: _chart(*tags) for name, tags in (charts or {}).items()}
-    for group in measured.values():
-        for _, expressions in group.values():
-            for expression in expressions:
-                check_tag(re.sub(r"\\(.)", r"\1", expression[1:-1]))  # without the anchors
+    tags = [
+        check_tag(re.sub(r"\\(.)", r"\1", expression[1:-1]))  # without the anchors
+        for group in measured.values()
+        for _, expressions in group.values()
+        for expression in expressions
+    ]
+    best = ["test/accuracy"] if supervised else list(_SCORES)
     return {
-        **(accuracy if supervised else returns),
+        FIRST: {tag: _chart(tag) for tag in glance([*best, *tags], *best)},
+        "accuracy and loss" if supervised else "return": scores,
         **({"this experiment": own} if own else {}),
         **measured,
     }

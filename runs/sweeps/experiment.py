@@ -10,6 +10,7 @@ Each file of `runs/experiments/` defines one `EXPERIMENT`. The flags of a run ar
 from __future__ import annotations
 
 import difflib
+import glob
 import importlib
 import importlib.util
 import pkgutil
@@ -246,6 +247,13 @@ def load(name: str) -> Experiment:
         raise RunError(f"there is no experiment {name}; {hint} (or give the path of a .py file)")
     experiment: Experiment = importlib.import_module(f"runs.experiments.{name.replace('-', '_')}").EXPERIMENT
     return experiment
+
+
+def is_experiment(word: str) -> bool:
+    """Whether a word on a command line is meant as the name of an experiment, and not as a path of runs."""
+    if word == "all" or word.endswith(".py") or word in names():
+        return True
+    return not (Path(word).exists() or "/" in word or glob.has_magic(word))
 
 
 def chosen(words: Sequence[str], scale: str) -> list[Experiment]:

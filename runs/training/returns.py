@@ -10,15 +10,19 @@ import numpy as np
 
 from runs.training.session import Session
 
+POINTS = 500
+"""of the running mean in a run; TensorBoard shows all points of a curve only up to a thousand"""
+
 
 class Returns:
     """Training returns of the last `window` episodes. An episode that a change of the task cut short is left out."""
 
     def __init__(self, window: int) -> None:
         self._returns: deque[float] = deque(maxlen=window)
+        self._point = -1  # the latest of the POINTS parts of the run with a recorded mean
 
     def record(self, infos: Mapping[str, Any], truncated: np.ndarray, run: Session) -> None:
-        """Remember and record return and length of every episode that ended in this step.
+        """Remember and record return and length of every episode that ended in this step, and now and then the mean.
 
         Args:
             infos: of a vector environment under gymnasium's RecordEpisodeStatistics; "shift" in it marks a change.
@@ -31,10 +35,15 @@ class Returns:
             self._returns.append(float(infos["episode"]["r"][env]))
             run.scalar("charts/episodic_return", self._returns[-1])
             run.scalar("charts/episodic_length", int(infos["episode"]["l"][env]))
+        point = run.step * POINTS // run.total
+        if whole.any() and point > self._point:
+            self._point = point
+            run.scalar("charts/average_return", float(np.mean(self._returns)))
 
     def clear(self) -> None:
         """Forget all: the next task is another."""
         self._returns.clear()
+        self._point = -1
 
     def __len__(self) -> int:
         return len(self._returns)
@@ -52,10 +61,11 @@ class Returns:
         return f"training return {self.mean}, mean of the last {len(self._returns)} episodes"
 
     def state_dict(self) -> dict[str, Any]:
-        """The returns, oldest first."""
-        return {"returns": list(self._returns)}
+        """The returns, oldest first, and when their mean was recorded."""
+        return {"returns": list(self._returns), "point": self._point}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`."""
         self._returns.clear()
         self._returns.extend(state["returns"])
+        self._point = state.get("point", -1)  # checkpoints of earlier versions have none

@@ -177,7 +177,8 @@ class Session:
         else:
             name = f"{args.exp_name}__{self._about}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
             directory = args.directory or Path("runs/logs", name)
-            self._run = Run.create(directory, config_to_dict(args), argv=sys.argv, device=self.device)
+            usual = config_to_dict(type(args)())
+            self._run = Run.create(directory, config_to_dict(args), argv=sys.argv, device=self.device, defaults=usual)
         self.directory, self.pieces = self._run.directory, self._run.pieces
         with self._run, StopOnSignal() as self._stop:
             if self.resumed:

@@ -370,6 +370,9 @@ def test_every_preset_parses_and_differs(capsys):
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)
     assert dataclasses.replace(parsed["baseline"], exp_name="dqn", seed=1) == Args()
+    quick = parsed["quickstart"]  # measures often enough that TensorBoard shows curves
+    assert (quick.total_timesteps - quick.learning_starts) // quick.probe.every >= 20
+    assert quick.total_timesteps // quick.eval_every >= 5
 
 
 @pytest.mark.parametrize(

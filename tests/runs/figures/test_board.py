@@ -9,9 +9,11 @@ import torch
 from agents import dqn_atari, dqn_minatar, grokking, ppo_atari, ppo_minatar, rainbow_atari, warm_start
 from elr.weights import scalable_weights
 from runs.__main__ import main
-from runs.figures import board
-from runs.figures.board import FIRST, Args, charts, glance, group_of, margin
+from runs.figures import arms_page, board
+from runs.figures.arms_page import charts, group_of, margin
+from runs.figures.board import Args
 from runs.recording import TAGS, Run, RunError
+from runs.recording.glance import FIRST, glance
 from runs.sweeps import experiment as experiment_module
 from runs.sweeps.experiment import Arm, Experiment, Scale, plan
 from tests.agents.scripts import spaces
@@ -45,6 +47,11 @@ def finish(job, **more):
         for tag, value in more.items():
             run.scalar(tag.replace("__", "/"), value, step)
     run.finish(STEPS[-1])
+
+
+def write(**options):
+    """The folders of the experiment's page."""
+    return [folder for page in board.pages(Args(("toy",), **options)) for folder in page.write().folders]
 
 
 def all_jobs(tmp_path):
@@ -86,25 +93,25 @@ def test_mean_and_band_of_the_seeds(tmp_path, capsys):
 def test_tag_that_one_seed_lacks_has_no_line(tmp_path):
     for job in all_jobs(tmp_path):
         finish(job, **({"test__loss": 1.0} if job.seed > 1 else {}))
-    for folder in board.write(Args(("toy",), logs=tmp_path), EXPERIMENT):
+    for folder in write(logs=tmp_path):
         assert "test/loss" not in read(folder / "high, n = 3")[0]
 
 
 def test_steps_that_a_seed_lacks_are_left_out(tmp_path):
     values = np.array([[1.0, 2.0, np.nan, 5.0], [3.0, 4.0, 5.0, np.nan]])
     points = np.array([1.0, 2.0, 3.0, 4.0]), values
-    board.write_arm(tmp_path / "arm", {"test/loss": points}, charts(["test/loss"], "test/loss"))
+    arms_page.write_arm(tmp_path / "arm", {"test/loss": points}, charts(["test/loss"], "test/loss"))
     assert read(tmp_path / "arm")[0]["test/loss"] == [(1, 2.0), (2, 3.0)]
 
 
 def test_page_is_rebuilt_with_more_runs(tmp_path):
     jobs = all_jobs(tmp_path)
     finish(jobs[0])
-    (folder,) = board.write(Args(("toy",), logs=tmp_path), EXPERIMENT)
+    (folder,) = write(logs=tmp_path)
     assert [path.name for path in folder.iterdir()] == ["high, n = 1"]
     for job in jobs[1:]:
         finish(job)
-    assert board.write(Args(("toy",), logs=tmp_path), EXPERIMENT)[0] == folder
+    assert write(logs=tmp_path)[0] == folder
     assert sorted(path.name for path in folder.iterdir()) == ["high, n = 3", "low, n = 3"]
     assert len(list((folder / "high, n = 3").glob("events*"))) == 1
 
@@ -114,10 +121,11 @@ def test_page_without_tasks_is_one_folder_and_can_be_written_elsewhere(tmp_path,
     for job in plan(plain, "laptop", tmp_path / "logs"):
         finish(job)
     out = tmp_path / "elsewhere"
-    assert board.write(Args(("toy",), logs=tmp_path / "logs", out=out), plain) == [out / "toy" / "laptop-arms"]
+    monkeypatch.setattr(experiment_module, "load", lambda name: plain)
+    assert write(logs=tmp_path / "logs", out=out) == [out / "toy" / "laptop-arms"]
     arms = {path.name for path in (out / "toy" / "laptop-arms").iterdir() if path.is_dir()}
     assert arms == {"high, n = 1", "low, n = 1"} and not (tmp_path / "logs" / "toy" / "laptop-arms").exists()
-    board.write(Args(("toy",), logs=tmp_path / "logs", out=out), plain)
+    write(logs=tmp_path / "logs", out=out)
 
 
 def test_foreign_files_are_never_removed(tmp_path):
@@ -158,10 +166,11 @@ def test_missing_runs_and_names_are_refused(tmp_path):
         board.main(Args((), logs=tmp_path))
 
 
-def test_curve_of_the_experiment_is_always_drawn(tmp_path):
+def test_curve_of_the_experiment_is_always_drawn(tmp_path, monkeypatch):
     experiment = dataclasses.replace(EXPERIMENT, curve="charts/SPS")
+    monkeypatch.setattr(experiment_module, "load", lambda name: experiment)
     finish(all_jobs(tmp_path)[0])
-    (folder,) = board.write(Args(("toy",), logs=tmp_path), experiment)
+    (folder,) = write(logs=tmp_path)
     scalars, layout = read(folder / "high, n = 1")
     assert scalars["charts/SPS"] == [(step, 5.0) for step in STEPS]
     assert [chart.title for chart in layout.category[0].chart][-1] == "charts/SPS"  # TensorBoard shows the last first
@@ -170,7 +179,7 @@ def test_curve_of_the_experiment_is_always_drawn(tmp_path):
 def test_every_documented_tag_has_one_chart_or_is_left_out_on_purpose():
     concrete = [tag.replace("<layer>", "fc1") for tag in TAGS]
     none = [tag for tag in concrete if group_of(tag) is None]
-    assert all(tag.startswith(board.LEFT_OUT) for tag in none)
+    assert all(tag.startswith(arms_page.LEFT_OUT) for tag in none)
     page = charts(concrete, "test/accuracy")
     placed = [tag for group, inside in page.items() if group != FIRST for tag in inside]
     assert sorted(placed + none) == sorted(concrete)

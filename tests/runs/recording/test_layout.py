@@ -6,6 +6,7 @@ import pytest
 
 import elr
 from runs.recording import TAGS, check_tag, layout
+from runs.recording.glance import FIRST
 
 LAYERS = ["fc1", "fc10", "encoder.0"]
 
@@ -75,9 +76,10 @@ def drawn(groups):
 
 def test_each_chart_expression_matches_one_documented_tag():
     groups = layout(elr.layout(LAYERS, LAYERS))
-    assert list(groups) == ["return", "rate and realised ELR", "feature learning", "plasticity", "norms"]
-    expressions = drawn(groups)
-    assert len(expressions) == len(set(expressions)) == 5 + (2 + 3 + 6 + 3) * len(LAYERS)
+    assert list(groups) == [FIRST, "return", "rate and realised ELR", "feature learning", "plasticity", "norms"]
+    expressions = drawn({name: group for name, group in groups.items() if name != FIRST})
+    assert len(expressions) == len(set(expressions)) == 6 + (2 + 3 + 6 + 3) * len(LAYERS)
+    assert set(drawn({FIRST: groups[FIRST]})) < set(expressions)
     for expression in expressions:
         assert len([tag for tag in concrete() if re.match(expression, tag)]) == 1
 
@@ -108,14 +110,31 @@ def test_layers_that_no_tag_may_name_are_refused(name):
 
 def test_supervised_layout_starts_with_accuracy_and_loss():
     groups = layout(elr.layout(LAYERS), supervised=True)
-    assert next(iter(groups)) == "accuracy and loss" and "return" not in groups
+    assert list(groups)[:2] == [FIRST, "accuracy and loss"] and "return" not in groups
+    assert next(iter(groups[FIRST])) == "test/accuracy"
     assert groups["accuracy and loss"]["accuracy"] == ("Multiline", ["^train/accuracy$", "^test/accuracy$"])
-    assert {name: groups[name] for name in list(groups)[1:]} == elr.layout(LAYERS)
+    assert {name: groups[name] for name in list(groups)[2:]} == elr.layout(LAYERS)
 
 
 def test_layout_with_own_charts():
     groups = layout(elr.layout(LAYERS), supervised=True, charts={"gap": ["test/gap"]})
-    assert list(groups)[:2] == ["accuracy and loss", "this experiment"]
+    assert list(groups)[1:3] == ["accuracy and loss", "this experiment"]
     assert groups["this experiment"] == {"gap": ("Multiline", ["^test/gap$"])}
     with pytest.raises(ValueError, match="not a documented tag"):
         layout(elr.layout(LAYERS), charts={"x": ["no/tag"]})
+
+
+def test_first_group_shows_returns_apart_and_the_last_hidden_layer_only():
+    measured = elr.layout(["conv", "hidden"], ["conv_relu", "hidden_relu"])
+    groups = layout(measured, charts={"task": ["shift/task"]})
+    first = list(groups[FIRST])
+    assert next(iter(groups)) == FIRST
+    assert first[:4] == ["charts/average_return", "eval/episodic_return", "charts/learning_rate", "elr/hidden"]
+    assert "plasticity/dead_fraction/hidden_relu" in first
+    assert not [tag for tag in first if "conv" in tag]
+    assert all(len(expressions) == 1 for _, expressions in groups["return"].values())  # no two in one colour
+
+
+def test_first_group_without_measurements():
+    groups = layout(elr.layout([], rewarming=False))
+    assert list(groups[FIRST]) == ["charts/average_return", "eval/episodic_return", "charts/learning_rate"]

@@ -1,0 +1,40 @@
+"""The page of arms of an experiment: its finished runs, its curve first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runs.analysis.curves import Curve, as_curve
+from runs.figures.arms_page import Points, Written, averaged, group_of, write_page
+from runs.sweeps.experiment import Experiment, Job, NoRuns, Result, plan
+from runs.sweeps.results import results_of
+
+
+def gathered(jobs: Sequence[Job], results: Mapping[str, Result], curve: str) -> dict[str, dict[str, dict[str, Points]]]:
+    """Curves of the finished runs, {task: {"arm, n = 3": {tag: points}}}, of the tags that all seeds of an arm have."""
+    runs: dict[str, dict[str, list[dict[str, Curve]]]] = {}
+    for job in jobs:
+        scalars = results[job.id].scalars
+        curves = {tag: as_curve(pts, job.directory) for tag, pts in scalars.items() if group_of(tag) or tag == curve}
+        runs.setdefault(job.world, {}).setdefault(job.arm, []).append(curves)
+    return {
+        world: {f"{arm}, n = {len(seeds)}": averaged(seeds, curve) for arm, seeds in arms.items()}
+        for world, arms in runs.items()
+    }
+
+
+def write_experiment(experiment: Experiment, scale: str, logs: Path, out: Path) -> Written:
+    """Write the page of one experiment to OUT/EXPERIMENT/SCALE-arms, a folder for each task.
+
+    Raises:
+        RunError: no run is finished (NoRuns), the folder holds something else, or it cannot be written.
+    """
+    jobs = plan(experiment, scale, logs)
+    results = results_of(jobs)
+    if not results:
+        raise NoRuns(experiment, scale, logs)
+    worlds = gathered([job for job in jobs if job.id in results], results, experiment.curve)
+    folder = out / experiment.name / f"{scale}-arms"
+    write_page(folder, worlds, experiment.curve)
+    return Written([folder / world for world in worlds], len(jobs) - len(results))

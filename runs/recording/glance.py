@@ -1,0 +1,36 @@
+"""The charts that a TensorBoard page begins with: of many layers, only the last hidden one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+FIRST = "at a glance"
+"""name of the group"""
+_GLANCE = ("delta_c", "delta_a", "dead_fraction", "dormant_fraction", "effective_rank", "stable_rank")
+_DEAD = "plasticity/dead_fraction/"
+
+
+def weight_before(feature: str, weights: Sequence[str]) -> str | None:
+    """The weight that produces a probed feature: `hidden` for `hidden_relu`, `value_hidden` for `value_relu`; or the
+    last one of the feature's block, `blocks.0.down` for `blocks.0.relu`. None if there is neither.
+    """
+    layer, block = feature.removesuffix("_relu"), f"{feature.rpartition('.')[0]}."
+    inside = [weight for weight in weights if weight.startswith(block)]
+    return next((weight for weight in (layer, f"{layer}_hidden", *inside[::-1]) if weight in weights), None)
+
+
+def glance(tags: Sequence[str], *curves: str) -> list[str]:
+    """The tags of the first charts: the curves that matter most, the learning rate, and ELR, feature learning and
+    plasticity of the last probed layer. Only those in `tags`.
+    """
+    features = [tag.removeprefix(_DEAD) for tag in tags if tag.startswith(_DEAD)]
+    weights = [tag.removeprefix("elr/") for tag in tags if tag.startswith("elr/")]
+    weight = weight_before(features[-1], weights) if features else None
+    wanted = [
+        *curves,
+        "charts/learning_rate",
+        f"elr/{weight}",
+        *(f"plasticity/{name}/{feature}" for name in _GLANCE for feature in features[-1:]),
+        f"norms/parameter/{weight}",
+    ]
+    return [tag for tag in dict.fromkeys(wanted) if tag in tags]
