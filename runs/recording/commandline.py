@@ -62,6 +62,7 @@ def parse(
     words = list(sys.argv[1:] if argv is None else argv)
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     try:
+        _refuse_beside_seeds(words)
         base = cls() if preset is None else _find(presets, preset).args
         directory = _resume_directory(words)
         if directory is None:
@@ -79,6 +80,25 @@ def _find(presets: Mapping[str, Preset[T]], name: str) -> Preset[T]:
     near = difflib.get_close_matches(name, presets, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise RunError(f"unknown preset {name!r}; presets: {', '.join(presets) or 'none'}{hint}")
+
+
+_BESIDE_SEEDS = {
+    "--seed": "list every seed after --seeds",
+    "--resume": "a run is resumed on its own",
+    "--directory": "each seed has a directory of its own, whose name begins with --exp-name",
+}
+
+
+def _refuse_beside_seeds(words: Sequence[str]) -> None:
+    """Refuse flags of a single run next to --seeds, and --seeds without a number."""
+    given = [word.partition("=")[0] for word in words]
+    if "--seeds" in given:
+        after = given[given.index("--seeds") + 1 :]
+        if words[given.index("--seeds")] == "--seeds" and (not after or after[0].startswith("--")):
+            raise RunError("--seeds needs numbers, such as --seeds 1 2 3")
+        for flag, why in _BESIDE_SEEDS.items():
+            if flag in given:
+                raise RunError(f"--seeds and {flag} cannot be given together: {why}")
 
 
 def _resume_directory(words: Sequence[str]) -> Path | None:

@@ -30,6 +30,8 @@ class Args:
 
     seed: int = 0
     """seed of all streams"""
+    seeds: tuple[int, ...] = ()
+    """several seeds"""
     learning_rate: float = 1e-3
     """rate at the start"""
     normalise: bool = True
@@ -40,6 +42,8 @@ class Args:
     """a pair"""
     data: Path = Path("data")
     """where the data is"""
+    directory: Path | None = None
+    """of the run"""
     resume: Path | None = None
     """continue this run"""
     rewarm: Rewarm = field(default_factory=Rewarm)
@@ -100,6 +104,26 @@ def test_mistyped_flags_and_values_are_refused_in_one_line(capsys):
 
 def test_flags_may_be_written_with_underscores_and_equals_signs():
     assert read("--learning_rate=0.5", "--no_normalise") == Args(learning_rate=0.5, normalise=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--seed", "4"], "--seeds and --seed cannot be given together: list every seed after --seeds"),
+        (["--seed=4"], "--seeds and --seed cannot"),
+        (["--resume", "RUN"], "--seeds and --resume cannot be given together: a run is resumed on its own"),
+        (["--directory", "x"], "--seeds and --directory cannot"),
+    ],
+)
+def test_several_seeds_go_with_no_flag_of_a_single_run(capsys, words, named):
+    assert read("--seeds", "1", "2", "--no-normalise") == Args(seeds=(1, 2), normalise=False)
+    assert named in refused(capsys, "--seeds", "1", "2", *words)
+    assert named in refused(capsys, "nap-cyclic", *words, "--seeds", "1", "2")
+
+
+def test_several_seeds_are_at_least_one(capsys):
+    assert "--seeds needs numbers" in refused(capsys, "--seeds")
+    assert "--seeds needs numbers" in refused(capsys, "--seeds", "--no-normalise")
 
 
 def test_help_lists_presets_and_flags(capsys):
@@ -177,6 +201,7 @@ def test_configuration_is_the_same_after_json(args):
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"seeds": [1.5]}, "seeds is 1.5, which is not int"),
         ({"seed": 1.5}, "seed is 1.5, which is not int"),
         ({"seed": True}, "seed is True"),
         ({"normalise": 1}, "normalise is 1"),
@@ -195,6 +220,11 @@ def test_configuration_that_does_not_fit_is_refused(change, message):
         config_from_dict(Args, {**config_to_dict(Args()), **change})
     with pytest.raises(RunError, match="missing keys: seed"):
         config_from_dict(Args, {k: v for k, v in config_to_dict(Args()).items() if k != "seed"})
+
+
+def test_a_configuration_from_before_a_flag_that_decides_no_number_has_its_default():
+    config = {key: value for key, value in config_to_dict(Args(seed=3)).items() if key != "seeds"}
+    assert config_from_dict(Args, config) == Args(seed=3)
 
 
 def test_values_that_json_cannot_hold_are_refused():
