@@ -485,7 +485,7 @@ def main(args: Args) -> None:
             # Report, evaluate, change.
             if run.due(args.log_every):
                 run.scalar("charts/epsilon", epsilon)
-                run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+                run.show_speed(f"mean return {returns.mean}   lr {rewarming.rate:.2e}")
             if run.due(args.eval_every, last=True):
                 run.evaluated(play(evaluation_env, partial(q_values, q_network), run.seed("env") + run.step))
             if "shift" in infos and run.step < run.total:

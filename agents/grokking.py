@@ -641,8 +641,8 @@ def main(args: Args) -> None:
                 run.scalars(result)
                 if at.grokked_at is None and result["test/accuracy"] >= 0.99:
                     at.grokked_at = run.step
-                accuracy = f"train {result['train/accuracy']:.3f}   test {result['test/accuracy']:.3f}"
-                run.show_speed(f"{accuracy}   train loss {result['train/loss']:.1e}   learning rate {rate:.1e}")
+                accuracy = f"train {result['train/accuracy']:.3f}, test {result['test/accuracy']:.3f}"
+                run.show_speed(f"{accuracy}, train loss {result['train/loss']:.0e}, lr {rate:.0e}")
             if run.due(args.checkpoint_every, last=False):
                 run.checkpoint()
         run.end()

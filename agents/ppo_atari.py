@@ -522,7 +522,7 @@ def main(args: Args) -> None:
             if spread := float(np.var(advantages + rollout.values)):  # returns all alike leave nothing to explain
                 run.scalar("losses/explained_variance", 1 - float(np.var(advantages)) / spread)
             run.scalar("charts/learning_rate", rate)
-            run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+            run.show_speed(f"mean return {returns.mean}   lr {rewarming.rate:.2e}")
             run.scalars(rewarming.scalars())
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))

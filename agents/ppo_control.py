@@ -517,7 +517,7 @@ def main(args: Args) -> None:
             run.scalars({f"physics/{what}": number for what, number in infos.get("physics", {}).items()})  # of a drift
             if args.fresh_episodes:
                 run.scalar("charts/iteration_return", float(np.mean(rollout.episode_returns())))
-            run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+            run.show_speed(f"mean return {returns.mean}   lr {rewarming.rate:.2e}")
             run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 if args.shift.drift:  # of the present physics, which changes without a change of task

@@ -679,7 +679,7 @@ def main(args: Args) -> None:
 
             # Report, evaluate, change, reset.
             if run.due(args.log_every):
-                run.show_speed(f"mean return {returns.mean}   learning rate {rewarming.rate:.2e}")
+                run.show_speed(f"mean return {returns.mean}   lr {rewarming.rate:.2e}")
             if run.due(args.eval_every, last=True):
                 q_network.eval()  # without noise
                 policy, seed = partial(q_values, q_network), run.seed("env") + run.step

@@ -668,9 +668,9 @@ def main(args: Args) -> None:
             if run.due(args.eval_every, last=True):
                 result = compare(learners, pixels)
                 run.scalars(result)
-                fresh = f"   fresh {result['test/accuracy_fresh']:.3f}" if "control" in learners else ""
-                accuracy = f"{sizes[phase()]:,} images   test {result['test/accuracy']:.3f}{fresh}"
-                run.show_speed(f"{accuracy}   learning rate {trained_rate:.1e}")
+                fresh = f", fresh {result['test/accuracy_fresh']:.3f}" if "control" in learners else ""
+                accuracy = f"{sizes[phase()]:,} images, test {result['test/accuracy']:.3f}{fresh}"
+                run.show_speed(f"{accuracy}, lr {trained_rate:.1e}")
             if run.due(args.checkpoint_every, last=False):
                 run.checkpoint()
         run.end()

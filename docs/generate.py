@@ -9,20 +9,18 @@ them is written by hand. tests/test_generated_pages.py compares the pages with t
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import inspect
 import re
 import sys
-import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from runs.recording.config import own_fields_first
+from runs.recording.flag_help import help_of
 from runs.recording.tags import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,25 +126,6 @@ def module_of(script: str) -> Any:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     return importlib.import_module(f"agents.{script}")
-
-
-@cache
-def own_helps(cls: type) -> dict[str, str]:
-    """Texts below the fields that this class itself defines, by field."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(node, ast.ClassDef)
-    found: dict[str, str] = {}
-    for field, below in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            match below:
-                case ast.Expr(ast.Constant(str(text))):
-                    found[field.target.id] = " ".join(inspect.cleandoc(text).split())
-    return found
-
-
-def help_of(cls: type, name: str) -> str:
-    """The text of a field, from the class that comes first in the order of inheritance and has one."""
-    return next((own_helps(one)[name] for one in cls.__mro__ if one is not object and name in own_helps(one)), "")
 
 
 def flag_of(path: str, value: Any = True) -> str:

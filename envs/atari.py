@@ -28,6 +28,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from envs.frames import SIZE, FrameVectorEnv
+from envs.games import script_for
 
 FRAME_SKIP = 4
 """Frames per step, during which the action is repeated."""
@@ -393,9 +394,9 @@ def rom(env_id: str) -> Path:
     if spec is None or not env_id.startswith("ALE/"):
         known = sorted(name for name in gymnasium.registry if name.startswith("ALE/") and name.endswith("-v5"))
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-        raise ValueError(
-            f"{env_id!r} is not an Atari game: ids are ALE/<Game>-v5{f'; similar: {near}' if near else ''}"
-        )
+        elsewhere = "" if env_id.startswith("ALE/") or "NoFrameskip-" in env_id else script_for(env_id)
+        hint = elsewhere or (f"; similar: {near}" if near else "")
+        raise ValueError(f"{env_id!r} is not an Atari game: ids are ALE/<Game>-v5{hint}")
     return Path(str(ale_py.roms.get_rom_path(spec.kwargs["game"])))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gymnasium
+
 HIGH_UTD_GAMES = (
     "Asterix", "SpaceInvaders", "Breakout", "Pong", "Qbert", "DemonAttack", "Seaquest", "WizardOfWor", "RoadRunner",
     "BeamRider", "Frostbite", "CrazyClimber", "Assault", "Krull", "Boxing", "Jamesbond", "Kangaroo", "UpNDown",
@@ -19,3 +21,15 @@ ATARI_57 = (
     "WizardOfWor", "YarsRevenge", "Zaxxon",
 )  # fmt: skip
 """Hessel et al. 2018, Table 4: those of the low update-to-data experiments."""
+
+
+def script_for(env_id: str) -> str:
+    """The script for an environment that another script was given, as the end of a message; empty if it is not known.
+
+    Atari's older ids, such as BreakoutNoFrameskip-v4, count as Atari.
+    """
+    if env_id.startswith("MinAtar/"):
+        return "; agents/dqn_minatar.py and agents/ppo_minatar.py are for MinAtar"
+    if env_id.startswith(("ALE/", "rewarm/")) or "NoFrameskip-" in env_id:
+        return "; agents/dqn_atari.py, agents/ppo_atari.py and agents/rainbow_atari.py are for Atari"
+    return f"; agents/ppo_control.py is for {env_id}" if env_id in gymnasium.registry else ""

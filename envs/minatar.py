@@ -26,6 +26,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.games import script_for
+
 GAME_FILES = {
     "Asterix": "asterix",
     "Breakout": "breakout",
@@ -450,6 +452,9 @@ def _parse_id(env_id: str) -> tuple[str, bool]:
     known = {f"MinAtar/{name}-v{version}": (name, version == 0) for name in GAME_FILES for version in (0, 1)}
     if env_id in known:
         return known[env_id]
+    elsewhere = "" if str(env_id).startswith("MinAtar/") else script_for(str(env_id))
+    if elsewhere:
+        raise ValueError(f"{env_id!r} is not a MinAtar game{elsewhere}")
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(env_id).lower(), by_lower, n=1)
     hint = f" Did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -20,6 +20,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 SCRIPTS = sorted(path.stem for path in (ROOT / "agents").glob("*.py") if path.stem != "__init__")
 OTHERS = {  # of programs that are not ours
     "--help",
+    *("--help-all", "--help-nap", "--help-presets"),
     "--logdir",
     "--no-anneal-lr",
     "--no-deps",

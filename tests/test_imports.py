@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "elr": ("elr",),
     "envs": ("envs",),
     "runs.recording": ("runs.recording",),
-    "runs.training": ("runs.recording", "runs.training"),
+    "runs.training": ("runs.recording", "runs.training", "runs.sweeps.seeds"),  # the last for --seeds alone
     "runs": ("runs", "elr", "envs"),
     "agents": ("elr", "envs", "runs.recording", "runs.training"),
 }
@@ -101,6 +101,7 @@ def test_files_import_only_what_the_rules_allow(folder):
         ("runs.recording.tags", "from runs.recording.files import AppendFile", []),
         ("runs.training.session", "from runs.recording import Run", []),
         ("runs.training.session", "from runs.sweeps.experiment import Job", ["runs.sweeps.experiment.Job"]),
+        ("runs.training.session", "from runs.sweeps.seeds import run_seeds", []),
         ("runs.training.session", "from elr.probe import Probe", ["elr.probe.Probe"]),
         ("runs.benchmarks.parts", "from elr.probe import Probe", []),
         ("runs.benchmarks.parts", "from agents import dqn_minatar", ["agents.dqn_minatar"]),

@@ -271,7 +271,7 @@ class InterveneArgs:
 
 @dataclass(frozen=True)
 class QInterveneArgs(InterveneArgs):
-    """The same for networks of action values."""
+    """Methods against loss of plasticity, for networks of action values."""
 
     ratio: float = 1e-2
     """churn: the regulariser is weighed so that it is this many times the loss; as in Tang et al.'s DQN on MinAtar"""

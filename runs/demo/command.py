@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import shlex
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -31,6 +29,7 @@ from runs.demo.summary import LEARNED, draw, scores, sentence, table
 from runs.demo.watch import Watch
 from runs.recording import RunError
 from runs.recording.files import failures_named
+from runs.recording.terminal import tensorboard_command
 from runs.sweeps.experiment import LOGS, Job
 from runs.sweeps.launcher import Local, available_cores, follow, make_slots
 from runs.sweeps.run_job import end_of_log, inspect
@@ -95,8 +94,7 @@ def report(jobs: Sequence[Job], size: Size, seed: int, folder: Path) -> None:
         print(f"picture: {'  '.join(map(str, pictures(folder)))}")
     else:
         print("no picture, it needs matplotlib: pip install -e '.[plots]', then the same command draws it at once")
-    viewer = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-    print(f"all curves, under Custom Scalars: {viewer} --logdir {shlex.quote(str(folder))}")
+    print(f"all curves, under Custom Scalars: {tensorboard_command(folder)}")
     print("more agents, environments and seeds: python -m runs show continual-control-v1")
 
 

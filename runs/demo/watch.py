@@ -15,8 +15,9 @@ import numpy as np
 
 from runs.demo.design import RETURN, Size
 from runs.recording.scalars_file import TABLE
+from runs.recording.terminal import duration
 from runs.sweeps.experiment import Job
-from runs.sweeps.progress import Pace, Progress, duration
+from runs.sweeps.progress import Pace, Progress
 from runs.sweeps.run_job import News
 
 _TAIL_BYTES, _EPISODES = 1 << 16, 20

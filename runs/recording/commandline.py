@@ -7,15 +7,18 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import re
 import shutil
 import sys
 import textwrap
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from runs.recording import flag_help
 from runs.recording.config import config_from_dict, config_to_dict, own_fields_first
 from runs.recording.directory import CONFIG, PROVENANCE, read_json
 from runs.recording.errors import RunError
@@ -62,7 +65,12 @@ def parse(
     words = list(sys.argv[1:] if argv is None else argv)
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     try:
+        _refuse_beside_seeds(words)
         base = cls() if preset is None else _find(presets, preset).args
+        if preset is not None and words and words[0] in presets:
+            both = f"; did you mean {preset}-{words[0]}?" if f"{preset}-{words[0]}" in presets else ""
+            raise RunError(f"only one preset can be given, got {preset} and {words[0]}{both}")
+        _print_help(cls, base, words, presets, prog_description)
         directory = _resume_directory(words)
         if directory is None:
             return _checked(cls, _ask(cls, base, words, presets, prog_description))
@@ -73,12 +81,52 @@ def parse(
         raise AssertionError("unreachable") from error
 
 
+def _print_help(
+    cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str
+) -> None:
+    """If help is asked for: print it, and exit."""
+    wanted = next((word for word in words if word == "-h" or word.partition("-help")[0] == "-"), "")
+    if not wanted or wanted == "--help-all":
+        return
+    described, topic = {name: preset.description for name, preset in presets.items()}, wanted[len("--help-") :]
+    known = {name.replace("_", "-"): name for name in flag_help.groups(cls)}
+    if wanted in ("-h", "--help"):
+        print(flag_help.short_help(cls, base, described, description))
+    elif topic == "presets":
+        print(flag_help.preset_help(described))
+    elif topic in known:
+        print(flag_help.group_help(cls, base, known[topic]))
+    else:
+        listed = ", ".join(f"--help-{name}" for name in ("all", "presets", *known))
+        raise RunError(f"there is no {wanted}; there are --help, {listed}")
+    raise SystemExit(0)
+
+
 def _find(presets: Mapping[str, Preset[T]], name: str) -> Preset[T]:
     if name in presets:
         return presets[name]
     near = difflib.get_close_matches(name, presets, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise RunError(f"unknown preset {name!r}; presets: {', '.join(presets) or 'none'}{hint}")
+
+
+_BESIDE_SEEDS = {
+    "--seed": "list every seed after --seeds",
+    "--resume": "a run is resumed on its own",
+    "--directory": "each seed has a directory of its own, whose name begins with --exp-name",
+}
+
+
+def _refuse_beside_seeds(words: Sequence[str]) -> None:
+    """Refuse flags of a single run next to --seeds, and --seeds without a number."""
+    given = [word.partition("=")[0] for word in words]
+    if "--seeds" in given:
+        after = given[given.index("--seeds") + 1 :]
+        if words[given.index("--seeds")] == "--seeds" and (not after or after[0].startswith("--")):
+            raise RunError("--seeds needs numbers, such as --seeds 1 2 3")
+        for flag, why in _BESIDE_SEEDS.items():
+            if flag in given:
+                raise RunError(f"--seeds and {flag} cannot be given together: {why}")
 
 
 def _resume_directory(words: Sequence[str]) -> Path | None:
@@ -102,10 +150,15 @@ def _resumed(
         raise RunError(f"cannot resume {directory}: it is not a run directory (no {CONFIG})")
     if preset is not None:
         raise RunError(f"the preset {preset} cannot be given with --resume: the flags come from {directory / CONFIG}")
+    config = read_json(directory / CONFIG)
     try:
-        recorded = dataclasses.replace(config_from_dict(cls, read_json(directory / CONFIG)), resume=directory)  # type: ignore[type-var]
+        recorded = dataclasses.replace(config_from_dict(cls, config), resume=directory)  # type: ignore[type-var]
     except RunError as error:
-        raise RunError(f"{error}{_made_by_another(directory)}") from error
+        if script := _made_by_another(directory):
+            raise RunError(
+                f"cannot resume {directory} with {Path(sys.argv[0]).name}: {script} made this run"
+            ) from error
+        raise
     asked = dict(_flags(config_to_dict(_ask(cls, recorded, words, presets, description))))
     for flag, value in _flags(config_to_dict(recorded)):
         if asked[flag] != value and flag != "--resume":
@@ -117,21 +170,22 @@ def _resumed(
 
 
 def _made_by_another(directory: Path) -> str:
-    """Which other script made a run, as an addition to a message; empty if it was this one or is not known."""
+    """Which other script made a run; empty if it was this one or is not known."""
     try:
         command = read_json(directory / PROVENANCE)["command"]
         script = Path(str(command[0])).name
     except (RunError, KeyError, IndexError, TypeError):
         return ""
-    return "" if script == Path(sys.argv[0]).name else f"; {script} made this run"
+    return "" if script == Path(sys.argv[0]).name else script
 
 
 def _ask(cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str) -> T:
     """The flags over `base`, before `cls` has checked them."""
-    unchecked = _unchecked(cls)
-    return _ask_tyro(
-        unchecked, words, default=unchecked(**_values(base)), description=f"{description}\n\n{_list(presets)}".strip()
-    )
+    unchecked, words = _unchecked(cls), ["--help" if word == "--help-all" else word for word in words]
+    _refuse_stray(cls, words, presets)
+    described = {name: preset.description for name, preset in presets.items()}
+    listed = f"\n\n{flag_help.preset_help(described)}" if described else ""
+    return _ask_tyro(unchecked, words, default=unchecked(**_values(base)), description=description + listed)
 
 
 def read_flags(cls: type[T], words: Sequence[str], *, prog: str, description: str) -> T:
@@ -188,20 +242,74 @@ def _ask_tyro(cls: type[T], words: Sequence[str], **options: Any) -> T:
         raise RunError(f"{_without_frame(message.getvalue())}; --help lists all flags") from leaving
 
 
-_VIDEO = "`python -m runs evaluate RUN --video` films an agent; the Atari scripts also have --record-video"
-_WANDB = "runs are recorded for TensorBoard and as scalars.csv, and not sent to Weights & Biases"
+_VIDEO = "`python -m runs evaluate RUN --video` films an agent"
 _DEVICE = "give --device cpu or --device cuda"
 ELSEWHERE: Mapping[str, str] = {
-    "--track": _WANDB, "--wandb-project-name": _WANDB, "--wandb-entity": _WANDB,
     "--capture-video": _VIDEO, "--record-video": _VIDEO,
     "--cuda": _DEVICE, "--no-cuda": _DEVICE,
     "--torch-deterministic": "runs on a CPU repeat exactly by themselves",
+    "--no-torch-deterministic": "runs on a CPU repeat exactly by themselves",
     "--save-model": "a finished agent leaves weights.pt in its run directory",
     "--anneal-lr": "give --schedule.kind linear-decay",
+    "--num-envs": "the PPO and Atari scripts step several environments, this one does not",
     "--preset": "a preset is the first word, without a flag",
     "--nap": "give --nap.enabled",
 }  # fmt: skip
 """CleanRL's flags, and other guesses, by what does the same here"""
+HERE: Mapping[str, str] = {"--capture-video": "--record-video"}
+"""CleanRL's flags by the name that they have here, in scripts that have it"""
+
+
+def _refuse_stray(cls: Any, words: Sequence[str], presets: Mapping[str, Any]) -> None:
+    """Refuse a word that belongs to no flag: a preset that is not first, or the value of a switch; and 1e6 as a whole
+    number."""
+    hints, flag, room = dict(_flag_types(cls, "--")), "", 0.0
+    for word in words:
+        if re.match(r"--[a-zA-Z]|-h$", word):
+            flag, has_value, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            room = _words_of(hints.get(flag))
+            if has_value:
+                _refuse_value(flag, hints.get(flag), value)
+                room = math.inf if room == math.inf else 0
+        elif room > 0:
+            room -= 1
+            _refuse_value(flag, hints.get(flag), word)
+        elif flag in hints and hints[flag] is bool:
+            _refuse_value(flag, bool, word)
+        elif word in presets:
+            raise RunError(f"the preset {word} must be the first word, before all flags, and the only preset")
+        else:
+            raise RunError(f"{word!r} belongs to no flag" + (f": {flag} is complete without it" if flag else ""))
+
+
+def _refuse_value(flag: str, hint: Any, value: str) -> None:
+    if hint is bool:
+        group, _, name = flag.rpartition(".")
+        on = f"{group}.{name}" if group else name
+        on = re.sub(r"(^--|\.)no-", r"\1", on) if "no-" in name else on
+        off = re.sub(r"^(--(?:.*\.)?)", r"\1no-", on)
+        raise RunError(f"{flag} takes no value, got {value}: give {on}, or {off} to turn it off")
+    if _single(hint) is int and re.fullmatch(r"[\d.]+(e\+?\d+)?", value, re.I):
+        with contextlib.suppress(ValueError):
+            if not value.isdecimal() and float(value).is_integer():
+                raise RunError(f"{flag} is a whole number: write {float(value):.0f} for {value}")
+
+
+def _words_of(hint: Any) -> float:
+    """How many words a flag of this type takes."""
+    if hint is bool:
+        return 0
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        return math.inf if items[-1:] == (...,) else len(items)
+    return max(map(_words_of, get_args(hint)), default=1) if get_origin(hint) in (Union, types.UnionType) else 1
+
+
+def _single(hint: Any) -> Any:
+    """The type of one word: int for int, for int | None and for tuple[int, ...]."""
+    parts = {part for part in get_args(hint) if part not in (type(None), ...)}
+    return parts.pop() if len(parts) == 1 and get_origin(hint) is not Literal else hint
 
 
 def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
@@ -216,20 +324,27 @@ def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
             moved = re.sub(r"^--no-(.+)\.", r"--\1.no-", flag)  # --no-nap.enabled is --nap.no-enabled
             near = [moved] if moved in known else difflib.get_close_matches(flag, known, n=1, cutoff=0.76)
             hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
+            if HERE.get(flag) in known:
+                raise RunError(f"unknown flag {flag}; give {HERE[flag]}")
             raise RunError(f"unknown flag {flag}; {ELSEWHERE.get(flag, hint)}")
 
 
 def _flag_names(cls: Any, prefix: str) -> Iterator[str]:
     """Every flag of a dataclass and its groups, also as --no-flag."""
+    yield from (name for name, _ in _flag_types(cls, prefix))
+
+
+def _flag_types(cls: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every flag of a dataclass and its groups, also as --no-flag, with its type."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _flag_names(hints[field.name], f"{prefix}{name}.")
+            yield from _flag_types(hints[field.name], f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", hints[field.name]
             if hints[field.name] is bool:
-                yield f"{prefix}no-{name}"
+                yield f"{prefix}no-{name}", bool
 
 
 def _without_frame(text: str) -> str:
@@ -247,14 +362,6 @@ def _checked(cls: type[T], unchecked: T) -> T:
 
 def _values(args: Any) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
-
-
-def _list(presets: Mapping[str, Preset[T]]) -> str:
-    if not presets:
-        return ""
-    width = max(map(len, presets))
-    lines = [f"  {name:<{width}}  {preset.description}" for name, preset in presets.items()]
-    return "\n".join(["presets (first word of the command line):", *lines])
 
 
 def _flags(config: Mapping[str, Any], prefix: str = "--") -> Iterator[tuple[str, Any]]:

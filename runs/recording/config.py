@@ -12,6 +12,10 @@ from runs.recording.errors import RunError
 
 T = TypeVar("T")
 
+LATER = ("seeds", "track", "wandb_project_name", "wandb_entity", "record_video")
+"""flags that decide no number of a run and are younger than the first runs: without them in its config.json, a run has
+their defaults"""
+
 
 def config_to_dict(args: Any) -> dict[str, Any]:
     """A dataclass as JSON-ready data: nested dataclasses become dicts, paths strings, tuples lists.
@@ -72,6 +76,8 @@ def _decode_dataclass(cls: Any, data: Any, name: str) -> Any:
     if not isinstance(data, Mapping):
         raise RunError(f"configuration key {name} is {data!r}, but a group of keys is expected")
     hints, names = get_type_hints(cls), [field.name for field in _fields(cls)]
+    if not name:
+        names = [field for field in names if field in data or field not in LATER]
     for what, keys in (("unknown", set(data) - set(names)), ("missing", set(names) - set(data))):
         if keys:
             raise RunError(f"the configuration has {what} keys{within}: {', '.join(sorted(map(str, keys)))}")

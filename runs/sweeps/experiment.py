@@ -195,8 +195,13 @@ class Job:
         """The file for its output, next to the directory, because output may come before the directory exists."""
         return self.directory.with_name(f"{self.directory.name}.log")
 
+    @property
+    def folder(self) -> Path:
+        """The working directory of its process."""
+        return REPOSITORY
+
     def command(self) -> list[str]:
-        """The command that starts it, from the root of the repository."""
+        """The command that starts it, in `folder`."""
         words = [sys.executable, str(Path("agents") / f"{self.script}.py"), *([self.preset] if self.preset else [])]
         return [*words, *as_words(self.flags), *as_words(self.places), "--directory", str(self.directory)]
 

@@ -145,13 +145,17 @@ class Local:
             return News(job.id, "failed", f"bug in the launcher: {type(error).__name__}: {error}")
 
 
-def follow(engine: Engine, progress: Progress, *, stop_at_failure: bool = False) -> int:
+AGAIN = "run the same command again to resume from the checkpoints"
+
+
+def follow(engine: Engine, progress: Progress, *, stop_at_failure: bool = False, advice: str = AGAIN) -> int:
     """Show an engine's progress until all jobs have ended. The first Ctrl-C or SIGTERM stops it, the second kills.
 
     Args:
         engine: runs the jobs.
         progress: shows them.
         stop_at_failure: when a job fails, let the others write a checkpoint and stop, too.
+        advice: how to resume, for the message about an interruption.
     Returns:
         The exit code: 0 if all jobs finished, 1 if one failed, 130 if interrupted.
     """
@@ -164,7 +168,7 @@ def follow(engine: Engine, progress: Progress, *, stop_at_failure: bool = False)
             _until_the_end(engine, progress, None)
     progress.close()
     if progress.ended("interrupted") and not (stop_at_failure and progress.ended("failed")):
-        print(f"{sys.argv[0]}: interrupted; run the same command again to resume from the checkpoints", file=sys.stderr)
+        print(f"{sys.argv[0]}: interrupted; {advice}", file=sys.stderr)
         return 130
     return 1 if progress.ended("failed") else 0
 

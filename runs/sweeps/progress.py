@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from runs.recording import RunError, read_json
 from runs.recording.directory import CONFIG
 from runs.recording.scalars_file import TABLE
+from runs.recording.terminal import duration
 from runs.sweeps.experiment import Job
 from runs.sweeps.run_job import ENDED, News, end_of_log
 
@@ -62,15 +63,6 @@ def total_steps(directory: Path) -> int | None:
         total = config.get("total_timesteps", config.get("total_updates"))
         return total if isinstance(total, int) else None
     return None
-
-
-def duration(seconds: float) -> str:
-    """3 min, 2 h 05 min, 3 d 04 h."""
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"
 
 
 class Progress:

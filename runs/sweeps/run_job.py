@@ -27,7 +27,7 @@ from runs.recording.directory import CHECKPOINT, CONFIG, LOCK, PROVENANCE, STATU
 from runs.recording.files import failures_named
 from runs.recording.lock import Locked, RunLock
 from runs.recording.scalars_file import TABLE
-from runs.sweeps.experiment import REPOSITORY, Job
+from runs.sweeps.experiment import Job
 
 try:
     import fcntl
@@ -266,10 +266,10 @@ def _run(
     if die_with_parent:
         command = [sys.executable, str(Path(__file__).with_name("die_with_parent.py")), str(os.getpid()), *command]
     threads = {f"{library}_NUM_THREADS": str(job.threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    with failures_named("start a process", REPOSITORY / command[0]):
+    with failures_named("start a process", job.folder / command[0]):
         child = subprocess.Popen(
             command,
-            cwd=REPOSITORY,
+            cwd=job.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ from runs.training.checks import require_device, require_positive
 class RunArgs:
     """Where a run computes and what it leaves behind. The `Args` of scripts inherit this; --help lists it last."""
 
+    seeds: tuple[int, ...] = ()
+    """several seeds instead of --seed, such as 1 2 3: each is a run of its own, in parallel on the cores there are"""
     device: str = "cpu"
     """cpu or cuda"""
     threads: int = 1
@@ -26,3 +28,5 @@ class RunArgs:
     def __post_init__(self) -> None:
         require_positive(self, "threads")
         require_device(self)
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise ValueError(f"--seeds must be different numbers from 0 on, got {' '.join(map(str, self.seeds))}")

@@ -53,6 +53,7 @@ from runs.recording import (
 )
 from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
+from runs.recording.terminal import duration, tensorboard_command
 from runs.training.checks import require_threads
 
 WEIGHTS = "weights.pt"
@@ -69,11 +70,16 @@ class Piecewise(Protocol):
     def load(self, state: dict[str, Any], pieces: Any) -> None: ...  # noqa: D102
 
 
+def default_directory(args: Any, about: str, seed: int, at: datetime) -> Path:
+    """Where a run is kept if --directory does not say it."""
+    return Path("runs/logs", f"{args.exp_name}__{about}__s{seed}__{at:%Y%m%d-%H%M%S-%f}")
+
+
 class Session:
     """See the module's text.
 
     Args:
-        args: the script's flags, of which seed, threads, device, exp_name, directory and resume are read.
+        args: the script's flags, of which seed and those of RunArgs are read.
         about: what the run is about; part of its name, runs/logs/<exp_name>__<about>__s<seed>__<time>.
         total: steps of the run (updates, where `unit` is "update"); what `step` counts up to.
         streams: names of the random streams, in order: stream i is SeedSequence(seed).spawn(n)[i].
@@ -89,6 +95,7 @@ class Session:
         saved: names of the parts in the checkpoint, between `open` and `restore`.
     Raises:
         RunError: a negative seed, a device that torch does not have, or too many threads.
+        SystemExit: with --seeds, when the processes that train them have ended.
     """
 
     def __init__(
@@ -104,6 +111,11 @@ class Session:
         if args.resume is None:  # a resumed run may come from a larger machine
             with one_line_errors():
                 require_threads(args)
+        if args.seeds:
+            from runs.sweeps.seeds import run_seeds
+
+            at = datetime.now()
+            raise SystemExit(run_seeds(args, {seed: default_directory(args, about, seed, at) for seed in args.seeds}))
         torch.set_num_threads(args.threads)
         threadpool_limits(args.threads)  # NumPy's BLAS: two pools that wait for each other are slower than one thread
         with one_line_errors(f"--seed {args.seed}"):
@@ -124,7 +136,8 @@ class Session:
         self._watched: list[tuple[str, nn.Module, torch.optim.Optimizer]] = []
         self._counters = SimpleNamespace()
         self._greedy: np.ndarray | None = None
-        self._timed = (0, 0.0)  # step and time of the last measurement of speed
+        self._timed = (0, 0, 0.0)  # step, updates and time of the last measurement of speed
+        self._learning: tuple[int, float] | None = None  # step and time from which on updates were made
         self._shown = -math.inf
 
     @property
@@ -175,8 +188,7 @@ class Session:
         if self.resumed:
             self._run = Run.resume(args.resume, device=self.device)
         else:
-            name = f"{args.exp_name}__{self._about}__s{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-            directory = args.directory or Path("runs/logs", name)
+            directory = args.directory or default_directory(args, self._about, args.seed, datetime.now())
             usual = config_to_dict(type(args)())
             self._run = Run.create(directory, config_to_dict(args), argv=sys.argv, device=self.device, defaults=usual)
         self.directory, self.pieces = self._run.directory, self._run.pieces
@@ -184,7 +196,8 @@ class Session:
             if self.resumed:
                 self._state = self._run.take_state()
                 self.step, self.saved = self._run.step, frozenset(self._state)
-            self._timed = self.step, time.perf_counter()
+            self._timed = self.step, self.updates, time.perf_counter()
+            self._say_where()
             yield
 
     def restore(self) -> None:
@@ -312,20 +325,43 @@ class Session:
 
     # The terminal.
 
+    def _say_where(self) -> None:
+        """Print what somebody who has just started the run wants to know."""
+        gpu = "" if self.on_cpu else f" ({torch.cuda.get_device_name(self.device)})"
+        threads = f"{self._args.threads} thread{'s' * (self._args.threads > 1)}"
+        resumed = f", resumed at {self._unit} {self.step:,}" if self.resumed else ""
+        print(f"run directory: {self.directory}{resumed}")
+        print(f"device: {self.device}{gpu}, {threads}")
+        print(f"look at it with: {tensorboard_command(self.directory)}", flush=True)
+
     def show_speed(self, line: str) -> None:
         """Record charts/SPS since the last call, and print one line with it, at most once in ten seconds (on a
-        terminal: once in a second, in place). Where a step is an update, nothing is recorded."""
+        terminal: once in a second, in place). Where a step is an update, nothing is recorded.
+
+        While no update is made, the line says so: acting alone is many times as fast as learning. The time left is an
+        estimate from the speed since the first update.
+        """
         now = time.perf_counter()
-        (step, then), self._timed = self._timed, (self.step, now)
+        (step, updates, then), self._timed = self._timed, (self.step, self.updates, now)
         speed = (self.step - step) / (now - then)
         if self._unit == "step":
             self.scalar("charts/SPS", speed)
+        learns = self._unit == "update" or self.updates > updates
+        if learns and self._learning is None:
+            self._learning = step, then
         terminal = sys.stdout.isatty()
         if now - self._shown < (1.0 if terminal else 10.0) and self.step < self.total:
             return
         self._shown = now
-        text = f"{self._unit} {self.step:,} of {self.total:,}   {speed:.{int(speed < 10)}f} {self._unit}s/s   {line}"
-        print(f"\r{text:<100}" if terminal else text, end="" if terminal else "\n", flush=True)
+        pace = f"{speed:.{int(speed < 10)}f} {self._unit}s/s"
+        if not learns:
+            pace += ", no updates" if self.updates else ", no updates yet"
+        elif self._learning and self.step < self.total:
+            begun, since = self._learning
+            pace += f"   {duration((self.total - self.step) * (now - since) / (self.step - begun))} left"
+        text = f"{self._unit} {self.step:,} of {self.total:,}   {pace}   {line}"
+        width = min(100, shutil.get_terminal_size().columns - 1)  # a longer line would not be replaced as a whole
+        print(f"\r{text[:width]:<{width}}" if terminal else text, end="" if terminal else "\n", flush=True)
 
     def end(self) -> None:
         """Write the last checkpoint; then finish, or, if steps are left, say how to resume and exit with code 130."""
@@ -350,6 +386,5 @@ class Session:
         """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""
         if self._greedy is not None:
             lines += (f"evaluation return {self._greedy.mean():.2f}, mean of {len(self._greedy)} episodes",)
-        viewer = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
         print(f"\nfinished {self.step:,} {self._unit}s in {self.directory}", *lines, sep="\n")
-        print(f"look at it with: {viewer} --logdir {self.directory}")
+        print(f"look at it with: {tensorboard_command(self.directory)}")

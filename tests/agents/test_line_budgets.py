@@ -1,9 +1,12 @@
 """Scripts stay short enough to be read in one sitting."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
+
+from runs.recording import parse
 
 AGENTS = Path(__file__).resolve().parents[2] / "agents"
 MAX_LINES = {
@@ -46,3 +49,14 @@ def test_main_is_within_its_budget(name):
 
 def test_all_scripts_together_are_within_the_budget():
     assert sum(map(length, MAX_LINES)) <= MAX_SUM
+
+
+@pytest.mark.parametrize("name", MAX_LINES)
+def test_help_fits_two_screens(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.argv", [f"agents/{name}.py"])
+    script = importlib.import_module(f"agents.{name}")
+    with pytest.raises(SystemExit):
+        parse(script.Args, script.PRESETS, ["--help"], "What it does.")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100

@@ -79,6 +79,7 @@ def updates(monkeypatch):
 
     monkeypatch.setattr(Projection, "step", end_of_update)
     monkeypatch.setattr(Session, "on_cpu", property(lambda self: False))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(Session, "_on_host", lambda self, number: False)
     return noted
 

@@ -160,6 +160,15 @@ def test_unknown_ids_give_one_helpful_line(env_id, hint):
 
 
 @pytest.mark.parametrize(
+    ("env_id", "script"),
+    [("ALE/Breakout-v5", "dqn_atari.py"), ("CartPole-v1", "agents/ppo_control.py is for CartPole")],
+)
+def test_an_environment_of_another_script_names_that_script(env_id, script):
+    with pytest.raises(ValueError, match=f"'{env_id}' is not a MinAtar game.*{script}"):
+        MinAtarVectorEnv(env_id)
+
+
+@pytest.mark.parametrize(
     "kwargs",
     [{"num_envs": 0}, {"sticky_action_prob": 1.1}, {"sticky_action_prob": float("nan")}, {"max_episode_steps": 0}],
 )

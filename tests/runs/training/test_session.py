@@ -43,6 +43,7 @@ class Args:
     log_every: int = 4
     directory: Path | None = None
     resume: Path | None = None
+    seeds: tuple[int, ...] = ()
 
 
 def session(directory=None, *, total=10, streams="init env action", unit="step", **flags):
@@ -330,7 +331,7 @@ def test_a_signal_stops_the_loop_and_says_how_to_resume(tmp_path, monkeypatch, c
     assert (status["status"], status["step"]) == ("interrupted", 3)
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 3
     command = f"{sys.executable} 'agents/some script.py' --resume {tmp_path / 'r'}"
-    assert capsys.readouterr().out == f"\nstopped at step 3; resume with: {command}\n"
+    assert capsys.readouterr().out.endswith(f"\nstopped at step 3; resume with: {command}\n")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
@@ -560,24 +561,66 @@ def test_speed_is_recorded_at_each_call_and_printed_now_and_then(tmp_path, monke
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     printed = []
     with opened(tmp_path / "r", total=5_000) as run:
+        capsys.readouterr()
         for step in range(1_000, 6_000, 1_000):
-            run.step, clock.now = step, clock.now + 0.4 * seconds
+            run.step, run.updates, clock.now = step, step, clock.now + 0.4 * seconds
             run.show_speed(f"mean {step}")
             printed.append(capsys.readouterr().out)
     speed = 1_000 / (0.4 * seconds)
     assert [value for _, value in read_scalars(tmp_path / "r")["charts/SPS"]] == pytest.approx([speed] * 5)
     # At once, again when the time is over, and at the last step whatever the time.
     assert [bool(text) for text in printed] == [True, False, False, True, True]
-    line = f"step 4,000 of 5,000   {speed:.0f} steps/s   mean 4000"
-    assert printed[3] == (f"\r{line:<100}" if terminal else f"{line}\n")
+    line = f"step 4,000 of 5,000   {speed:.0f} steps/s   {0.4 * seconds:.0f} s left   mean 4000"
+    assert printed[3] == (f"\r{line:<79}" if terminal else f"{line}\n")
+    assert "left" not in printed[4]
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 59), ("200", 100)])
+def test_a_line_on_a_terminal_is_cut_to_its_width(tmp_path, monkeypatch, capsys, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with opened(tmp_path / "r") as run:
+        capsys.readouterr()
+        run.step = 1
+        run.show_speed("x" * 200)
+    line = capsys.readouterr().out
+    assert line[0] == "\r" and len(line) == 1 + width
+
+
+def test_speed_without_updates_is_labelled_and_does_not_count_for_the_time_left(tmp_path, monkeypatch, capsys):
+    clock, lines = Clock(monkeypatch), []
+    with opened(tmp_path / "r", total=10_000) as run:
+        capsys.readouterr()
+        for seconds, updates in ((10, 0), (100, 1_000), (200, 2_000), (50, 2_000)):
+            run.step, run.updates, clock.now = run.step + 1_000, updates, clock.now + seconds
+            run.show_speed("")
+            lines.append(capsys.readouterr().out.strip())
+    assert lines == [
+        "step 1,000 of 10,000   100 steps/s, no updates yet",
+        "step 2,000 of 10,000   10 steps/s   13 min left",  # 8,000 steps of 0.1 s
+        "step 3,000 of 10,000   5.0 steps/s   18 min left",  # 7,000 of 0.15 s
+        "step 4,000 of 10,000   20 steps/s, no updates",
+    ]
+
+
+def test_a_run_says_at_once_where_it_is_and_how_to_look_at_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/tensorboard")
+    with opened(tmp_path / "r") as run:
+        looks = f"look at it with: tensorboard --logdir {tmp_path / 'r'}\n"
+        assert capsys.readouterr().out == f"run directory: {tmp_path / 'r'}\ndevice: cpu, 1 thread\n{looks}"
+        run.step = 2
+        run.checkpoint()
+    with opened(tmp_path / "r", resume=tmp_path / "r"):
+        assert capsys.readouterr().out.startswith(f"run directory: {tmp_path / 'r'}, resumed at step 2\n")
 
 
 def test_speed_in_updates_is_printed_and_not_recorded(tmp_path, monkeypatch, capsys):
     clock = Clock(monkeypatch)
     with opened(tmp_path / "r", unit="update") as run:
+        capsys.readouterr()
         run.step, clock.now = 5, clock.now + 10
         run.show_speed("loss 1")
-    assert capsys.readouterr().out == "update 5 of 10   0.5 updates/s   loss 1\n"
+    assert capsys.readouterr().out == "update 5 of 10   0.5 updates/s   10 s left   loss 1\n"
     assert read_scalars(tmp_path / "r") == {}
 
 
@@ -587,17 +630,18 @@ def test_speed_after_resuming_counts_from_the_checkpoint(tmp_path, monkeypatch, 
         run.step = 3_000
         run.checkpoint()
     with opened(tmp_path / "r", total=5_000, resume=tmp_path / "r") as run:
-        run.step, clock.now = 4_000, clock.now + 20
+        run.step, run.updates, clock.now = 4_000, 1, clock.now + 20
         run.show_speed("")
-    assert "4,000 of 5,000   50 steps/s" in capsys.readouterr().out
+    assert "4,000 of 5,000   50 steps/s   20 s left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("found", [True, False])
 def test_a_finished_run_says_where_it_is_and_how_to_look_at_it(tmp_path, monkeypatch, capsys, found):
-    monkeypatch.setattr("runs.training.session.shutil.which", lambda name: "/bin/tensorboard" if found else None)
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/tensorboard" if found else None)
     viewer = "tensorboard" if found else f"{sys.executable} -m tensorboard.main"
     directory = tmp_path / "r"
     with opened(directory, total=1_000) as run:
+        capsys.readouterr()
         run.step = 1_000
         run.farewell("first", "second")
         plain = capsys.readouterr().out
