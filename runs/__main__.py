@@ -3,6 +3,7 @@
     demo                      two agents whose task changes, one of them re-warmed: start here
     list                      every experiment, its scales and their cost
     show EXPERIMENT           claim, rule and arms of an experiment
+    new NAME                  a file for an experiment of your own
     run EXPERIMENT ...        make its runs, here or on a Ray cluster; again to resume
     status EXPERIMENT ...     which runs are finished, running, interrupted
     report EXPERIMENT ...     the verdict of its rule, as a page with a figure
@@ -47,6 +48,7 @@ COMMANDS: Mapping[str, Command] = {
     "demo": Command("runs.demo.command"),
     "list": Command("runs.sweeps.commands", "ListArgs", "list_experiments"),
     "show": Command("runs.sweeps.commands", "ShowArgs", "show"),
+    "new": Command("runs.sweeps.new"),
     "run": Command("runs.sweeps.commands", "RunArgs", "run"),
     "status": Command("runs.sweeps.commands", "StatusArgs", "status"),
     "report": Command("runs.figures.report"),

@@ -1,7 +1,7 @@
 """The tables of claims: README's, of what has a verdict, and docs/claims.md, of everything.
 
 Both are made from the verdicts in `runs/results/`, and docs/claims.md from the experiments that have none yet as well,
-with what their runs would cost. `python -m runs report` writes both.
+with what their runs would cost. `python -m runs report --publish` writes both.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from runs.recording import RunError, one_line_errors, read_json
 from runs.sweeps.experiment import REPOSITORY, Experiment, load, names
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-BEGIN, END = "<!-- claims: written by `python -m runs report` -->", "<!-- end of claims -->"
+BEGIN, END = "<!-- claims: written by `python -m runs report --publish` -->", "<!-- end of claims -->"
 README, EVERYTHING = REPOSITORY / "README.md", REPOSITORY / "docs" / "claims.md"
 EARLIER = "; judged by an earlier rule, not yet run again under the current one"
 HEAD = """# All claims and their verdicts
 
-Written by `python -m runs report`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what it
-claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the
+Written by `python -m runs report --publish`. A row is an experiment of [`runs/experiments/`](../runs/experiments): what
+it claims, after which figure, and the verdict of its rule, with n and interval. `python -m runs show NAME` prints the
 rule.
 *Reproduced*, *not reproduced* and *undecided* are defined by each rule; each page says what its rule asks for. An
 experiment that was not run has the estimated cost of its runs instead.

@@ -3,10 +3,14 @@
     python -m runs report fig3 --scale laptop
 
 Reads the finished runs of the plan, applies the rule, and writes `fig3-laptop.md` with its figure (PNG and SVG), the
-verdict with the numbers of every run (`fig3-laptop.json`) and the curves (`fig3-laptop.csv.gz`) to `runs/results/`.
-Then it rewrites the tables of claims in README.md and docs/claims.md from these files. A rule is never applied to part
-of a plan: if runs are missing, the command refuses, unless --partial asks for a page without a verdict. Scales that are
-too small to judge get no verdict either.
+verdict with the numbers of every run (`fig3-laptop.json`) and the curves (`fig3-laptop.csv.gz`) next to the runs, to
+`runs/logs/fig3/`, or to --out. A rule is never applied to part of a plan: if runs are missing, the command refuses,
+unless --partial asks for a page without a verdict. Scales that are too small to judge get no verdict either.
+
+    python -m runs report fig3 --scale laptop --publish
+
+writes to the published pages, `runs/results/`, instead, and rewrites the tables of claims in README.md and
+docs/claims.md from them. It is for this project's own results.
 
     python -m runs report fig3 --scale laptop --from-json
 
@@ -53,23 +57,26 @@ CROWDED_TEXT = f"Lines are means over seeds. With more than {FEW_ARMS} arms, see
 
 @dataclass(frozen=True)
 class Args:
-    """Write the page of an experiment, and the tables of claims in README.md and docs/claims.md."""
+    """Write the page of an experiment."""
 
     experiments: Experiments
-    """names as in `python -m runs list`, or all: those whose runs are finished; without a name, only the table in
-    README.md is written"""
+    """names as in `python -m runs list`, or all: those whose runs are finished; --publish without a name only writes
+    the tables of claims"""
     scale: str = "laptop"
     """which of its scales"""
     logs: Path = LOGS
     """where the run directories are"""
-    out: Path = RESULTS
-    """folder of the pages"""
+    out: Path | None = None
+    """folder of the page; default: LOGS/EXPERIMENT"""
     partial: bool = False
     """write a page without a verdict, NAME-SCALE-partial, from the runs that are finished"""
     join: tuple[Path, ...] = ()
     """records (NAME-SCALE.json, or -partial) of runs on other machines, which are added to the runs here"""
     from_json: bool = False
-    """take the runs from the published NAME-SCALE.json and .csv.gz in OUT instead of from run directories"""
+    """take the runs from NAME-SCALE.json and .csv.gz in OUT, by default the published ones, instead of from run
+    directories"""
+    publish: bool = False
+    """write the page to runs/results/, and the tables of claims in README.md and docs/claims.md"""
 
     def __post_init__(self) -> None:
         """Refuse flags that contradict each other."""
@@ -77,6 +84,19 @@ class Args:
             raise ValueError(f"--logs {self.logs} has no effect with --from-json, which reads no run directory")
         if (self.from_json or self.join) and not self.experiments:
             raise ValueError(f"{'--from-json' if self.from_json else '--join'} needs the name of an experiment")
+        if self.publish and self.out is not None:
+            raise ValueError(f"--out {self.out} has no effect with --publish, which writes to {RESULTS}; drop one")
+        if self.out is not None and self.out.resolve() == RESULTS:
+            raise ValueError(f"--out {self.out} holds the published pages: give --publish, or another folder")
+
+    def folder(self, experiment: Experiment) -> Path:
+        """Where the page of an experiment goes."""
+        return RESULTS if self.publish else self.out or self.logs / experiment.name
+
+    @property
+    def published(self) -> Path:
+        """Where --from-json reads."""
+        return self.out or RESULTS
 
 
 def judged(experiment: Experiment, scale: str, runs: Sequence[Measured], complete: bool) -> Verdict | None:
@@ -201,7 +221,7 @@ def gathered(args: Args, experiment: Experiment, jobs: Sequence[Job]) -> Record:
     def read(path: Path) -> Record:
         return record.read(path, experiment, args.scale, jobs)
 
-    here = args.out / f"{page_name(experiment, args.scale, args.partial)}.json"
+    here = args.published / f"{page_name(experiment, args.scale, args.partial)}.json"
     first = read(here) if args.from_json else record.collect(experiment, jobs)
     found = record.joined(first, [(path, read(path)) for path in args.join], jobs)
     if found is None:
@@ -215,7 +235,6 @@ def write(args: Args, experiment: Experiment) -> Path:
     Raises:
         RunError: some runs of the plan are not finished; or as `gathered` and `judged`.
     """
-    name = experiment.name
     jobs = plan(experiment, args.scale, args.logs)
     runs = gathered(args, experiment, jobs)
     done = [job for job in jobs if record.key_of(job) in runs.runs]
@@ -223,12 +242,12 @@ def write(args: Args, experiment: Experiment) -> Path:
         missing = next(job.id for job in jobs if record.key_of(job) not in runs.runs)
         if not args.partial:
             raise Unfinished(
-                f"{len(done)} of {len(jobs)} runs of {name} at {args.scale} are finished (not {missing}): run them "
-                f"with {run_command(experiment, args.scale, args.logs)}, or use --partial"
+                f"{len(done)} of {len(jobs)} runs of {experiment.name} at {args.scale} are finished (not {missing}): "
+                f"run them with {run_command(experiment, args.scale, args.logs)}, or use --partial"
             )
     verdict = judged(experiment, args.scale, list(runs.runs.values()), len(done) == len(jobs))
-    stem = args.out / page_name(experiment, args.scale, partial)
-    path, published = (stem.with_name(f"{stem.name}.{kind}") for kind in ("md", "json"))
+    out, name = args.folder(experiment), page_name(experiment, args.scale, partial)
+    stem, path, published = out / name, out / f"{name}.md", args.published / f"{name}.json"
     # Everything is made before the first file is written, so an error changes none of them.
     text = page(experiment, args.scale, done, len(jobs), verdict, runs.where)
     files = record.contents(stem, experiment, args.scale, len(jobs), runs, verdict)
@@ -237,17 +256,17 @@ def write(args: Args, experiment: Experiment) -> Path:
         tempfile.TemporaryDirectory() as folder,
     ):
         draw(experiment, done, runs, Path(folder) / stem.name)
-        files |= {args.out / picture.name: picture.read_bytes() for picture in sorted(Path(folder).iterdir())}
-    if args.from_json and published.exists() and (changed := record.changes(published, files[published])):
+        files |= {out / picture.name: picture.read_bytes() for picture in sorted(Path(folder).iterdir())}
+    if args.from_json and published.exists() and (changed := record.changes(published, files[out / published.name])):
         print(f"{published} changes: {changed}", flush=True)
     with one_line_errors(f"cannot write {path}", also=(OSError,)):
-        args.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     record.write({**files, path: text.encode()})
     return path
 
 
 def main(args: Args) -> None:
-    """Write the pages, then the table.
+    """Write the pages; with --publish, then the tables.
 
     Raises:
         RunError: as `chosen` and `write`; with `all`, if no experiment has all its runs finished.
@@ -264,8 +283,8 @@ def main(args: Args) -> None:
                 print(f"left out: {error}")
     if args.experiments and not written:
         raise RunError(f"no experiment has all its runs at {args.scale} finished in {args.logs}")
-    if args.out.resolve() == RESULTS:
+    if args.publish:
         write_claims()
         print("wrote the tables of claims in README.md and docs/claims.md")
     elif not written:
-        raise RunError(f"name an experiment: the tables of claims are made from {RESULTS}, not from {args.out}")
+        raise RunError("name an experiment, or give --publish to write the tables of claims")

@@ -24,6 +24,7 @@ from runs.recording.pieces import Pieces
 from runs.recording.provenance import provenance
 from runs.recording.scalars_file import TABLE, ScalarTable, require_length, require_unchanged, rows
 from runs.recording.tags import check_tag
+from runs.recording.weights_and_biases import Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ class Run:
         self._files: tuple[ScalarTable, EventFile] | None = None
         self._restored: dict[str, Any] | None = None
         self._open = True
+        self._tracker: Tracker | None = None
         self._flushed_at = time.monotonic()
 
     @classmethod
@@ -140,6 +142,11 @@ class Run:
             run._write_status("running")
             return run
 
+    def track(self, project: str, entity: str | None) -> None:
+        """Send what is recorded from now on to Weights & Biases, too; see `Tracker`, also for errors."""
+        self._require_open()
+        self._tracker = Tracker(self.directory, read_json(self.directory / CONFIG), project, entity)
+
     def take_state(self) -> dict[str, Any]:
         """Return the restored state once and forget it, so that a replay memory is not kept in memory twice.
 
@@ -169,6 +176,8 @@ class Run:
         table, events = self._opened_files()
         table.add(tag, number, step)
         events.add(tag, number, step)
+        if self._tracker:
+            self._tracker.add(tag, number, step)
         self.step = max(self.step, step)
         if table.file.pending > _FLUSH_BYTES or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self.flush()
@@ -252,6 +261,8 @@ class Run:
         with contextlib.ExitStack() as closing:  # each is attempted even if the one before it fails
             closing.callback(self._lock.release)
             closing.callback(setattr, self, "_open", False)
+            if self._tracker:
+                closing.callback(self._tracker.finish, status == "finished")
             if status == "finished":
                 files = self._opened_files()  # cuts the table of a resumed run that recorded nothing
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from runs.recording import reject_unused
 from runs.training.checks import require_device, require_positive
 
 
@@ -14,6 +15,12 @@ class RunArgs:
 
     seeds: tuple[int, ...] = ()
     """several seeds instead of --seed, such as 1 2 3: each is a run of its own, in parallel on the cores there are"""
+    track: bool = False
+    """send what is recorded to Weights & Biases as well (pip install -e '.[track]')"""
+    wandb_project_name: str = "rewarm"
+    """project there"""
+    wandb_entity: str | None = None
+    """user or team there; default: your own"""
     device: str = "cpu"
     """cpu or cuda"""
     threads: int = 1
@@ -28,5 +35,7 @@ class RunArgs:
     def __post_init__(self) -> None:
         require_positive(self, "threads")
         require_device(self)
+        if not self.track:
+            reject_unused("", self, ["wandb_project_name", "wandb_entity"], "without --track")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
             raise ValueError(f"--seeds must be different numbers from 0 on, got {' '.join(map(str, self.seeds))}")

@@ -54,6 +54,7 @@ from runs.recording import (
 from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
 from runs.recording.terminal import duration, tensorboard_command
+from runs.recording.weights_and_biases import require_wandb
 from runs.training.checks import require_threads
 
 WEIGHTS = "weights.pt"
@@ -111,6 +112,8 @@ class Session:
         if args.resume is None:  # a resumed run may come from a larger machine
             with one_line_errors():
                 require_threads(args)
+        if args.track:
+            require_wandb()  # now, and not after the data are read
         if args.seeds:
             from runs.sweeps.seeds import run_seeds
 
@@ -198,6 +201,8 @@ class Session:
                 self.step, self.saved = self._run.step, frozenset(self._state)
             self._timed = self.step, self.updates, time.perf_counter()
             self._say_where()
+            if args.track:
+                self._run.track(args.wandb_project_name, args.wandb_entity)
             yield
 
     def restore(self) -> None:

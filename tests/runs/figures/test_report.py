@@ -215,6 +215,37 @@ def test_report_on_the_command_line(tmp_path, capsys, monkeypatch):
         main([*words, "--scale", "huge"])
 
 
+def test_without_publish_a_page_is_next_to_the_runs_and_nothing_is_published(tmp_path, capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr(report, "write_claims", lambda: written.append(True))
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    finish_all(tmp_path / "logs", "laptop")
+    words = ["report", "toy", "--scale", "laptop", "--logs", str(tmp_path / "logs")]
+    assert main(words) == 0
+    assert (tmp_path / "logs" / "toy" / "toy-laptop.json").exists()
+    assert not (tmp_path / "results").exists() and not written
+    assert main([*words, "--publish"]) == 0
+    assert (tmp_path / "results" / "toy-laptop.md").exists() and written == [True]
+    capsys.readouterr()
+    assert main(["report", "toy", "--scale", "laptop", "--publish", "--from-json"]) == 0  # from the published numbers
+    assert f"wrote {tmp_path / 'results' / 'toy-laptop.md'}" in capsys.readouterr().out
+    assert main(["report", "--publish"]) == 0 and len(written) == 3
+    with pytest.raises(RunError, match="name an experiment, or give --publish"):
+        main(["report"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"publish": True, "out": Path("x")}, "--out x has no effect with --publish"),
+        ({"out": RESULTS}, "holds the published pages: give --publish"),
+    ],
+)
+def test_the_published_pages_are_written_on_demand_only(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Args(("toy",), **flags)
+
+
 def test_page_describes_the_runs():
     worlds = {"easy": {"env_id": "MinAtar/Breakout-v1"}, "hard": {"env_id": "MinAtar/Freeway-v1"}}
     scale = Scale(seeds=(1,), estimate="1 s", flags={"total_updates": 30, "nap.enabled": False}, worlds=worlds)

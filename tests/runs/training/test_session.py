@@ -44,6 +44,9 @@ class Args:
     directory: Path | None = None
     resume: Path | None = None
     seeds: tuple[int, ...] = ()
+    track: bool = False
+    wandb_project_name: str = "rewarm"
+    wandb_entity: str | None = None
 
 
 def session(directory=None, *, total=10, streams="init env action", unit="step", **flags):
