@@ -25,7 +25,13 @@ T = TypeVar("T")
 
 TOTALS = ("total_timesteps", "total_updates")
 """flags that say how long a run is"""
-HEADS = {"schedule": ("kind",), "rewarm": ("trigger",), "nap": ("enabled",), "shift": ("kind",), "intervene": ("methods",)}
+HEADS = {
+    "schedule": ("kind",),
+    "rewarm": ("trigger",),
+    "nap": ("enabled",),
+    "shift": ("kind",),
+    "intervene": ("methods",),
+}
 """flags that decide which others of their group are read"""
 
 
@@ -130,7 +136,12 @@ def _resumed(
 
 
 def _branched(
-    cls: type[T], source: str, preset: str | None, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str
+    cls: type[T],
+    source: str,
+    preset: str | None,
+    words: Sequence[str],
+    presets: Mapping[str, Preset[T]],
+    description: str,
 ) -> T:
     directory, _ = branch_source(source)
     recorded = _recorded(cls, directory, "branch from", preset, flag="--branch")

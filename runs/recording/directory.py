@@ -136,7 +136,9 @@ class Run:
             extended = {}
             if longer is not None:
                 before = read_json(directory / CONFIG)
-                extended = {"extended": {key: [before.get(key), now] for key, now in longer.items() if before.get(key) != now}}
+                extended = {
+                    "extended": {key: [before.get(key), now] for key, now in longer.items() if before.get(key) != now}
+                }
             _add_resumption(directory, {"step": saved["step"], **extended, **session})
             run = cls(directory, lock, saved["step"], saved["table_bytes"])
             run._restored, run._layout, run._event_files = saved["state"], saved.get("layout"), sums
@@ -358,8 +360,8 @@ def read_state(directory: Path, step: int | None = None) -> SavedState:
     if step not in (None, found):
         others = ", ".join(map(str, kept)) or "none"
         raise RunError(
-            f"cannot branch from {directory} at step {step}: the steps of its kept checkpoints are: {others}; its latest "
-            f"checkpoint is of step {found}"
+            f"cannot branch from {directory} at step {step}: the steps of its kept checkpoints are: {others}; its "
+            f"latest checkpoint is of step {found}"
         )
     place = kept_path(directory, found).with_suffix("") if found in kept else directory / PIECES
     return SavedState(found, saved["state"], Pieces(place), saved.get("layout"))

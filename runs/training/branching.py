@@ -47,28 +47,34 @@ HONOURED: Mapping[str, str] = {
 }  # fmt: skip
 """flags that a branch can change, and what that means; group.* stands for the flags of a group not named themselves"""
 
-_WORLD, _NETWORK = "the state is of other environments", "the weights are of another network"
-_MEMORY, _COUNTS = "the replay memory was filled with it", "it decides how steps and updates are counted"
-_DATA, _THEORY = "the data are others", "the run is one simulation"
+_WORLD = "env_id max_episode_steps num_envs protocol env_threads"
+_NETWORK = (
+    "network width activation bf16 n_atoms v_min v_max noisy_sigma blocks heads head_size hidden embedding_std norm.* "
+    "model strides hidden_norm"
+)
+_COUNTS = (
+    "num_steps num_minibatches update_epochs replay_ratio learning_starts priming_updates fresh_episodes phase_updates "
+    "phase_epochs"
+)
+_MEMORY = "buffer_size clip_rewards prioritized_replay_alpha"
+_DATA = "p operation train_fraction dataset batches train_images fractions"
+_THEORY = "alpha sigma lowest highest rates inputs fan_in"
 REFUSED: Mapping[str, str] = {
     "seed": "its random streams are carried over",
-    "resume": "it is another command", "extend": "it is another command", "branch": "it names the parent",
-    **dict.fromkeys("env_id max_episode_steps num_envs protocol env_threads".split(), _WORLD),
-    **dict.fromkeys(
-        "network width activation bf16 n_atoms v_min v_max noisy_sigma blocks heads head_size hidden embedding_std "
-        "norm.* model strides hidden_norm".split(), _NETWORK,
-    ),
-    **dict.fromkeys("buffer_size clip_rewards prioritized_replay_alpha".split(), _MEMORY),
-    **dict.fromkeys(
-        "num_steps num_minibatches update_epochs replay_ratio learning_starts priming_updates fresh_episodes "
-        "phase_updates phase_epochs".split(), _COUNTS,
-    ),
+    "resume": "it is another command",
+    "extend": "it is another command",
+    "branch": "it names the parent",
+    **dict.fromkeys(_WORLD.split(), "the state is of other environments"),
+    **dict.fromkeys(_NETWORK.split(), "the weights are of another network"),
+    **dict.fromkeys(_COUNTS.split(), "it decides how steps and updates are counted"),
+    **dict.fromkeys(_MEMORY.split(), "the replay memory was filled with it"),
+    **dict.fromkeys(_DATA.split(), "the data are others"),
+    **dict.fromkeys(_THEORY.split(), "the run is one simulation"),
     "reward_scale": "values were learned in its unit",
-    **dict.fromkeys("p operation train_fraction dataset batches train_images fractions".split(), _DATA),
-    "match_elr": "it matches a whole run", "control": "the control may train already",
+    "match_elr": "it matches a whole run",
+    "control": "the control may train already",
     "assignment": "the rates of the layers are part of the state",
-    **dict.fromkeys("alpha sigma lowest highest rates inputs fan_in".split(), _THEORY),
-}  # fmt: skip
+}
 """flags that a branch cannot change, and why"""
 
 IN_PHASES: Mapping[str, str] = {
@@ -191,14 +197,17 @@ class Branch:
         require_pieces(saved.state, saved.pieces, f"cannot branch from {self.directory} at step {saved.step}")
         require_nothing_missed(saved, self._args, self.before, "cannot branch from the end")
         if missing := sorted(set(parts) - saved.state.keys()):
-            raise RunError(f"cannot branch from {self.directory}: its state has no {missing[0]}; another script made it")
+            raise RunError(
+                f"cannot branch from {self.directory}: its state has no {missing[0]}; another script made it"
+            )
         return saved
 
     def _check_steps(self) -> None:
         for total in TOTALS:
             if self.now.get(total, self.step + 1) <= self.step:
                 raise RunError(
-                    f"nothing is left to do: {spelled(total)} is {self.now[total]}, and the branch starts at {self.step}"
+                    f"nothing is left to do: {spelled(total)} is {self.now[total]}, and the branch starts at "
+                    f"{self.step}"
                 )
         for flag in ("shift.at_steps", "reset.at_steps"):
             if flag in self.changed:
@@ -215,6 +224,11 @@ class Branch:
         revision = git.get("revision") if isinstance(git, dict) else None
         changed = {spelled(flag): change for flag, change in self.changed.items()}
         return {"directory": str(self.directory.resolve()), "step": self.step, "revision": revision, "changed": changed}
+
+    def described(self, unit: str) -> str:
+        """One line for the terminal."""
+        changed = ", ".join(f"{spelled(flag)} {was} -> {now}" for flag, (was, now) in self.changed.items())
+        return f"branch of {self.directory} at {unit} {self.step:,}; {changed or 'no flag changed'}"
 
     # Parts of the state.
 
@@ -329,8 +343,8 @@ def require_nothing_missed(saved: SavedState, args: Any, before: Mapping[str, An
     iteration = getattr(args, "iteration_steps", getattr(args, "num_envs", 1))
     if before.get("shift.kind", "none") != "none" and _last_change(saved.state.get("env")) > saved.step - iteration:
         raise RunError(
-            f"{what} at step {saved.step}: the task changed in the last step or iteration, to which a run that ends does "
-            "not react; use an earlier kept checkpoint"
+            f"{what} at step {saved.step}: the task changed in the last step or iteration, to which a run that ends "
+            "does not react; use an earlier kept checkpoint"
         )
     heard = before.get("switch.when") == "trigger" or before.get("intervene.when") == "trigger"
     rewarming = saved.state.get("rewarming", {})

@@ -38,7 +38,9 @@ class RunArgs:
         require_not_negative(self, "keep_checkpoints_every")
         require_device(self)
         if self.keep_checkpoints_every:
-            require(hasattr(self, "checkpoint_every"), self, "keep_checkpoints_every", "there are no checkpoints on the way")
+            require(
+                hasattr(self, "checkpoint_every"), self, "keep_checkpoints_every", "there are no checkpoints on the way"
+            )
             cadence = getattr(self, "checkpoint_every", 1) * getattr(self, "iteration_steps", 1)
             fits = cadence < 1 or self.keep_checkpoints_every % cadence == 0
             unit = "updates" if hasattr(self, "total_updates") or hasattr(self, "phase_updates") else "steps"

@@ -174,6 +174,7 @@ class Session:
             config = {**config_to_dict(args), "branch": f"{self._branch.directory}@{saved.step}"}
             record = self._branch.record()
             self._run = Run.create(directory, config, argv=sys.argv, device=self.device, branch=record, step=saved.step)
+            print(self._branch.described(self._unit), flush=True)
         elif args.extend is not None:
             saved = read_to_extend(args)
             config = {**config_to_dict(args), "extend": None, "resume": None}
@@ -196,7 +197,7 @@ class Session:
     def restore(self) -> None:
         """Put every part, generator and counter back; RunError if the state does not fit what the script built.
 
-        In a branch, parts whose flags have changed begin as `runs.training.branching` says, and a checkpoint is written.
+        In a branch, parts whose flags have changed begin as `runs.training.branching` says; a checkpoint is written.
         """
         state, self._state = self._state, {}  # let go of it: a replay memory should not stay in memory twice
         where = self._args.resume if self._branch is None else self._branch.directory
