@@ -153,7 +153,7 @@ def _branched(
         for group, heads in HEADS.items():
             given, theirs = getattr(asked, group, None), getattr(recorded, group, None)
             if any(getattr(given, head, None) != getattr(theirs, head, None) for head in heads):
-                base = dataclasses.replace(base, **{group: getattr(cls(), group)})
+                base = _unchecked(cls)(**{**_values(base), group: getattr(cls(), group)})
         return _checked(cls, _ask(cls, base, words, presets, description))
     except ValueError as error:
         raise RunError(f"{error} (flags not on your command line come from {directory / CONFIG})") from error

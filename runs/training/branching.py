@@ -299,7 +299,9 @@ class Branch:
             part.load_state_dict(state or {"updates": updates})
 
     def _load_probe(self, part: Any, state: Any, updates: int) -> None:
-        if not self.changes("probe.every", "probe.size"):
+        known = "inputs_digest"  # those of another first task may be others
+        others = self.changes("shift.kind") and state.get(known) != part.state_dict().get(known)
+        if not (others or self.changes("probe.every", "probe.size")):
             part.load_state_dict(state)
 
     def _load_env(self, part: Any, state: Any, updates: int) -> None:
@@ -317,6 +319,13 @@ def _innermost(env: Any, load: Any, state: Any) -> None:
         load(env, state)
         return
     env.load_state_dict(state, inner=lambda inner, its_state: load(inner, its_state))
+
+
+def task_of(env: Any) -> int | None:
+    """The present task of an environment; None if nothing changes it."""
+    while env is not None and not hasattr(type(env), "begin_around"):
+        env = getattr(env, "env", None)
+    return None if env is None else int(env.task)
 
 
 def piece_names(state: Mapping[str, Any]) -> list[str]:

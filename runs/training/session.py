@@ -54,7 +54,7 @@ from runs.recording import (
 )
 from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
-from runs.training.branching import Branch, piece_names, read_to_extend
+from runs.training.branching import Branch, piece_names, read_to_extend, task_of
 from runs.training.checks import require_threads
 
 WEIGHTS = "weights.pt"
@@ -219,7 +219,7 @@ class Session:
                 raise ValueError(f"it counts {sorted(counters)}, the script {sorted(vars(self._counters))}")
             vars(self._counters).update(counters)
         if self._branch is not None:
-            if self._shifts and (task := getattr(self._parts.get("env"), "task", None)) is not None:
+            if self._shifts and (task := task_of(self._parts.get("env"))) is not None:
                 self.scalar("shift/task", task)
             del state
             self.checkpoint(keep=False)

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from runs.recording import load_checkpoint, parse, read_scalars, read_status
+from runs.analysis.curves import read_table, with_history
+from runs.recording import (
+    RunError,
+    config_from_dict,
+    exit_with_one_line,
+    load_checkpoint,
+    parse,
+    read_scalars,
+    read_status,
+)
 from runs.training.branching import HONOURED, IN_PHASES, OWN, REFUSED, rule
 from tests.agents import scripts
 from tests.agents.scripts import assert_same
@@ -31,7 +40,7 @@ RUNS = {
     "ppo_control": (
         "levels-nap-cusum --env-id CartPole-v1 --seed 7 --total-timesteps 768 --num-envs 4 --num-steps 16 "
         "--num-minibatches 4 --update-epochs 2 --width 16 --max-episode-steps 14 --checkpoint-every 3 --eval-every 2 "
-        "--eval-episodes 2 --probe.every 20 --probe.size 16 --probe.meter-every 7 --shift.every-steps 250 "
+        "--eval-episodes 2 --probe.every 20 --probe.size 16 --probe.meter-every 7 --shift.every-steps 200 "
         "--shift.tasks 3 --schedule.period-steps 192 --rewarm.block 2 --rewarm.burn-in 3 --rewarm.refractory 3 "
         "--rewarm.threshold 0.3 --rewarm.slack 0.1 --intervene.methods l2-init redo --intervene.when every "
         "--intervene.every 30 --keep-checkpoints-every 384",
@@ -39,7 +48,7 @@ RUNS = {
     ),
     "ppo_minatar": (
         "chain-cusum --seed 7 --total-timesteps 768 --num-envs 4 --num-steps 16 --num-minibatches 4 --update-epochs 2 "
-        "--shift.games MinAtar/Asterix-v0 MinAtar/SpaceInvaders-v0 --shift.every-steps 250 --schedule.period-steps 300 "
+        "--shift.games MinAtar/Asterix-v0 MinAtar/SpaceInvaders-v0 --shift.every-steps 200 --schedule.period-steps 300 "
         "--rewarm.block 2 --rewarm.burn-in 4 --rewarm.refractory 4 --rewarm.threshold 0.3 --rewarm.slack 0.1 "
         "--checkpoint-every 3 --eval-every 0 --probe.every 20 --probe.size 16 --probe.meter-every 7 --nap.every 3 "
         "--intervene.methods churn --keep-checkpoints-every 384",
@@ -54,13 +63,13 @@ RUNS = {
         96,
     ),
     "dqn_minatar": (
-        "adaptive --env-id MinAtar/Asterix-v1 --seed 7 --total-timesteps 600 --learning-starts 100 --buffer-size 200 "
-        "--exploration-steps 700 --target-network-frequency 150 --checkpoint-every 50 --log-every 5 --eval-every 0 "
+        "adaptive --env-id MinAtar/Asterix-v1 --seed 7 --total-timesteps 300 --learning-starts 60 --buffer-size 100 "
+        "--exploration-steps 700 --target-network-frequency 150 --checkpoint-every 50 --log-every 1 --eval-every 0 "
         "--nap.every 3 --schedule.period-steps 150 --rewarm.block 5 --rewarm.burn-in 5 --rewarm.threshold 2 "
         "--rewarm.slack 0.1 --rewarm.refractory 5 --rewarm.moments reset --probe.every 60 --probe.size 16 "
         "--probe.meter-every 17 --intervene.methods continual-backprop --intervene.maturity 20 --intervene.rate 0.01 "
-        "--keep-checkpoints-every 300",
-        300,
+        "--keep-checkpoints-every 150",
+        150,
     ),
     "dqn_atari": (ATARI + "--n-step 3 --exploration-steps 150", 80),
     "rainbow_atari": (ATARI, 80),
@@ -215,7 +224,7 @@ def test_each_part_begins_as_documented(name, parent, tmp_path, monkeypatch):
     more = [total, end * 2, "--nap.enabled"]
     scripts.stop_at(monkeypatch, end + 1)
     if name in ("dqn_atari", "rainbow_atari"):
-        with pytest.raises(SystemExit):  # a finished run has removed its replay memory
+        with pytest.raises(RunError, match="its replay memory is not there"):  # of a finished run
             branch(name, middle, tmp_path / "held", *more, step=end)
         return
     with pytest.raises(SystemExit):
@@ -273,7 +282,7 @@ def test_a_new_method_begins_with_the_weights_at_the_branch_point(parent, tmp_pa
         ("ppo_control", "--shift.kind physics --shift.what length --shift.values 0.5 1.5 --shift.at-steps 450"),
         ("ppo_control", "--shift.kind sticky --shift.values 0.2 0.6 --shift.at-steps 450"),
         ("ppo_minatar", "--shift.kind actions --shift.every-steps 500"),
-        ("dqn_minatar", "--shift.kind pixels --shift.at-steps 450"),
+        ("dqn_minatar", "--shift.kind pixels --shift.at-steps 250"),
         ("dqn_atari", "--shift.kind actions --shift.every-steps 100"),
     ],
 )
@@ -311,10 +320,8 @@ def test_a_shift_begins_at_its_first_task_around_the_running_episodes(name, word
 
 def test_other_times_of_changes(parent, tmp_path):
     directory, (_, step) = parent("ppo_control"), RUNS["ppo_control"]
-    assert [s for s, _ in read_scalars(directory)["shift/boundary"]] == [252, 500, 752]
-    child = branch(
-        "ppo_control", directory, tmp_path / "c", "--shift.every-steps", "0", "--shift.at-steps", "250", "600"
-    )
+    assert [s for s, _ in read_scalars(directory)["shift/boundary"]] == [200, 400, 600]
+    child = branch("ppo_control", directory, tmp_path / "c", "--shift.every-steps", "0", "--shift.at-steps", "600")
     assert [s for s, _ in read_scalars(child)["shift/boundary"]] == [600]
     assert read_scalars(child)["shift/task"] == [(step, 1), (600, 2)]
 
@@ -324,8 +331,6 @@ def test_other_times_of_changes(parent, tmp_path):
 
 def refused(capsys, name, *words):
     with pytest.raises(SystemExit) as end:
-        from runs.recording import exit_with_one_line
-
         exit_with_one_line(lambda: run(name, *words))
     message = capsys.readouterr().err.strip()
     assert end.value.code not in (0, None) and "\n" not in message, message
@@ -341,7 +346,7 @@ def refused(capsys, name, *words):
         ("--env-id Acrobot-v1", "--env-id cannot change"),
         ("--shift.tasks 4", "--shift.tasks cannot change"),
         ("--shift.kind none --intervene.methods", "--shift.kind cannot change"),
-        ("--total-timesteps 384 --shift.every-steps 250", "nothing is left to do: --total-timesteps is 384"),
+        ("--total-timesteps 384 --shift.every-steps 200", "nothing is left to do: --total-timesteps is 384"),
         ("--shift.every-steps 0 --shift.at-steps 300 700", "--shift.at-steps 300 never comes"),
         ("--resume x", "give one of them"),
         ("--keep-checkpoints-every 100", "checkpoints are written every 192 steps"),
@@ -415,7 +420,7 @@ OTHERWISE = {
     "gamma": "0.5", "gae_lambda": "0.3", "value_lambda": "0.3", "clip_coef": "0.001", "ent_coef": "0.5",
     "vf_coef": "0.1", "max_grad_norm": "0.01", "adam_eps": "0.1", "adam_beta2": "0.5", "weight_decay": "0.5",
     "batch_size": "5", "n_step": "1", "target_network_frequency": "50", "end_e": "0.9",
-    "exploration_steps": "2000", "prioritized_replay_beta": "1", "prioritized_replay_uniform": "0.9",
+    "exploration_steps": "20", "prioritized_replay_beta": "1", "prioritized_replay_uniform": "0.9",
 }  # fmt: skip
 FIELDS = {name: {field.name for field in dataclasses.fields(module_of(name).Args)} for name in RUNS}
 PAIRS = [
@@ -453,7 +458,7 @@ def test_a_finished_run_made_longer_is_a_run_of_that_length(name, tmp_path):
     longer = {
         "ppo_control": 960,
         "ppo_minatar": 960,
-        "dqn_minatar": 700,
+        "dqn_minatar": 350,
         "dqn_atari": 240,
         "ppo_atari": 256,
         "grokking": 300,
@@ -468,8 +473,9 @@ def test_a_finished_run_made_longer_is_a_run_of_that_length(name, tmp_path):
     assert config[total[2:].replace("-", "_")] == longer and config["extend"] is None
     record = json.loads((short / "provenance.json").read_text())["resumed"][-1]
     assert record["step"] == end and record["extended"] == {total[2:].replace("-", "_"): [end, longer]}
-    more = ("eval/", "test/", "train/") if name in ("ppo_control", "grokking") else ()  # also at the first end
-    leave = (*more, "charts/learning_rate") if name == "grokking" else more
+    # What is recorded at the first end as well:
+    supervised = ("test/", "train/", "charts/learning_rate", "plasticity/logit_scale")
+    leave = supervised if name == "grokking" else ("eval/",)
     assert rows(short, -1, leave) == rows(whole, -1, leave)
     ours, theirs = state_of(short), state_of(whole)
     assert_same(ours, theirs)
@@ -518,6 +524,27 @@ def test_kept_checkpoints_stay_with_their_pieces(parent):
 def test_a_finished_run_without_its_replay_memory_has_no_state_to_branch_from(parent, capsys):
     message = refused(capsys, "dqn_atari", "--branch", parent("dqn_atari"), "--total-timesteps", "300")
     assert "its replay memory is not there" in message and "--keep-checkpoints-every" in message
+
+
+def test_a_configuration_from_before_these_flags_is_read(parent):
+    config = json.loads((parent("ppo_control") / "config.json").read_text())
+    cls = module_of("ppo_control").Args
+    args = config_from_dict(cls, {key: value for key, value in config.items() if key not in cls.LATER})
+    assert args.branch is None and args.extend is None and args.keep_checkpoints_every == 0
+
+
+def test_the_curves_of_a_branch_with_its_history(parent, tmp_path):
+    directory, (_, step) = parent("ppo_control"), RUNS["ppo_control"]
+    child = branch("ppo_control", directory, tmp_path / "c")
+    whole, joined = read_table(directory), with_history(child, read_table(child))
+    assert read_table(child)["charts/learning_rate"][0].min() > step
+    for tag in ("charts/learning_rate", "losses/value_loss", "charts/episodic_return"):
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(joined[tag], whole[tag], strict=True))
+    (child / "provenance.json").write_text(
+        (child / "provenance.json").read_text().replace(str(directory), str(tmp_path / "gone"))
+    )
+    with pytest.raises(RunError, match="leave out --history"):
+        with_history(child, read_table(child))
 
 
 def test_records_are_finite(parent):

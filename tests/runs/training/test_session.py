@@ -43,6 +43,9 @@ class Args:
     log_every: int = 4
     directory: Path | None = None
     resume: Path | None = None
+    extend: int | None = None
+    branch: str | None = None
+    keep_checkpoints_every: int = 0
 
 
 def session(directory=None, *, total=10, streams="init env action", unit="step", **flags):
