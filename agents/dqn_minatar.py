@@ -422,11 +422,11 @@ def main(args: Args) -> None:
 
     # td_gradient turns gradients on for itself. `require_finite` stops a run that diverges, so NumPy need not warn.
     with run.open(), torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        run.layout(layout(layers, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()
             obs = env.observation()
         else:
-            run.layout(layout(layers, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)  # the current task

@@ -584,14 +584,14 @@ def main(args: Args) -> None:
         at.probed_loss = None
 
     with run.open():
+        charts = {
+            "test accuracy by kind of pair": ["test/accuracy_mirrored", "test/accuracy_unmirrored"],
+            "attention entropy": [entropy], "logit scale": ["plasticity/logit_scale"],
+        }  # fmt: skip
+        run.layout(layout(layers, network.probed, rewarming=rewarms), supervised=True, charts=charts)
         if run.resumed:
             run.restore()
         else:
-            charts = {
-                "test accuracy by kind of pair": ["test/accuracy_mirrored", "test/accuracy_unmirrored"],
-                "attention entropy": [entropy], "logit scale": ["plasticity/logit_scale"],
-            }  # fmt: skip
-            run.layout(layout(layers, network.probed, rewarming=rewarms), supervised=True, charts=charts)
             run.scalars(probe.measure())
             run.checkpoint()
 

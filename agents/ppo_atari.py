@@ -457,13 +457,13 @@ def main(args: Args) -> None:
         returns.clear()
 
     with run.open():
+        run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()
             obs, continues = resumed_observation(env)
             if not continues:
                 print(f"--env-threads {args.env_threads}: emulators cannot be saved, so new episodes start")
         else:
-            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = make_evaluation_env()

@@ -443,11 +443,11 @@ def main(args: Args) -> None:
         probe.forget()  # the next change of the features is measured from here, without the intervention
 
     with run.open():
+        run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()
             obs = env.observation()
         else:
-            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = evaluation_world(env, args.eval_episodes)

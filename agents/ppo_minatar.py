@@ -442,11 +442,11 @@ def main(args: Args) -> None:
         returns.clear()
 
     with run.open():
+        run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()
             obs = env.observation()
         else:
-            run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)

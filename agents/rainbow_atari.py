@@ -613,6 +613,7 @@ def main(args: Args) -> None:
         run.scalar("reset/event", 1)
 
     with run.open(), torch.no_grad():
+        run.layout(layout(layers | sigmas, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()
             last_obs = env.observation()
@@ -622,7 +623,6 @@ def main(args: Args) -> None:
                 priorities.blank(replay.only_states())
                 recent.cut()
         else:
-            run.layout(layout(layers | sigmas, q_network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
             run.scalars(probe.measure())
             run.checkpoint()
         evaluation_env = make_evaluation_env()

@@ -604,19 +604,19 @@ def main(args: Args) -> None:
             run.scalar(f"norms/gradient_{name}", gradient_norm(network, x, pixels.train_y[begin : begin + n]))
 
     with run.open():
+        charts = {
+            "accuracy, warm and fresh": ["test/accuracy", "test/accuracy_fresh"],
+            "gap": ["test/gap"],
+            "gradients of old and new images": ["norms/gradient_old", "norms/gradient_new"],
+        }
+        rewarms = args.rewarm.trigger != "never"
+        run.layout(layout(layers, network.probed, rewarming=rewarms), shifts=True, supervised=True, charts=charts)
         if run.resumed:
             fit_schedule()  # before the state, from which the next update's rate follows
             if "control" in run.saved:
                 add_control()
             run.restore()
         else:
-            charts = {
-                "accuracy, warm and fresh": ["test/accuracy", "test/accuracy_fresh"],
-                "gap": ["test/gap"],
-                "gradients of old and new images": ["norms/gradient_old", "norms/gradient_new"],
-            }
-            rewarms = args.rewarm.trigger != "never"
-            run.layout(layout(layers, network.probed, rewarming=rewarms), shifts=True, supervised=True, charts=charts)
             if probe.due(0):
                 measure()
             run.checkpoint()

@@ -29,7 +29,7 @@ SCRIPTS = (
     "ppo_control", "dqn_minatar", "ppo_minatar", "dqn_atari", "ppo_atari", "rainbow_atari", "grokking", "warm_start",
     "theory",
 )  # fmt: skip
-SAME = ("exp_name", "directory", "resume")
+SAME = ("exp_name", "directory", "resume", "extend", "branch", "keep_checkpoints_every")
 """flags that say where a run is kept; a preset's exp_name is its own name"""
 
 Table = Mapping[str, Sequence[str]]

@@ -54,11 +54,20 @@ class Gains:
         self._joint: dict[str, tuple[Tensor, Tensor | None]] = {}
         if policy == "joint":
             self._joint = _shared_once({name: pair for name, pair in trained.items() if pair[0].requires_grad})
-            self.norms = {name: _joint_norm(*pair) for name, pair in self._joint.items()}
-            _check_norms(self.norms)
+            self.remember_norms_()
         if policy != "free":
             tensors = [(name, tensor) for name, pair in trained.items() for tensor in pair if tensor is not None]
             require_full_precision("gains", [(name, tensor) for name, tensor in tensors if tensor.requires_grad])
+
+    def remember_norms_(self) -> None:
+        """Hold the norms that gains and offsets have now.
+
+        Raises:
+            ValueError: one is not finite.
+        """
+        norms = {name: _joint_norm(*pair) for name, pair in self._joint.items()}
+        _check_norms(norms)
+        self.norms = norms
 
     def with_norms(self) -> tuple[list[Tensor], list[Tensor | None], list[float]]:
         """Gains, offsets, and their joint norms, for the layers that have a norm to hold."""

@@ -205,13 +205,15 @@ class Projection:
         names = [*self.norms, *(name for name, norm in self._gains.norms.items() if norm > 0.0)]
         return [name for name, (now, held) in zip(names, pairs, strict=True) if not abs(now - held) <= tolerance * held]
 
-    def remember_norms_(self) -> None:
+    def remember_norms_(self, *, gains: bool = False) -> None:
         """From now on hold the norms that the weights have now, as a new Projection of this network would.
 
         Checks what construction checks, scale invariance included, and starts the update count at 0. The norms of gains
         and offsets stay those at construction: between two projections they have drifted, and what belongs to a new
         network is their initial norm.
 
+        Args:
+            gains: hold the present norms of gains and offsets as well, as for a network that was loaded.
         Raises:
             ValueError: a weight has no positive finite norm, or a layer is not scale-invariant. The norms held so far
                 and the update count are then kept.
@@ -220,6 +222,8 @@ class Projection:
         _check_norms(norms)
         if self._check_inputs is not None:
             self.check(self._check_inputs)
+        if gains:
+            self._gains.remember_norms_()
         self._set_norms(norms, updates=0)
 
     def _set_norms(self, norms: dict[str, float], updates: int) -> None:
@@ -304,7 +308,7 @@ class NoProjection:
     def project_(self) -> None:
         """Do nothing."""
 
-    def remember_norms_(self) -> None:
+    def remember_norms_(self, *, gains: bool = False) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:

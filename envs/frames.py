@@ -7,7 +7,7 @@ and put the stacks together again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -215,14 +215,17 @@ class StackFrames(VectorWrapper):
         env: Any = self.env
         return {"stack": self._stack.copy(), "env": env.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], inner: Callable[[Any, Any], None] | None = None) -> None:
         """Continue where `state_dict` was called.
 
+        Args:
+            state: from `state_dict`.
+            inner: loads the wrapped environment's part into it; None means by its own `load_state_dict`.
         Raises:
             ValueError: the state is of a stack of another shape, or does not fit the wrapped environment.
         """
         if state["stack"].shape != self._stack.shape:
             raise ValueError(f"this state is of a stack {state['stack'].shape}, not {self._stack.shape}")
         env: Any = self.env
-        env.load_state_dict(state["env"])
+        inner(env, state["env"]) if inner else env.load_state_dict(state["env"])
         self._stack = state["stack"].copy()

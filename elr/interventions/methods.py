@@ -417,6 +417,17 @@ class Methods:
         """Restore them (ValueError: other methods)."""
         check_keys("Methods", state, ("updates", "methods"))
         check_keys("Methods", state["methods"], self._methods)
-        self._updates = state["updates"]
+        self.branch(state)
+
+    def branch(self, state: Mapping[str, Any], updates: int = 0) -> None:
+        """Continue a run with other methods: those of the same name are restored, others begin with the weights as they
+        are now.
+
+        Args:
+            state: `state_dict` of the other run's methods; may be empty.
+            updates: taken so far, if the state does not say it.
+        """
+        saved = state.get("methods", {})
+        self._updates = state.get("updates", updates)
         for name, method in self._methods.items():
-            method.load_state_dict(state["methods"][name])
+            method.load_state_dict(saved[name]) if name in saved else method.weights_renewed()

@@ -311,6 +311,30 @@ class Shift(VectorWrapper):
             self._set_task(self.task)
         self._load_own_state(state["own"])
 
+    def begin_around(self, state: Any, steps: int) -> None:
+        """Continue an environment that has run without this wrapper; call `reset` with a seed first.
+
+        From here on it is in the first task. The running episodes continue.
+
+        Args:
+            state: `state_dict` of the wrapped environment.
+            steps: agent steps that it has taken; the timetable counts them.
+        """
+        if self._entropy is None:
+            raise gymnasium.error.ResetNeeded(f"call reset() of {type(self).__name__} with a seed first")
+        self._load_env_state(state)
+        self._steps, self._changes, self._changed_at = steps, 0, 0
+        self._due = self.timetable.next_change(steps, self._clock)
+        self._set_task(self.task)
+        self._returns, self._lengths = _running_episodes(state)
+        env: Any = self.env
+        self._obs = self._observations(env.observation())
+
+    def continue_otherwise(self, state: dict[str, Any]) -> None:
+        """`load_state_dict`, but from now on with this wrapper's own timetable."""
+        self.load_state_dict({**state, "built": {**state["built"], "timetable": self._built()["timetable"]}})
+        self._due = self.timetable.next_change(self._steps, self._clock)
+
     def _built(self) -> dict[str, str]:
         """Everything that the constructor was given except the environment, as text."""
         arguments = {"timetable": self.timetable, **self._arguments}
@@ -328,6 +352,15 @@ def _stacked(final_obs: NDArray[Any], obs: NDArray[Any]) -> NDArray[Any]:
     if final_obs.dtype != object:
         return final_obs
     return np.stack([other if one is None else one for one, other in zip(final_obs, obs, strict=True)])
+
+
+def _running_episodes(state: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return and length so far of the episodes that run in an environment without wrappers, from its state."""
+    if "returns" in state:
+        return state["returns"].astype(np.float64), state["lengths"].astype(np.int64)
+    games = state["games"]
+    returns = np.array([game["episode_return"] for game in games], dtype=np.float64)
+    return returns, np.array([game["episode_length"] for game in games], dtype=np.int64)
 
 
 def _names(env: Any) -> set[str]:

@@ -129,6 +129,28 @@ def read_table(directory: Path) -> dict[str, Curve]:
     return {tag: (steps[which == k], values[which == k]) for tag, k in index.items()}
 
 
+def with_history(directory: Path, table: Mapping[str, Curve]) -> dict[str, Curve]:
+    """A branch's curves behind those of its parent, and of the parent's, up to where it branched. Of a run that is no
+    branch, its own.
+
+    Raises:
+        RunError: a parent is not where it was.
+    """
+    origin = read_json(directory / "provenance.json").get("branch")
+    if not isinstance(origin, dict):
+        return dict(table)
+    parent = Path(origin["directory"])
+    if not (parent / _TABLE).exists():
+        raise RunError(f"{directory} is a branch of {parent}, which is not there any more: leave out --history")
+    joined = dict(table)
+    for tag, (steps, values) in with_history(parent, read_table(parent)).items():
+        before = steps <= origin["step"]
+        if before.any():
+            own = table.get(tag, (steps[:0], values[:0]))
+            joined[tag] = np.concatenate([steps[before], own[0]]), np.concatenate([values[before], own[1]])
+    return joined
+
+
 def windowed(curve: Curve, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of the values in each window (edges[k], edges[k + 1]] of steps; nan for a window without values."""
     steps, values = curve

@@ -25,7 +25,7 @@ from runs.analysis.curves import Recorded, read_run
 from runs.recording import RunError
 
 NAMES = (
-    "exp_name", "directory", "resume", "seeds", "record_video",
+    "exp_name", "directory", "resume", "seeds", "record_video", "extend", "branch", "keep_checkpoints_every",
     # CleanRL's; nothing measured depends on them
     "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model", "upload_model", "hf_entity",
 )  # fmt: skip

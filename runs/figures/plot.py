@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runs.analysis.curves import Curve, read_table, windowed
+from runs.analysis.curves import Curve, read_table, windowed, with_history
 from runs.figures import style
 from runs.positionals import Directories
 from runs.recording import RunError, read_json
@@ -41,6 +41,8 @@ class Args:
     """steps over which episodic returns are averaged; 0: a fiftieth of the longest run"""
     until: int | None = None
     """ignore everything after this step"""
+    history: bool = False
+    """draw a branch (--branch of the scripts) behind its parent's curve up to the branch point"""
 
     def __post_init__(self) -> None:
         """Refuse values that draw nothing."""
@@ -116,6 +118,8 @@ def main(args: Args) -> None:
     names = labels(args.directories)
     looks = style.looks(names)
     tables = [read_table(directory) for directory in args.directories]
+    if args.history:
+        tables = [with_history(directory, table) for directory, table in zip(args.directories, tables, strict=True)]
     if not (tags := args.tags or usual_tags(tables)):
         raise RunError(f"{args.directories[0]} holds nothing that is usually drawn; name what to draw by --tags")
     longest = max(int(steps.max(initial=0)) for table in tables for steps, _ in table.values())

@@ -20,11 +20,22 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from runs.recording import flag_help
 from runs.recording.config import config_from_dict, config_to_dict, own_fields_first
-from runs.recording.directory import CONFIG, PROVENANCE, read_json
+from runs.recording.directory import CONFIG, PROVENANCE, read_json, read_status
 from runs.recording.errors import RunError
 from runs.recording.interrupt import fail
 
 T = TypeVar("T")
+
+TOTALS = ("total_timesteps", "total_updates")
+"""flags that say how long a run is"""
+HEADS = {
+    "schedule": ("kind",),
+    "rewarm": ("trigger",),
+    "nap": ("enabled",),
+    "shift": ("kind",),
+    "intervene": ("methods",),
+}
+"""flags that decide which others of their group are read"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,9 @@ def parse(
     """Read the command line `[preset] [flags]`.
 
     If the first word is not a flag, it names a preset, and the flags change that preset. Otherwise they change `cls()`.
-    With `--resume RUN_DIR` the configuration is RUN_DIR's; a preset, or a flag that differs from it, is refused.
+    With `--resume RUN_DIR` the configuration is RUN_DIR's; a preset, or a flag that differs from it, is refused. With
+    `--extend TOTAL` as well, the run's total is a new one. With `--branch RUN_DIR` or `RUN_DIR@STEP` the flags change
+    those of RUN_DIR, whose state the new run starts from; a preset is refused.
 
     Args:
         cls: a dataclass with nested dataclass groups and a field `resume: Path | None`. Its `__post_init__` may raise
@@ -71,10 +84,16 @@ def parse(
             both = f"; did you mean {preset}-{words[0]}?" if f"{preset}-{words[0]}" in presets else ""
             raise RunError(f"only one preset can be given, got {preset} and {words[0]}{both}")
         _print_help(cls, base, words, presets, prog_description)
-        directory = _resume_directory(words)
-        if directory is None:
-            return _checked(cls, _ask(cls, base, words, presets, prog_description))
-        return _resumed(cls, directory, preset, words, presets, prog_description)
+        directory, branch = _value_of(words, "--resume"), _value_of(words, "--branch")
+        if directory is not None:
+            if branch is not None:
+                raise RunError("--branch starts a new run and --resume continues one: give one of them")
+            return _resumed(cls, Path(directory), preset, words, presets, prog_description)
+        if _value_of(words, "--extend") is not None:
+            raise RunError("--extend needs --resume RUN, the run that it makes longer")
+        if branch is not None:
+            return _branched(cls, branch, preset, words, presets, prog_description)
+        return _checked(cls, _ask(cls, base, words, presets, prog_description))
     except (RunError, ValueError) as error:
         conflict = preset in presets and isinstance(error, ValueError) and bool(words)
         fail(f"{error} (flags not on your command line come from the preset {preset})" if conflict else str(error))
@@ -113,6 +132,7 @@ def _find(presets: Mapping[str, Preset[T]], name: str) -> Preset[T]:
 _BESIDE_SEEDS = {
     "--seed": "list every seed after --seeds",
     "--resume": "a run is resumed on its own",
+    "--branch": "a branch has the seed of its parent",
     "--directory": "each seed has a directory of its own, whose name begins with --exp-name",
 }
 
@@ -129,11 +149,12 @@ def _refuse_beside_seeds(words: Sequence[str]) -> None:
                 raise RunError(f"--seeds and {flag} cannot be given together: {why}")
 
 
-def _resume_directory(words: Sequence[str]) -> Path | None:
+def _value_of(words: Sequence[str], flag: str) -> str | None:
+    """What is given to this flag; None if nothing is."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    parser.add_argument("--resume")
-    directory = parser.parse_known_args(words)[0].resume
-    return None if directory in (None, "None") else Path(directory)
+    parser.add_argument(flag, dest="value")
+    value: str | None = parser.parse_known_args(words)[0].value
+    return None if value == "None" else value
 
 
 def _resumed(
@@ -144,29 +165,74 @@ def _resumed(
     presets: Mapping[str, Preset[T]],
     description: str,
 ) -> T:
-    if not directory.is_dir():
-        raise RunError(f"cannot resume {directory}: there is no such directory")
-    if not (directory / CONFIG).exists():
-        raise RunError(f"cannot resume {directory}: it is not a run directory (no {CONFIG})")
-    if preset is not None:
-        raise RunError(f"the preset {preset} cannot be given with --resume: the flags come from {directory / CONFIG}")
-    config = read_json(directory / CONFIG)
-    try:
-        recorded = dataclasses.replace(config_from_dict(cls, config), resume=directory)  # type: ignore[type-var]
-    except RunError as error:
-        if script := _made_by_another(directory):
-            raise RunError(
-                f"cannot resume {directory} with {Path(sys.argv[0]).name}: {script} made this run"
-            ) from error
-        raise
-    asked = dict(_flags(config_to_dict(_ask(cls, recorded, words, presets, description))))
+    recorded = dataclasses.replace(_recorded(cls, directory, "resume", preset), resume=directory)  # type: ignore[type-var]
+    unchecked = _ask(cls, recorded, words, presets, description)
+    asked = dict(_flags(config_to_dict(unchecked)))
     for flag, value in _flags(config_to_dict(recorded)):
-        if asked[flag] != value and flag != "--resume":
+        if asked[flag] != value and flag not in ("--resume", "--extend"):
             raise RunError(
                 f"{flag} is {value!r} in {directory / CONFIG} but {asked[flag]!r} was asked for; "
-                "a resumed run keeps its flags: drop it, or start a new run"
+                "a resumed run keeps its flags: drop it, or start a new run (with --branch, from this run's state)"
             )
-    return recorded
+    if (total := getattr(unchecked, "extend", None)) is None:
+        return recorded
+    if (name := next((n for n in TOTALS if hasattr(recorded, n)), None)) is None:
+        raise RunError("--extend: how long a run of this script is follows from other flags; start a new run")
+    if total <= getattr(recorded, name) and read_status(directory)["status"] == "finished":
+        flag = f"--{name.replace('_', '-')}"
+        raise RunError(f"--extend {total} does not make the run longer: its {flag} is {getattr(recorded, name)}")
+    return dataclasses.replace(recorded, extend=total, **{name: total})  # type: ignore[type-var]
+
+
+def _branched(
+    cls: type[T],
+    source: str,
+    preset: str | None,
+    words: Sequence[str],
+    presets: Mapping[str, Preset[T]],
+    description: str,
+) -> T:
+    directory, _ = branch_source(source)
+    recorded = _recorded(cls, directory, "branch from", preset, flag="--branch")
+    fresh = {"resume": None, "extend": None, "directory": None, "branch": source}
+    base: Any = dataclasses.replace(recorded, **fresh)  # type: ignore[type-var]
+    try:
+        asked: Any = _ask(cls, base, words, presets, description)
+        # What --schedule.low and so on meant in the parent does not go with another --schedule.kind.
+        for group, heads in HEADS.items():
+            given, theirs = getattr(asked, group, None), getattr(recorded, group, None)
+            if any(getattr(given, head, None) != getattr(theirs, head, None) for head in heads):
+                base = _unchecked(cls)(**{**_values(base), group: getattr(cls(), group)})
+        return _checked(cls, _ask(cls, base, words, presets, description))
+    except ValueError as error:
+        raise RunError(f"{error} (flags not on your command line come from {directory / CONFIG})") from error
+
+
+def branch_source(source: str) -> tuple[Path, int | None]:
+    """RUN or RUN@STEP as directory and step."""
+    path, at, step = source.rpartition("@")
+    if not at or Path(source).is_dir():
+        return Path(source), None
+    if not step.isdecimal():
+        raise RunError(f"--branch {source}: after @ comes a step, a whole number, got {step!r}")
+    return Path(path), int(step)
+
+
+def _recorded(cls: type[T], directory: Path, action: str, preset: str | None, flag: str = "--resume") -> T:
+    """The flags of a run."""
+    if not directory.is_dir():
+        raise RunError(f"cannot {action} {directory}: there is no such directory")
+    if not (directory / CONFIG).exists():
+        raise RunError(f"cannot {action} {directory}: it is not a run directory (no {CONFIG})")
+    if preset is not None:
+        raise RunError(f"the preset {preset} cannot be given with {flag}: the flags come from {directory / CONFIG}")
+    try:
+        return config_from_dict(cls, read_json(directory / CONFIG))
+    except RunError as error:
+        if script := _made_by_another(directory):
+            this = Path(sys.argv[0]).name
+            raise RunError(f"cannot {action} {directory} with {this}: {script} made this run") from error
+        raise
 
 
 def _made_by_another(directory: Path) -> str:

@@ -12,10 +12,6 @@ from runs.recording.errors import RunError
 
 T = TypeVar("T")
 
-LATER = ("seeds", "track", "wandb_project_name", "wandb_entity", "record_video")
-"""flags that decide no number of a run and are younger than the first runs: without them in its config.json, a run has
-their defaults"""
-
 
 def config_to_dict(args: Any) -> dict[str, Any]:
     """A dataclass as JSON-ready data: nested dataclasses become dicts, paths strings, tuples lists.
@@ -28,7 +24,8 @@ def config_to_dict(args: Any) -> dict[str, Any]:
 
 def config_from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     """The inverse of `config_to_dict`, by the annotations of `cls`: bool, int, float, str, None, Path, Literal, tuple,
-    list, Optional and other unions, nested dataclasses.
+    list, Optional and other unions, nested dataclasses. Fields that `cls.LATER` names may be missing: they have been
+    added since runs were recorded.
 
     Raises:
         RunError: a key is unknown or missing, or a value does not fit its annotation; the key is named.
@@ -76,12 +73,17 @@ def _decode_dataclass(cls: Any, data: Any, name: str) -> Any:
     if not isinstance(data, Mapping):
         raise RunError(f"configuration key {name} is {data!r}, but a group of keys is expected")
     hints, names = get_type_hints(cls), [field.name for field in _fields(cls)]
-    if not name:
-        names = [field for field in names if field in data or field not in LATER]
+    later = {name: _default(cls, name) for name in getattr(cls, "LATER", ()) if name in names and name not in data}
+    data = {**later, **data}
     for what, keys in (("unknown", set(data) - set(names)), ("missing", set(names) - set(data))):
         if keys:
             raise RunError(f"the configuration has {what} keys{within}: {', '.join(sorted(map(str, keys)))}")
     return cls(**{key: _decode(hints[key], data[key], f"{name}.{key}".lstrip(".")) for key in names})
+
+
+def _default(cls: Any, name: str) -> Any:
+    """The default of a field, encoded: what a configuration has that was written before the field existed."""
+    return _encode(next(field.default for field in _fields(cls) if field.name == name), name)
 
 
 def _decode(hint: Any, value: Any, name: str) -> Any:

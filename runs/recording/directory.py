@@ -7,7 +7,8 @@ import json
 import numbers
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from runs.recording.checkpoint import load_checkpoint, save_checkpoint
 from runs.recording.config import flat
 from runs.recording.errors import RunError
 from runs.recording.events_file import EventFile
-from runs.recording.files import crc_of, failures_named, write_atomically
+from runs.recording.files import crc_of, failures_named, link_atomically, write_atomically
 from runs.recording.layout import Layout, layout
 from runs.recording.lock import RunLock
 from runs.recording.pieces import Pieces
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, PROVENANCE, STATUS, CHECKPOINT, LOCK = "config.json", "provenance.json", "status.json", "checkpoint.pt", "lock"
-PIECES = "pieces"
+PIECES, KEPT = "pieces", "checkpoints"
 _FLUSH_SECONDS, _FLUSH_BYTES = 30.0, 1 << 20
 
 
@@ -70,6 +71,8 @@ class Run:
         argv: Sequence[str],
         device: str | torch.device | None = None,
         defaults: Mapping[str, Any] | None = None,
+        branch: Mapping[str, Any] | None = None,
+        step: int = 0,
     ) -> Run:
         """Start a run in a directory without a run; other files in it are not touched.
 
@@ -79,6 +82,8 @@ class Run:
             argv: the command line, script first.
             device: what the run computes on, for the record.
             defaults: the configuration without any flag; TensorBoard's Text page shows what differs from it.
+            branch: of which run and step this one is a branch, and what it changes, for the record.
+            step: where it begins.
         Raises:
             RunError: the directory holds a run, finished or not, or cannot be written.
         """
@@ -88,9 +93,9 @@ class Run:
         with _locked(directory) as lock:
             _refuse_existing(directory)
             origin = provenance(argv, device)
-            _write_json(directory / PROVENANCE, {**origin, "resumed": []})
+            _write_json(directory / PROVENANCE, {**origin, **({"branch": branch} if branch else {}), "resumed": []})
             _write_json(directory / CONFIG, dict(config))
-            run = cls(directory, lock, step=0)
+            run = cls(directory, lock, step)
             run._about, run._flags = about(config, defaults, origin), flat(config)
             run._describe(run._opened_files()[1])
             run._write_status("running")
@@ -98,7 +103,12 @@ class Run:
 
     @classmethod
     def resume(
-        cls, directory: Path, *, argv: Sequence[str] | None = None, device: str | torch.device | None = None
+        cls,
+        directory: Path,
+        *,
+        argv: Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        longer: Mapping[str, Any] | None = None,
     ) -> Run:
         """Open an unfinished run at its checkpoint; `take_state` then returns the state given to `checkpoint`.
 
@@ -114,14 +124,16 @@ class Run:
             directory: a run directory.
             argv: the command line of this process, for the record; None means sys.argv.
             device: as for `create`.
+            longer: the configuration with which the run continues beyond its end, which may have been reached.
         Raises:
             RunError: no such directory, no run or no checkpoint in it, already finished, open in another process,
                 or its files are damaged.
         """
         directory = Path(directory)
-        _require_resumable(directory)
+        _require_resumable(directory, finished=longer is not None)
         with _locked(directory) as lock:
-            _refuse_finished(directory)  # it may have finished while the lock was another's
+            if longer is None:
+                _refuse_finished(directory)  # it may have finished while the lock was another's
             saved = load_checkpoint(directory / CHECKPOINT)
             if not saved.keys() >= {"step", "table_bytes", "state"}:
                 raise RunError(f"{directory / CHECKPOINT} lacks step, table_bytes or state: no run wrote it")
@@ -130,7 +142,13 @@ class Run:
             if TABLE in sums:
                 require_unchanged(directory, *sums.pop(TABLE))
             session = provenance(sys.argv if argv is None else argv, device)
-            _add_resumption(directory, {"step": saved["step"], **session})
+            extended = {}
+            if longer is not None:
+                before = read_json(directory / CONFIG)
+                extended = {
+                    "extended": {key: [before.get(key), now] for key, now in longer.items() if before.get(key) != now}
+                }
+            _add_resumption(directory, {"step": saved["step"], **extended, **session})
             run = cls(directory, lock, saved["step"], saved["table_bytes"])
             run._restored, run._layout, run._event_files = saved["state"], saved.get("layout"), sums
             run._about, run._flags = dict(saved.get("about", {})), flat(read_json(directory / CONFIG))
@@ -140,6 +158,8 @@ class Run:
                 what = "was changed or lost after the checkpoint: its numbers are written again, from"
                 print(f"{directory / damaged[0]} {what} {TABLE}", file=sys.stderr)
             run._write_status("running")
+            if longer is not None:  # only now, when the status says that the run is not finished
+                _write_json(directory / CONFIG, dict(longer))
             return run
 
     def track(self, project: str, entity: str | None) -> None:
@@ -193,10 +213,14 @@ class Run:
         self._layout = layout(measured, **options)
         self._opened_files()[1].add_layout(self._layout)
 
-    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+    def checkpoint(self, step: int, state: dict[str, Any], *, keep: Iterable[str] | None = None) -> None:
         """Save the state that a resumed run starts from. Call it last in a step: scalars recorded later at the same
         step are dropped when the run is resumed.
 
+        Args:
+            step: of the state.
+            state: nested plain data, see `save_checkpoint`.
+            keep: keep this checkpoint in checkpoints/, also after the end, with the pieces of these names.
         Raises:
             ValueError: the state holds something that is not plain data.
             RunError: the disk is full (the previous checkpoint stays), or the run is closed.
@@ -212,7 +236,15 @@ class Run:
             "about": self._about,
             "state": state,
         }
-        save_checkpoint(self.directory / CHECKPOINT, content)
+        if keep is None:
+            save_checkpoint(self.directory / CHECKPOINT, content)
+        else:  # the kept one first: a run that is killed in between makes it again
+            kept = kept_path(self.directory, step)
+            with failures_named("make a folder", kept):
+                kept.parent.mkdir(exist_ok=True)
+            self.pieces.link_to(kept.with_suffix(""), keep)
+            save_checkpoint(kept, content)
+            link_atomically(kept, self.directory / CHECKPOINT)
         self.step = max(self.step, step)
         self._write_status("running")
 
@@ -315,6 +347,53 @@ class Run:
         _write_json(self.directory / STATUS, content)
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """What a branch begins with."""
+
+    step: int
+    state: dict[str, Any]
+    pieces: Pieces
+    """of the state; those of a kept checkpoint stay, others are removed when their run goes on"""
+    layout: Layout | None
+
+
+def kept_path(directory: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return Path(directory) / KEPT / f"step-{step}.pt"
+
+
+def kept_steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints that a run has kept."""
+    names = (path.stem.removeprefix("step-") for path in (Path(directory) / KEPT).glob("step-*.pt"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_state(directory: Path, step: int | None = None) -> SavedState:
+    """Read a checkpoint of a run, which is not changed: that of a step, or the latest.
+
+    Raises:
+        RunError: there is none of this step, none at all, or it is damaged.
+    """
+    directory = Path(directory)
+    kept = kept_steps(directory)
+    path = directory / CHECKPOINT if step is None or step not in kept else kept_path(directory, step)
+    if not path.exists():
+        raise RunError(f"cannot branch from {directory}: it has no checkpoint")
+    saved = load_checkpoint(path)
+    if not saved.keys() >= {"step", "state"}:
+        raise RunError(f"{path} lacks step or state: no run wrote it")
+    found = saved["step"]
+    if step not in (None, found):
+        others = ", ".join(map(str, kept)) or "none"
+        raise RunError(
+            f"cannot branch from {directory} at step {step}: the steps of its kept checkpoints are: {others}; its "
+            f"latest checkpoint is of step {found}"
+        )
+    place = kept_path(directory, found).with_suffix("") if found in kept else directory / PIECES
+    return SavedState(found, saved["state"], Pieces(place), saved.get("layout"))
+
+
 def read_status(directory: Path) -> dict[str, Any]:
     """A run's status: {"status": running | interrupted | failed | finished, "step", "message", "written"}.
 
@@ -376,12 +455,13 @@ def _refuse_existing(directory: Path) -> None:
             raise RunError(f"{directory} already holds {name}, part of another run; {elsewhere}")
 
 
-def _require_resumable(directory: Path) -> None:
+def _require_resumable(directory: Path, *, finished: bool = False) -> None:
     if not directory.is_dir():
         raise RunError(f"cannot resume {directory}: there is no such directory")
     if not (directory / CONFIG).exists():
         raise RunError(f"cannot resume {directory}: it is not a run directory (no {CONFIG})")
-    _refuse_finished(directory)
+    if not finished:
+        _refuse_finished(directory)
     if not (directory / CHECKPOINT).exists():
         raise RunError(f"cannot resume {directory}: the run stopped before its first checkpoint; start a new one")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +57,33 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
 
     replace_atomically(path, write)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, or a copy of it where the file system has no hard links.
+
+    Both must be files that are only ever replaced, never changed in place: then each keeps its content whatever becomes
+    of the other.
+
+    Raises:
+        RunError: the source is missing, the disk is full or the directory cannot be written. The old `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with failures_named(f"write {path.name}", path):
+        try:
+            try:
+                os.link(source, temporary)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EEXIST):
+                    raise
+                shutil.copyfile(source, temporary)
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # after a failure; also if the two were one file already, which rename leaves alone
 
 
 def _sync_directory(directory: Path) -> None:

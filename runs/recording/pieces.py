@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.recording.checkpoint import load_checkpoint, save_checkpoint
-from runs.recording.files import failures_named
+from runs.recording.files import failures_named, link_atomically
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -41,6 +41,17 @@ class Pieces:
     def read(self, name: str) -> dict[str, Any]:
         """Read a piece; raises RunError, like `load_checkpoint`, if it is missing or damaged."""
         return load_checkpoint(self._path(name))
+
+    def link_to(self, folder: Path, names: Iterable[str]) -> None:
+        """Let these pieces exist in another folder too, which takes no more of the disk where there are hard links.
+
+        Raises:
+            RunError: a piece is missing, or the disk is full.
+        """
+        for name in names:
+            with failures_named(f"make {folder.name}", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            link_atomically(self._path(name), folder / self._path(name).name)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Remove all other pieces; files that cannot be removed stay."""

@@ -175,8 +175,14 @@ def _refuse_other_run(job: Job) -> None:
         ):
             if recorded != planned:
                 refuse(name, recorded, planned)
+        resumed = read_json(job.directory / PROVENANCE).get("resumed")
+        for session in resumed if isinstance(resumed, list) else ():
+            if isinstance(session, dict) and session.get("extended"):
+                refuse("length (--extend)", session["extended"], "that of the plan")
     if (job.directory / CONFIG).exists():
         config = read_json(job.directory / CONFIG)
+        if config.get("branch") is not None:
+            refuse("branch", config["branch"], None)
         for name, value in job.flags.items():
             recorded = _at(config, name)
             if recorded != _plain(value):

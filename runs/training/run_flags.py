@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from runs.recording import reject_unused
-from runs.training.checks import require_device, require_positive
+from runs.training.checks import require, require_device, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,33 @@ class RunArgs:
     """run directory; default runs/logs/<exp_name>__<script>__<task>__s<seed>__<time>"""
     resume: Path | None = None
     """run directory to resume; all other flags come from its config.json"""
+    extend: int | None = None
+    """with --resume: continue until this many steps (or updates), also if the run is finished"""
+    branch: str | None = None
+    """run directory to branch from, or RUN@STEP: a new run starts from its state; the other flags change its flags"""
+    keep_checkpoints_every: int = 0
+    """steps (supervised scripts: updates) between checkpoints that are kept, to branch from; 0 keeps none"""
+
+    LATER: ClassVar[tuple[str, ...]] = (
+        "extend", "branch", "keep_checkpoints_every", "seeds", "track", "wandb_project_name", "wandb_entity",
+        "record_video",
+    )  # fmt: skip
+    """flags that the config.json of older runs does not have"""
 
     def __post_init__(self) -> None:
         require_positive(self, "threads")
+        require_not_negative(self, "keep_checkpoints_every")
         require_device(self)
         if not self.track:
             reject_unused("", self, ["wandb_project_name", "wandb_entity"], "without --track")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
             raise ValueError(f"--seeds must be different numbers from 0 on, got {' '.join(map(str, self.seeds))}")
+        if self.keep_checkpoints_every:
+            require(
+                hasattr(self, "checkpoint_every"), self, "keep_checkpoints_every", "there are no checkpoints on the way"
+            )
+            cadence = getattr(self, "checkpoint_every", 1) * getattr(self, "iteration_steps", 1)
+            fits = cadence < 1 or self.keep_checkpoints_every % cadence == 0
+            unit = "updates" if hasattr(self, "total_updates") or hasattr(self, "phase_updates") else "steps"
+            why = f"checkpoints are written every {cadence:,} {unit}: give a multiple"
+            require(fits, self, "keep_checkpoints_every checkpoint_every", why)

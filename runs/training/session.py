@@ -8,7 +8,8 @@ nothing to subclass, and nothing to register except the parts whose state a chec
     run.keep(network=network, optimizer=optimizer, env=env)
     run.watch(network, optimizer)
     with run.open():                      # makes the run directory, or reopens it at its checkpoint (--resume)
-        run.restore() if run.resumed else run.checkpoint()
+        run.layout(...)
+        run.restore() if run.resumed else run.checkpoint()  # --branch: resumed from another run's checkpoint
         while run.running():              # until `total`, or SIGINT / SIGTERM
             ...
             run.step += 1
@@ -55,6 +56,7 @@ from runs.recording.files import write_atomically
 from runs.recording.layout import Layout
 from runs.recording.terminal import duration, tensorboard_command
 from runs.recording.weights_and_biases import require_wandb
+from runs.training.branching import Branch, piece_names, read_to_extend, task_of
 from runs.training.checks import require_threads
 
 WEIGHTS = "weights.pt"
@@ -95,7 +97,8 @@ class Session:
         pieces: see `runs.recording.Pieces`; known once it is open.
         saved: names of the parts in the checkpoint, between `open` and `restore`.
     Raises:
-        RunError: a negative seed, a device that torch does not have, or too many threads.
+        RunError: a negative seed, a device that torch does not have, too many threads, or a flag that --branch cannot
+            change.
         SystemExit: with --seeds, when the processes that train them have ended.
     """
 
@@ -119,6 +122,7 @@ class Session:
 
             at = datetime.now()
             raise SystemExit(run_seeds(args, {seed: default_directory(args, about, seed, at) for seed in args.seeds}))
+        self._branch = Branch(args) if args.branch is not None and args.resume is None else None
         torch.set_num_threads(args.threads)
         threadpool_limits(args.threads)  # NumPy's BLAS: two pools that wait for each other are slower than one thread
         with one_line_errors(f"--seed {args.seed}"):
@@ -142,6 +146,7 @@ class Session:
         self._timed = (0, 0, 0.0)  # step, updates and time of the last measurement of speed
         self._learning: tuple[int, float] | None = None  # step and time from which on updates were made
         self._shown = -math.inf
+        self._shifts = False  # the task changes
 
     @property
     def on_cpu(self) -> bool:
@@ -150,8 +155,8 @@ class Session:
 
     @property
     def resumed(self) -> bool:
-        """The run continues from a checkpoint."""
-        return self._args.resume is not None
+        """The run continues from a checkpoint, its own or, as a branch, that of its parent."""
+        return self._args.resume is not None or self._branch is not None
 
     # Randomness.
 
@@ -187,18 +192,33 @@ class Session:
     def open(self) -> Iterator[None]:
         """Make the run directory, or reopen that of --resume (RunError if it cannot be); stop on signals; an exception
         marks the run failed."""
-        args = self._args
-        if self.resumed:
+        args, saved = self._args, None
+        directory = args.directory or default_directory(args, self._about, args.seed, datetime.now())
+        usual = config_to_dict(type(args)())
+        if self._branch is not None:
+            saved = self._branch.read(self._parts)
+            config = {**config_to_dict(args), "branch": f"{self._branch.directory}@{saved.step}"}
+            record = self._branch.record()
+            self._run = Run.create(
+                directory, config, argv=sys.argv, device=self.device, defaults=usual, branch=record, step=saved.step
+            )
+            print(self._branch.described(self._unit), flush=True)
+        elif args.extend is not None:
+            saved = read_to_extend(args)
+            config = {**config_to_dict(args), "extend": None, "resume": None}
+            self._run = Run.resume(args.resume, device=self.device, longer=config)
+        elif self.resumed:
             self._run = Run.resume(args.resume, device=self.device)
         else:
-            directory = args.directory or default_directory(args, self._about, args.seed, datetime.now())
-            usual = config_to_dict(type(args)())
             self._run = Run.create(directory, config_to_dict(args), argv=sys.argv, device=self.device, defaults=usual)
         self.directory, self.pieces = self._run.directory, self._run.pieces
         with self._run, StopOnSignal() as self._stop:
+            if saved is not None and saved.pieces.directory != self.pieces.directory:
+                saved.pieces.link_to(self.pieces.directory, piece_names(saved.state))
             if self.resumed:
-                self._state = self._run.take_state()
+                self._state = saved.state if saved is not None and self._branch else self._run.take_state()
                 self.step, self.saved = self._run.step, frozenset(self._state)
+                del saved
             self._timed = self.step, self.updates, time.perf_counter()
             self._say_where()
             if args.track:
@@ -206,13 +226,20 @@ class Session:
             yield
 
     def restore(self) -> None:
-        """Put every part, generator and counter back; RunError if the state does not fit what the script built."""
+        """Put every part, generator and counter back; RunError if the state does not fit what the script built.
+
+        In a branch, parts whose flags have changed begin as `runs.training.branching` says; a checkpoint is written.
+        """
         state, self._state = self._state, {}  # let go of it: a replay memory should not stay in memory twice
-        misfit = f"{self._args.resume}: the checkpoint does not fit this version of the script"
+        where = self._args.resume if self._branch is None else self._branch.directory
+        misfit = f"{where}: the checkpoint does not fit this version of the script"
         with one_line_errors(misfit, also=(KeyError, RuntimeError)):
+            taken = state["counters"]["updates"] if self._unit == "step" else self.step
             for name, part in self._parts.items():
                 if isinstance(part, Piecewise):
                     part.load(state[name], self.pieces)
+                elif self._branch is not None:
+                    self._branch.load(name, part, state[name], updates=taken)
                 else:
                     part.load_state_dict(state[name])
             for name, generator in self._generators.items():
@@ -222,9 +249,17 @@ class Session:
             if counters.keys() != vars(self._counters).keys():
                 raise ValueError(f"it counts {sorted(counters)}, the script {sorted(vars(self._counters))}")
             vars(self._counters).update(counters)
+        if self._branch is not None:
+            if self._shifts and (task := task_of(self._parts.get("env"))) is not None:
+                self.scalar("shift/task", task)
+            del state
+            self.checkpoint(keep=False)
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, keep: bool = True) -> None:
         """Make the present state the one that --resume starts from. Call it last in a step.
+
+        Args:
+            keep: keep a copy of it to branch from, if --keep-checkpoints-every asks for it at this step.
 
         Raises:
             NonFiniteError: what is watched is not finite; the checkpoint on disk stays.
@@ -236,7 +271,9 @@ class Session:
         large = {name: part for name, part in self._parts.items() if isinstance(part, Piecewise)}
         for name, part in self._parts.items():
             state[name] = part.save(self.pieces) if name in large else part.state_dict()
-        self._run.checkpoint(self.step, state)
+        every = self._args.keep_checkpoints_every
+        kept = keep and every and self.step and self.step % every == 0
+        self._run.checkpoint(self.step, state, keep=piece_names(state) if kept else None)
         if large:  # pieces that the checkpoint does not name are old
             self.pieces.keep_only(name for part in large.values() for name, *_ in part.pieces)
 
@@ -303,12 +340,16 @@ class Session:
     def layout(self, measured: Layout, *, shifts: bool = False, **options: Any) -> None:
         """Give TensorBoard the grouping of charts, as `runs.recording.layout`; if the task changes during the run
         (`shifts`), with a chart of it, which begins at task 0."""
+        if self._args.resume is not None:  # the checkpoint has it
+            return
+        self._shifts = shifts
         if not shifts:
             self._run.layout(measured, **options)
             return
         charts = {"task": ["shift/task"], **options.pop("charts", {})}
         self._run.layout(measured, charts=charts, **options)
-        self.scalar("shift/task", 0)
+        if not self.resumed:
+            self.scalar("shift/task", 0)
 
     def scalar(self, tag: str, value: float) -> None:
         """Record one number at the present step; see `runs.recording.Run.scalar`."""

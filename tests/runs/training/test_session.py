@@ -47,6 +47,9 @@ class Args:
     track: bool = False
     wandb_project_name: str = "rewarm"
     wandb_entity: str | None = None
+    extend: int | None = None
+    branch: str | None = None
+    keep_checkpoints_every: int = 0
 
 
 def session(directory=None, *, total=10, streams="init env action", unit="step", **flags):
