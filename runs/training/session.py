@@ -234,7 +234,7 @@ class Session:
         where = self._args.resume if self._branch is None else self._branch.directory
         misfit = f"{where}: the checkpoint does not fit this version of the script"
         with one_line_errors(misfit, also=(KeyError, RuntimeError)):
-            taken = state["counters"]["updates"] if self._unit == "step" else self.step
+            taken = self.step if self._branch is None or self._unit == "update" else state["counters"]["updates"]
             for name, part in self._parts.items():
                 if isinstance(part, Piecewise):
                     part.load(state[name], self.pieces)

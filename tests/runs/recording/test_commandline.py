@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -48,6 +48,8 @@ class Args:
     resume: Path | None = None
     """continue this run"""
     rewarm: Rewarm = field(default_factory=Rewarm)
+
+    LATER: ClassVar[tuple[str, ...]] = ("seeds",)
 
     def __post_init__(self):
         if (self.rewarm.trigger == "every") != (self.rewarm.every is not None):
