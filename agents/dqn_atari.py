@@ -34,6 +34,8 @@ run to the published length yet: docs/results.md.
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

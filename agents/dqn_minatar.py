@@ -31,6 +31,8 @@ seeds; random: 0.4). All results, including where they fall short of published D
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +54,7 @@ from elr.td_errors import RecentTDErrors
 from elr.weights import scalable_weights
 from envs.evaluation import play, uniform_observations
 from envs.flags import MinAtarShiftArgs as ShiftArgs
+from envs.pictures import Filming
 from envs.replay import TransitionMemory
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
@@ -136,6 +139,9 @@ class Args(RunArgs):
     """agent steps between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """greedy episodes per evaluation, each in a freshly seeded game, at most 10,000 steps long"""
+    record_video: bool = False
+    """write the first episode of each evaluation, its first 1,000 pictures, as a GIF: video/step-<step>.gif in the run
+    directory"""
     log_every: int = 1_000
     """updates between records of losses and rates; agent steps between records of speed and exploration"""
     checkpoint_every: int = 50_000
@@ -163,7 +169,7 @@ class Args(RunArgs):
             heard = self.rewarm.trigger == "cusum"
             require(not heard, self, "priming_updates rewarm.trigger", "no new TD errors come while updates are made")
         if self.eval_every == 0:
-            reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
+            reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
         steps_per_update = 1 / self.replay_ratio
         self.nap.check()
         self.schedule.check(self.learning_rate, steps_per_update)
@@ -356,6 +362,7 @@ def main(args: Args) -> None:
         layers = scalable_weights(q_network, heads=["head"])  # weights of conv and hidden, by name
         first_task = args.shift.world(args.env_id, 1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
+        filming = Filming(first_task, args.record_video)
         projection = args.nap.build(q_network, inputs=probe_obs, heads=["head"])
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
@@ -429,7 +436,7 @@ def main(args: Args) -> None:
         else:
             run.scalars(probe.measure())
             run.checkpoint()
-        evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)  # the current task
+        evaluation_env = evaluation_world(env, args.eval_episodes, 10_000, around=filming.around)  # the current task
 
         while run.running():
             # Act: epsilon-greedily.
@@ -488,9 +495,10 @@ def main(args: Args) -> None:
                 run.show_speed(f"mean return {returns.mean}   lr {rewarming.rate:.2e}")
             if run.due(args.eval_every, last=True):
                 run.evaluated(play(evaluation_env, partial(q_values, q_network), run.seed("env") + run.step))
+                run.write_video(filming.film)
             if "shift" in infos and run.step < run.total:
                 react_to_change()
-                evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
+                evaluation_env = evaluation_world(env, args.eval_episodes, 10_000, around=filming.around)
                 run.shifted(infos)
             if run.due(args.checkpoint_every, last=False):
                 run.checkpoint()

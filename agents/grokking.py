@@ -33,6 +33,8 @@ Measured: the default first reaches 99 % of the test pairs after 282 to 1,679 of
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

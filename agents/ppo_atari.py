@@ -33,6 +33,8 @@ but cannot be saved, so a resumed run starts new episodes. Measured with `catch`
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from dataclasses import dataclass, field
 from functools import partial

@@ -28,6 +28,8 @@ task. A LeakyReLU unit is never silent: "dead" means negative on every input of 
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -50,6 +52,7 @@ from elr.moments import reset_moments_
 from elr.weights import scalable_weights
 from envs.evaluation import play, uniform_observations
 from envs.flags import ControlShiftArgs as ShiftArgs
+from envs.pictures import Filming
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.training import Returns, RunArgs, Session, keep_freed_memory
@@ -127,6 +130,9 @@ class Args(RunArgs):
     """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """greedy episodes per evaluation, each in a freshly seeded environment"""
+    record_video: bool = False
+    """write the first episode of each evaluation, its first 1,000 pictures, as a GIF: video/step-<step>.gif in the run
+    directory"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
     exp_name: str = "ppo"
@@ -158,7 +164,7 @@ class Args(RunArgs):
         normalised = {"iteration": batch, "minibatch": batch // self.num_minibatches, "off": 2}[self.norm_adv]
         require(normalised > 1, self, f"{sizes} norm_adv", "advantages are normalised over at least 2 steps")
         if self.eval_every == 0:
-            reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
+            reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
         self.nap.check(self.network == "normalised")
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
@@ -398,7 +404,9 @@ def main(args: Args) -> None:
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
-        probe_obs = uniform_observations(make_env(1, changing=False), args.probe.size, run.seed("probe")).to(run.device)
+        first_task = make_env(1, changing=False)
+        probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
+        filming = Filming(first_task, args.record_video)
         run.require_finite(observation_of_a_random_policy=probe_obs.abs().max())
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)
@@ -450,7 +458,7 @@ def main(args: Args) -> None:
         else:
             run.scalars(probe.measure())
             run.checkpoint()
-        evaluation_env = evaluation_world(env, args.eval_episodes)
+        evaluation_env = evaluation_world(env, args.eval_episodes, around=filming.around)
 
         while run.running():
             # Act: T steps in each of the N environments.
@@ -521,15 +529,16 @@ def main(args: Args) -> None:
             run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 if args.shift.drift:  # of the present physics, which changes without a change of task
-                    evaluation_env = evaluation_world(env, args.eval_episodes)
+                    evaluation_env = evaluation_world(env, args.eval_episodes, around=filming.around)
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
+                run.write_video(filming.film)
             if (fired if args.switch.at_trigger else changed) and run.step < run.total:
                 intervene(run.step)
             if run.step < run.total and methods.react(reference, changed=changed, fired=fired):
                 weights_changed()
             if changed:
                 returns.clear()
-                evaluation_env = evaluation_world(env, args.eval_episodes)
+                evaluation_env = evaluation_world(env, args.eval_episodes, around=filming.around)
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):
                 run.checkpoint()
         run.end()

@@ -29,6 +29,8 @@ Measured with `baseline` on Breakout: training return 30, 40, 43 at 10M steps (t
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +51,7 @@ from elr.moments import reset_moments_
 from elr.weights import scalable_weights
 from envs.evaluation import play, uniform_observations
 from envs.flags import MinAtarShiftArgs as ShiftArgs
+from envs.pictures import Filming
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.training import Returns, RunArgs, Session, require, require_not_negative, require_positive
@@ -130,6 +133,9 @@ class Args(RunArgs):
     """iterations between evaluations in the current task (at a change: in the one that ends); 0 is off"""
     eval_episodes: int = 10
     """greedy episodes per evaluation, each in a freshly seeded game, at most 10,000 steps long"""
+    record_video: bool = False
+    """write the first episode of each evaluation, its first 1,000 pictures, as a GIF: video/step-<step>.gif in the run
+    directory"""
     checkpoint_every: int = 50
     """iterations between checkpoints"""
     exp_name: str = "ppo"
@@ -160,7 +166,7 @@ class Args(RunArgs):
         require(batch % self.num_minibatches == 0, self, sizes, "minibatches must be of equal size")
         require(batch > self.num_minibatches or not self.norm_adv, self, sizes, "--norm-adv needs 2 steps in each")
         if self.eval_every == 0:
-            reject_unused("", self, ["eval_episodes"], "with --eval-every 0")
+            reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
         self.nap.check()
         self.schedule.check(self.learning_rate)
         self.shift.check(self.env_id, self.total_timesteps)
@@ -395,6 +401,7 @@ def main(args: Args) -> None:
         layers = scalable_weights(network, heads=network.heads)  # weights of conv and hidden, by name
         first_task = args.shift.world(args.env_id, 1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
+        filming = Filming(first_task, args.record_video)
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
@@ -449,7 +456,7 @@ def main(args: Args) -> None:
         else:
             run.scalars(probe.measure())
             run.checkpoint()
-        evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
+        evaluation_env = evaluation_world(env, args.eval_episodes, 10_000, around=filming.around)
 
         while run.running():
             # Act: T steps in each of the N environments.
@@ -516,9 +523,10 @@ def main(args: Args) -> None:
             run.scalars({**rewarming.scalars(), **methods.scalars()})
             if run.due(args.eval_every * args.iteration_steps, last=True):
                 run.evaluated(play(evaluation_env, partial(policy_logits, network), run.seed("env") + run.step))
+                run.write_video(filming.film)
             if changed and run.step < run.total:
                 react_to_change(changed)
-                evaluation_env = evaluation_world(env, args.eval_episodes, max_episode_steps=10_000)
+                evaluation_env = evaluation_world(env, args.eval_episodes, 10_000, around=filming.around)
             if run.step < run.total and methods.react(reference, changed=bool(changed), fired=fired):
                 weights_changed()
             if run.due(args.checkpoint_every * args.iteration_steps, last=False):

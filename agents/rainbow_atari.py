@@ -52,6 +52,8 @@ run to the published length yet: docs/results.md.
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -27,6 +27,8 @@ that at W. A true gradient is not independent of W: units that are off for all i
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from dataclasses import dataclass
 

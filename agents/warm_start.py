@@ -30,6 +30,8 @@ fig5-right-unconstrained-single. All results: docs/results.md.
 
 from __future__ import annotations
 
+import runs.quiet_imports  # noqa: F401  # isort: skip
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace

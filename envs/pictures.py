@@ -1,9 +1,9 @@
 """Pictures of an episode, drawn from the state of the game: what a person sees, not what a shift makes the agent see.
 
-    films = []
-    env = evaluation_world(world, 10, around=lambda game: films.append(film_of(game)) or films[-1])
+    filming = Filming(world)
+    env = evaluation_world(world, 10, around=filming.around)
     play(env, policy, seed)
-    for picture in films[0].pictures():  # uint8 [H, W, 3], of the first episode in environment 0
+    for picture in filming.film.pictures():  # uint8 [H, W, 3], of the first episode in environment 0
         ...
 
 A film is a wrapper of the game itself. It changes nothing and keeps only observations and actions, so that a long
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from envs.control import ControlVectorEnv
 from envs.control_loop import assign, make
 from envs.minatar import MinAtarVectorEnv, game_seed, picture
+from envs.worlds import evaluation_world
 
 MAX_PICTURES = 1_000
 """The first pictures of an episode are drawn: MinAtar's ten in a second last 100 seconds."""
@@ -68,6 +69,12 @@ class Film(VectorWrapper):
         self._seen: list[NDArray[Any]] = []
         self._actions: list[int] = []
         self._running = False
+        self.begun: Callable[[Film], None] = lambda film: None  # called at each reset
+
+    @property
+    def per_second(self) -> float:
+        """Pictures in a second."""
+        return self.steps_per_second / self.every
 
     @property
     def steps(self) -> int:
@@ -80,6 +87,7 @@ class Film(VectorWrapper):
         """Reset every environment, and begin a new film."""
         obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._begin(seed)
+        self.begun(self)
         self._seen, self._actions, self._running = [obs[0].copy()], [], True
         return obs, infos
 
@@ -223,3 +231,31 @@ def film_of(env: Any) -> Film:
     if isinstance(env, ControlVectorEnv):
         return ControlFilm(env)
     raise TypeError(f"{type(env).__name__} has no pictures of its own")
+
+
+class Filming:
+    """Keeps the film of the latest evaluation; off, nothing is filmed.
+
+    Args:
+        world: an environment that was reset, to find out now whether its game can be drawn.
+        on: whether anything is filmed.
+    Attributes:
+        around: for `evaluation_world`.
+        film: of the game that was reset last; None when off or before the first reset.
+    Raises:
+        ValueError: the environment cannot be drawn.
+    """
+
+    def __init__(self, world: VectorEnv[Any, Any, Any], on: bool = True) -> None:
+        self.film: Film | None = None
+        self.around: Callable[[Any], VectorEnv[Any, Any, Any]] | None = self._around if on else None
+        if on:
+            evaluation_world(world, 1, around=self._around).close()
+
+    def _around(self, game: Any) -> Film:
+        film = film_of(game)
+        film.begun = self._begun
+        return film
+
+    def _begun(self, film: Film) -> None:
+        self.film = film

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "runs.recording": ("runs.recording",),
     "runs.training": ("runs.recording", "runs.training", "runs.sweeps.seeds"),  # the last for --seeds alone
     "runs": ("runs", "elr", "envs"),
-    "agents": ("elr", "envs", "runs.recording", "runs.training"),
+    "agents": ("elr", "envs", "runs.recording", "runs.training", "runs.quiet_imports"),
 }
 """What each room may import of ours. The longest name that fits a file counts. A script never imports another one."""
 

@@ -65,6 +65,7 @@ def test_every_import_is_declared():
     undeclared = {str(path.relative_to(ROOT)): extra for path, names in needed.items() if (extra := names - declared)}
     drawing = {"runs/figures/style.py", "runs/training/picture.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
+    assert undeclared.pop("runs/recording/weights_and_biases.py") <= extras["track"]  # imported with --track
     frameworks = [path for path in undeclared if path.startswith("elr/integrations/") or path.endswith("_elr.py")]
     for path in frameworks:
         assert undeclared.pop(path) <= extras["integrations"], path
@@ -84,7 +85,8 @@ def test_every_test_import_is_declared():
     needed = set().union(*(third_party(imports_of(path)) for path in sources("tests") if path not in inside))
     extra = {name_of(r) for r in project["optional-dependencies"]["integrations"]}
     assert set().union(*(third_party(imports_of(path)) for path in inside)) - declared <= extra
-    assert needed - declared <= {"tomli", "ray"}  # ray: by a program that only tests start which are skipped without it
+    # ray, wandb: in tests that are skipped without them
+    assert needed - declared <= {"tomli", "ray", "wandb"}
 
 
 def test_dependencies_have_lower_bounds_and_no_upper_ones():

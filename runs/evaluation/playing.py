@@ -115,7 +115,7 @@ def _environments(agent: Agent, count: int, task: int, filmed: bool) -> tuple[Ve
 
     def write(path: Path) -> None:
         film = next(one for one in films if one.steps)  # of several games, the one that was played
-        write_gif(path, film.pictures(), per_second=film.steps_per_second / film.every, scale=1)
+        write_gif(path, film.pictures(), per_second=film.per_second, scale=1)
 
     return env, write if filmed else None
 

@@ -78,6 +78,14 @@ def default_directory(args: Any, about: str, seed: int, at: datetime) -> Path:
     return Path("runs/logs", f"{args.exp_name}__{about}__s{seed}__{at:%Y%m%d-%H%M%S-%f}")
 
 
+class Film(Protocol):
+    """The pictures of an episode, `envs.pictures.Film`."""
+
+    @property
+    def per_second(self) -> float: ...  # noqa: D102
+    def pictures(self) -> Iterator[np.ndarray]: ...  # noqa: D102
+
+
 class Session:
     """See the module's text.
 
@@ -363,6 +371,19 @@ class Session:
         """Record mean and standard deviation of evaluation returns [N]; the last ones are printed at the end."""
         self._greedy = returns
         self.scalars({"eval/episodic_return": returns.mean(), "eval/episodic_return_std": returns.std()})
+
+    def write_video(self, film: Film | None) -> None:
+        """Write an evaluation's first episode as a GIF, video/step-<step>.gif in the run directory; None is left out.
+
+        Raises:
+            RunError: it cannot be drawn or written.
+        """
+        if film is not None:
+            from runs.recording.video import write_gif
+
+            with one_line_errors("--record-video"):
+                path = self.directory / "video" / f"step-{self.step}.gif"
+                write_gif(path, film.pictures(), per_second=film.per_second, scale=1)
 
     def shifted(self, infos: Mapping[str, Any]) -> None:
         """Record that the task has changed, by what the environment says of it."""
