@@ -12,12 +12,10 @@ reference, and the tests compare with it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.minatar import MinAtarVectorEnv, _plain
+from envs.array_games import COLUMN_AFTER, FIRE, LEFT, RIGHT, ArrayGames, ArrayVectorEnv
 
 FASTER_FROM = 2
 """Number of environments from which this is faster than the package's game.
@@ -29,12 +27,6 @@ environments       1         2         8            64
 this          46 (83)   44 (49)   52 (91)     106 (212)
 package       31 (58)   54 (60)  191 (236)  1,551 (1,829)
 """
-
-LEFT, RIGHT, FIRE = 1, 3, 5
-"""Actions, numbered as in every MinAtar game; the others do not move the cannon."""
-
-COLUMN_STEP: NDArray[np.int64] = np.array([0, -1, 0, 1, 0, 0])
-"""Columns by which each action moves the cannon."""
 
 GUN_PAUSE, BOMB_PAUSE = 5, 10
 """Steps between two shots of the cannon at least, and between two bombs of the aliens exactly."""
@@ -52,18 +44,13 @@ CAME_FROM: NDArray[np.int64] = np.stack([np.roll(np.arange(100), shift) for shif
 """For every cell of a board, as one line of 100: the cell whose alien moves there, [moving left, right, down; cell]."""
 
 
-class Invaders:
-    """N games. Boards are [row, column] with row 0 on top; the cannon stands in row 9."""
+class Invaders(ArrayGames):
+    """N games. The cannon stands in row 9. With ramping, every wave is faster than the one before."""
 
-    def __init__(self, num_games: int, ramping: bool) -> None:
-        """Start all games.
+    ACTIONS = (0, LEFT, RIGHT, FIRE)
+    CHANNELS = 6
 
-        Args:
-            num_games: N.
-            ramping: whether every wave is faster than the one before.
-        """
-        self.ramping = ramping
-        self.each = np.arange(num_games)
+    def _allocate(self, num_games: int) -> None:
         self.cannon = np.zeros(num_games, dtype=np.int64)  # column
         self.shots = np.zeros((num_games, 10, 10), dtype=np.bool_)  # of the cannon, on their way up
         self.bombs = np.zeros((num_games, 10, 10), dtype=np.bool_)  # of the aliens, on their way down
@@ -73,7 +60,6 @@ class Invaders:
         self.move_timer = np.zeros(num_games, dtype=np.int64)  # steps until the aliens move
         self.bomb_timer = np.zeros(num_games, dtype=np.int64)  # steps until an alien drops a bomb
         self.gun_timer = np.zeros(num_games, dtype=np.int64)  # steps until the cannon can fire
-        self.restart(np.ones(num_games, dtype=np.bool_))
 
     def restart(self, which: NDArray[np.bool_]) -> None:
         """Start the games of a mask, bool [N], again. Nothing of this is random."""
@@ -98,7 +84,7 @@ class Invaders:
         firing = (actions == FIRE) & (self.gun_timer == 0)
         self.shots[self.each, 9, self.cannon] |= firing
         self.gun_timer[firing] = GUN_PAUSE
-        self.cannon = np.minimum(np.maximum(self.cannon + COLUMN_STEP[actions], 0), 9)
+        self.cannon = COLUMN_AFTER[actions, self.cannon]
 
         # Everything that flies moves by one cell, including the shot just fired. observed: bombs and shots pass each
         # other, even within a cell; a bomb next to the cannon in its row is gone before the cannon can run into it.
@@ -170,111 +156,24 @@ class Invaders:
         self.bombs[which, row, column] = True
         self.bomb_timer[which] = BOMB_PAUSE
 
-    def draw(self, obs: NDArray[np.uint8]) -> None:
-        """Write the observations, uint8 [N, 6, 10, 10] of zeros: cannon, aliens, which go left, right, shots, bombs."""
-        cells = obs.view(np.bool_)
-        cells[self.each, 0, 9, self.cannon] = True
-        cells[:, 1] = self.aliens
-        cells[self.each, np.where(self.direction < 0, 2, 3)] = self.aliens
-        cells[:, 4] = self.shots
-        cells[:, 5] = self.bombs
+    def draw(self, cells: NDArray[np.bool_], which: slice | NDArray[np.int64]) -> None:
+        """Write the observations of M of the games, bool [M, 6, 100] of zeros.
 
-
-class SpaceInvadersVectorEnv(MinAtarVectorEnv):
-    """N environments of MinAtar's Space Invaders as arrays; arguments, results and streams as `MinAtarVectorEnv`.
-
-    States saved by one of the two classes are refused by the other: they have different forms. The `minatar` package is
-    not needed.
-
-    Raises:
-        ValueError: `env_id` is of another game; otherwise as `MinAtarVectorEnv`.
-    """
-
-    _saved_in = "invaders"
-
-    def _build(self, game_name: str) -> tuple[list[int], int]:
-        if game_name != "SpaceInvaders":
-            raise ValueError(f"SpaceInvadersVectorEnv plays MinAtar/SpaceInvaders-v0 and -v1, not {game_name}")
-        num_envs = self._config["num_envs"]
-        self._games = Invaders(num_envs, self._config["difficulty_ramping"])
-        self._streams = [np.random.RandomState() for _ in range(num_envs)]
-        self._last_actions = np.zeros(num_envs, dtype=np.int64)
-        self._restart([None] * num_envs)
-        self._first_obs = np.zeros((6, 10, 10), dtype=np.uint8)  # of every episode
-        Invaders(1, ramping=False).draw(self._first_obs[None])
-        return [0, LEFT, RIGHT, FIRE], 6
-
-    def _restart(self, seeds: list[int | None]) -> None:
-        for i, seed in enumerate(seeds):
-            if seed is not None:
-                self._streams[i] = np.random.RandomState(seed)
-                self._last_actions[i] = 0
-        # The games draw nothing themselves: the stream of an environment is used only by its sticky actions.
-        self._uniforms = [stream.random_sample for stream in self._streams]
-        self._games.restart(np.ones(len(seeds), dtype=np.bool_))
-        self._returns = np.zeros(len(seeds), dtype=np.float64)
-        self._lengths = np.zeros(len(seeds), dtype=np.int64)
-
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Play one action in every game; see `MinAtarVectorEnv.step`."""
-        chosen = np.array(self._game_actions(actions))
-        repeat = np.array([uniform() for uniform in self._uniforms]) < self._config["sticky_action_prob"]
-        self._last_actions = np.where(repeat, self._last_actions, chosen)
-        rewards, terminated = self._games.act(self._last_actions)
-        self._returns += rewards
-        self._lengths += 1
-        truncated = (self._lengths >= self._max_episode_steps) & ~terminated
-        obs = self.observation()
-        infos: dict[str, Any] = {}
-        ended = terminated | truncated
-        if ended.any():
-            infos = {
-                "final_obs": obs.copy(),
-                "_final_obs": ended,
-                "episode": {"r": np.where(ended, self._returns, 0.0), "l": np.where(ended, self._lengths, 0)},
-                "_episode": ended.copy(),
-            }
-            self._games.restart(ended)
-            self._returns[ended], self._lengths[ended] = 0.0, 0
-            obs[ended] = self._first_obs
-        return obs, rewards, terminated, truncated, infos
-
-    def observation(self) -> NDArray[np.uint8]:
-        """Return the present observations [N, 6, 10, 10], those that the last `reset` or `step` returned."""
-        obs = np.zeros(self._obs_shape, dtype=np.uint8)
-        self._games.draw(obs)
-        return obs
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy of everything that decides what happens next, in plain types and NumPy arrays."""
-        arrays = {name: value for name, value in vars(self._games).items() if name not in ("each", "ramping")}
-        return {
-            "config": dict(self._config),
-            "started": self._started,
-            "invaders": _plain(arrays),
-            "random": [_plain(stream.get_state(legacy=False)) for stream in self._streams],
-            "last_actions": self._last_actions.copy(),
-            "returns": self._returns.copy(),
-            "lengths": self._lengths.copy(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called.
-
-        Args:
-            state: from an environment of this class built with the same arguments. It is copied.
-        Raises:
-            ValueError: class or arguments differ. Nothing has been changed then.
+        The channels: cannon, aliens, aliens that go left, that go right, shots, bombs.
         """
-        self._require_own(state)
-        vars(self._games).update(_plain(state["invaders"]))
-        for stream, saved in zip(self._streams, state["random"], strict=True):
-            stream.set_state(saved)
-        self._last_actions = state["last_actions"].copy()
-        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
-        self._started = bool(state["started"])
+        each = self.each[: len(cells)]
+        aliens = self.aliens[which].reshape(-1, 100)
+        cells[each, 0, 90 + self.cannon[which]] = True
+        cells[:, 1] = aliens
+        cells[each, np.where(self.direction[which] < 0, 2, 3)] = aliens
+        cells[:, 4] = self.shots[which].reshape(-1, 100)
+        cells[:, 5] = self.bombs[which].reshape(-1, 100)
+
+
+class SpaceInvadersVectorEnv(ArrayVectorEnv):
+    """N environments of MinAtar's Space Invaders as arrays; see `ArrayVectorEnv`."""
+
+    GAME, RULES, _saved_in = "SpaceInvaders", Invaders, "invaders"
 
 
 def _flown(board: NDArray[np.bool_], *, up: bool) -> NDArray[np.bool_]:

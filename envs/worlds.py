@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from envs import catch
+from envs import breakout, catch, invaders
+from envs.array_games import ArrayVectorEnv
 from envs.atari import atari_env
 from envs.catch import CatchVectorEnv
 from envs.control import ControlVectorEnv, control_env
 from envs.frames import STACK, FrameVectorEnv, StackFrames
-from envs.invaders import FASTER_FROM, SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
 from envs.shifts import (
     ChangePhysics,
@@ -250,10 +250,19 @@ def screen_env(env_id: str, num_envs: int = 1, **rules: Any) -> FrameVectorEnv:
     return CatchVectorEnv(num_envs, sticky_action_prob=sticky)
 
 
+AS_ARRAYS: dict[str, tuple[type[ArrayVectorEnv], int]] = {
+    "Breakout": (breakout.BreakoutVectorEnv, breakout.FASTER_FROM),
+    "SpaceInvaders": (invaders.SpaceInvadersVectorEnv, invaders.FASTER_FROM),
+}
+"""MinAtar games that have a class with all environments as arrays, and the num_envs from which it is faster."""
+
+
 def minatar_env(env_id: str, num_envs: int, **rules: Any) -> MinAtarVectorEnv:
     """Build a `MinAtarVectorEnv`, or the class that plays the same game faster with this num_envs."""
-    arrays = env_id.startswith("MinAtar/SpaceInvaders-") and num_envs >= FASTER_FROM
-    return (SpaceInvadersVectorEnv if arrays else MinAtarVectorEnv)(env_id, num_envs, **rules)
+    for game, (arrays, faster_from) in AS_ARRAYS.items():
+        if env_id in (f"MinAtar/{game}-v0", f"MinAtar/{game}-v1") and num_envs >= faster_from:
+            return arrays(env_id, num_envs, **rules)
+    return MinAtarVectorEnv(env_id, num_envs, **rules)
 
 
 def evaluation_world(

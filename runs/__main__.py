@@ -69,6 +69,7 @@ BENCHMARKS: Mapping[str, Command] = {
         "ppo",
         "control",
         "atari",
+        "minatar",
         "grokking",
         "warm-start",
         "parts",
@@ -85,6 +86,7 @@ _BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
     ppo            agents/ppo_minatar.py against CleanRL's ppo.py
     control        agents/ppo_control.py against CleanRL's ppo.py
     atari          environments, DQN and parts of Rainbow against CleanRL's
+    minatar        MinAtar games as arrays against the package's games
     grokking       agents/grokking.py against the same model in plain PyTorch
     warm-start     agents/warm_start.py against a plain loop over a DataLoader
     parts          what projection, meter and probe cost, as shares of an update
