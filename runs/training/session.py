@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from runs.recording import (
     NonFiniteError,
     Run,
+    RunError,
     StopOnSignal,
     config_to_dict,
     describe_nonfinite,
@@ -205,6 +206,9 @@ class Session:
         usual = config_to_dict(type(args)())
         if self._branch is not None:
             saved = self._branch.read(self._parts)
+            if saved.step >= self.total:
+                length = f"the run has {self.total:,} {self._unit}s"
+                raise RunError(f"nothing is left to do: the branch starts at {saved.step:,}, and {length}")
             config = {**config_to_dict(args), "branch": f"{self._branch.directory}@{saved.step}"}
             record = self._branch.record()
             self._run = Run.create(
@@ -242,11 +246,11 @@ class Session:
         where = self._args.resume if self._branch is None else self._branch.directory
         misfit = f"{where}: the checkpoint does not fit this version of the script"
         with one_line_errors(misfit, also=(KeyError, RuntimeError)):
-            taken = self.step if self._branch is None or self._unit == "update" else state["counters"]["updates"]
             for name, part in self._parts.items():
                 if isinstance(part, Piecewise):
                     part.load(state[name], self.pieces)
                 elif self._branch is not None:
+                    taken = state["counters"]["updates"] if self._unit == "step" else self.step
                     self._branch.load(name, part, state[name], updates=taken)
                 else:
                     part.load_state_dict(state[name])

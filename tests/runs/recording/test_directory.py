@@ -1,5 +1,6 @@
 """Run directories: files, errors, and that a resumed run equals one that never stopped."""
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 from runs.recording import Run, RunError, load_checkpoint, read_scalars, read_status, save_checkpoint
 from runs.recording import directory as directory_module
 from runs.recording import provenance as provenance_module
+from runs.recording.directory import kept_steps, read_state
 from runs.recording.events_file import EventFile
 from runs.recording.provenance import git_state, provenance
 
@@ -436,3 +438,69 @@ def test_git_state_ignores_git_dir_and_reads_names_that_are_not_utf_8(tmp_path, 
 
 def without_git() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
+# kept checkpoints
+
+
+def kept(directory):
+    """A run with a checkpoint at step 1, which is not kept, and pieces of two."""
+    run = Run.create(directory, {}, argv=["script.py"])
+    run.pieces.write("a", {"n": 1})
+    run.checkpoint(1, {"memory": {"pieces": [("a",)]}})
+    run.pieces.write("b", {"n": 2})
+    return run
+
+
+def test_kept_checkpoints_and_their_pieces_outlive_the_run(tmp_path):
+    run = kept(tmp_path / "r")
+    state = {"memory": {"pieces": [("a",), ("b",)]}}
+    run.checkpoint(2, state, keep=["a", "b"])
+    run.pieces.keep_only(["b"])
+    run.checkpoint(3, {"memory": {"pieces": [("b",)]}})
+    run.finish(3)
+    assert kept_steps(tmp_path / "r") == [2] and not (tmp_path / "r" / "pieces").exists()
+    saved = read_state(tmp_path / "r", 2)
+    assert (saved.step, saved.state) == (2, state)
+    assert [saved.pieces.read(name) for name in ("a", "b")] == [{"n": 1}, {"n": 2}]
+    assert read_state(tmp_path / "r").step == 3
+    with pytest.raises(RunError, match="kept checkpoints are: 2; its latest checkpoint is of step 3"):
+        read_state(tmp_path / "r", 1)
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOTSUP, errno.EXDEV])
+def test_without_hard_links_kept_checkpoints_are_copies(tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run = kept(tmp_path / "r")
+    run.checkpoint(2, {"x": 1}, keep=["a"])
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 2
+    assert read_state(tmp_path / "r", 2).pieces.read("a") == {"n": 1}
+    assert not [path for path in (tmp_path / "r").rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("links", [0, 1])
+def test_full_disk_while_keeping_leaves_the_checkpoint_before(tmp_path, monkeypatch, links):
+    """Killed there, the run is in the same state: it continues from the checkpoint before, and keeps this one again."""
+    real, made = os.link, []
+
+    def full(*paths):
+        if len(made) == links:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(paths)
+        real(*paths)
+
+    run = kept(tmp_path / "r")
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        run.checkpoint(2, {"x": 1}, keep=["a"])
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["step"] == 1
+    run.interrupt(2)
+    monkeypatch.setattr(os, "link", real)
+    again = Run.resume(tmp_path / "r", argv=["script.py"])
+    assert again.step == 1
+    again.checkpoint(2, {"x": 2}, keep=["a"])
+    assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"] == read_state(tmp_path / "r", 2).state == {"x": 2}
+    assert not [path for path in (tmp_path / "r").rglob("*.tmp")]

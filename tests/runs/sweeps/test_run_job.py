@@ -129,6 +129,22 @@ def test_another_run_is_refused_and_the_first_different_key_named(tmp_path, chan
     assert {path: path.read_bytes() for path in a.directory.iterdir()} == before and starts(a) == 1
 
 
+def test_branches_and_longer_runs_are_not_those_of_an_experiment(tmp_path):
+    a = job(tmp_path)
+    run_job(a)
+    config, record = a.directory / "config.json", a.directory / "provenance.json"
+    plain = config.read_text(), record.read_text()
+    config.write_text(json.dumps({**json.loads(plain[0]), "branch": "other@5"}))
+    with pytest.raises(RunError, match="its branch is 'other@5'"):
+        run_job(a)
+    config.write_text(plain[0])
+    record.write_text(json.dumps({**json.loads(plain[1]), "resumed": [{"extended": {"total_timesteps": [5, 9]}}]}))
+    with pytest.raises(RunError, match=r"its length \(--extend\)"):
+        run_job(a)
+    record.write_text(plain[1])
+    assert run_job(a).state == "finished"
+
+
 def test_tuples_and_paths_equal_their_json_form(tmp_path):
     a = job(tmp_path)
     run_job(a)
