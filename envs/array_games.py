@@ -1,5 +1,7 @@
 """What the MinAtar games written as NumPy arrays share: one vector environment around the rules of any of them.
 
+The games are `envs.breakout`, `envs.freeway`, `envs.asterix`, `envs.seaquest` and `envs.invaders`.
+
 A game is an `ArrayGames`: all of N games at once, as arrays. `ArrayVectorEnv` adds what `MinAtarVectorEnv` promises:
 actions, sticky actions, time limits, restarts, episode statistics, seeds and saving. It returns exactly what
 `MinAtarVectorEnv` returns from the same seeds, if the rules are right.
