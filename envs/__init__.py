@@ -1,7 +1,8 @@
 """Environments: seeded vector environments whose task can change during training, and what is around them.
 
 * `envs.minatar`, `envs.atari`, `envs.catch`: the games, as Gymnasium vector environments.
-* `envs.array_games`: what MinAtar games written as arrays share; the games are `envs.breakout` and `envs.invaders`.
+* `envs.array_games`: what the MinAtar games written as arrays share; the games are `envs.breakout`, `envs.freeway`,
+  `envs.asterix`, `envs.seaquest` and `envs.invaders`.
 * `envs.control`: Gymnasium's control tasks and any other environment with vectors as observations; `envs.control_loop`
   steps Gymnasium's own, `envs.classic_control` computes three of them as arrays.
 * `envs.frames`: single frames of a screen, and the stack of the last four that an agent sees.

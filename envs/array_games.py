@@ -1,5 +1,7 @@
 """What the MinAtar games written as NumPy arrays share: one vector environment around the rules of any of them.
 
+The games are `envs.breakout`, `envs.freeway`, `envs.asterix`, `envs.seaquest` and `envs.invaders`.
+
 A game is an `ArrayGames`: all of N games at once, as arrays. `ArrayVectorEnv` adds what `MinAtarVectorEnv` promises:
 actions, sticky actions, time limits, restarts, episode statistics, seeds and saving. It returns exactly what
 `MinAtarVectorEnv` returns from the same seeds, if the rules are right.
@@ -32,7 +34,7 @@ ROW_AFTER: NDArray[np.int64] = np.clip(np.arange(10) + np.array([0, 0, -1, 0, 1,
 
 
 class ArrayGames(ABC):
-    """N games. Every attribute except those in `FIXED` is an array whose first axis is the games, and is saved.
+    """N games. Every attribute except those in `FIXED` is an array, and is saved. Its first axis is usually the games.
 
     Boards are [row, column] with row 0 on top, or lines of 100 cells: cell = 10 row + column.
     """
@@ -68,6 +70,10 @@ class ArrayGames(ABC):
     @abstractmethod
     def act(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Make one step of every game with actions [N], 0 .. 5; return rewards [N] and which games ended, bool [N]."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name; equal for equal games."""
+        return {name: value for name, value in vars(self).items() if name not in self.FIXED}
 
     @abstractmethod
     def draw(self, cells: NDArray[np.bool_], which: slice | NDArray[np.int64]) -> None:
@@ -162,11 +168,10 @@ class ArrayVectorEnv(MinAtarVectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that decides what happens next, in plain types and NumPy arrays."""
-        arrays = {name: value for name, value in vars(self._games).items() if name not in self._games.FIXED}
         return {
             "config": dict(self._config),
             "started": self._started,
-            self._saved_in: _plain(arrays),
+            self._saved_in: _plain(self._games.arrays()),
             "random": [_plain(stream.get_state(legacy=False)) for stream in self._streams],
             "last_actions": self._last_actions.copy(),
             "returns": self._returns.copy(),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from envs import breakout, catch, invaders
+from envs import asterix, breakout, catch, freeway, invaders, seaquest
 from envs.array_games import ArrayVectorEnv
 from envs.atari import atari_env
 from envs.catch import CatchVectorEnv
@@ -252,6 +252,9 @@ def screen_env(env_id: str, num_envs: int = 1, **rules: Any) -> FrameVectorEnv:
 
 AS_ARRAYS: dict[str, tuple[type[ArrayVectorEnv], int]] = {
     "Breakout": (breakout.BreakoutVectorEnv, breakout.FASTER_FROM),
+    "Freeway": (freeway.FreewayVectorEnv, freeway.FASTER_FROM),
+    "Asterix": (asterix.AsterixVectorEnv, asterix.FASTER_FROM),
+    "Seaquest": (seaquest.SeaquestVectorEnv, seaquest.FASTER_FROM),
     "SpaceInvaders": (invaders.SpaceInvadersVectorEnv, invaders.FASTER_FROM),
 }
 """MinAtar games that have a class with all environments as arrays, and the num_envs from which it is faster."""

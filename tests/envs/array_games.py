@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from envs.array_games import ArrayVectorEnv
+from envs.asterix import AsterixVectorEnv
 from envs.breakout import BreakoutVectorEnv
+from envs.freeway import FreewayVectorEnv
 from envs.invaders import SpaceInvadersVectorEnv
 from envs.minatar import MinAtarVectorEnv
+from envs.seaquest import SeaquestVectorEnv
 
 UP, DOWN, LEFT, RIGHT, FIRE = 2, 4, 1, 3, 5
 
@@ -61,6 +64,242 @@ def planted_breakout(rng):
         "last_y": int(rng.integers(10)),
         "last_x": int(rng.integers(10)),
         "brick_map": bricks,
+    }
+
+
+def freeway(attributes):
+    cars = np.array([[[int(number) for number in car] for car in one["cars"]] for one in attributes])
+    assert (cars[:, :, 1] == np.arange(1, 9)).all()
+    return {
+        "row": integers(attributes, "pos"),
+        "pause": integers(attributes, "move_timer"),
+        "time_left": integers(attributes, "terminate_timer"),
+        "cars": cars[:, :, 0].copy(),
+        "car_timer": cars[:, :, 2].copy(),
+        "period": np.abs(cars[:, :, 3]),
+        "way": np.sign(cars[:, :, 3]),
+    }
+
+
+def skilled_freeway(seed=0):
+    """Goes up if no car is near its column in the next row, else waits or goes down; anything in a step of fifty."""
+    rng = np.random.default_rng(seed)
+
+    def choose(obs):
+        row = obs[:, 0, :, 4].argmax(axis=1)
+        each = np.arange(len(obs))
+        near = obs[:, 1, :, 3:6].any(axis=2)  # [N, row]
+        chosen = np.where(near[each, row - 1], np.where(near[each, row], DOWN, 0), UP)
+        return np.where(rng.random(len(obs)) < 0.02, rng.integers(0, 6, len(obs)), chosen)
+
+    return choose
+
+
+def planted_freeway(rng):
+    """Any player, and any cars, many of them near its column."""
+    return {
+        "pos": int(rng.integers(1, 10)),
+        "move_timer": int(rng.choice([0, rng.integers(4)])),
+        "terminate_timer": int(rng.choice([0, 1, 3, 2000])),
+        "cars": [
+            [
+                int(rng.choice([rng.integers(10), rng.integers(3, 6)])),
+                row,
+                int(rng.integers(6)),
+                int(rng.choice([-1, 1]) * rng.integers(1, 6)),
+            ]
+            for row in range(1, 9)
+        ],
+    }
+
+
+def asterix(attributes):
+    none = [-1, 0, None, False]
+    lanes = [[none if thing is None else thing for thing in one["entities"]] for one in attributes]
+    for one in attributes:
+        assert all(thing is None or thing[1] == row for row, thing in enumerate(one["entities"], start=1))
+        assert one["shot_timer"] == 0 and len(one["entities"]) == 8
+    return {
+        "row": integers(attributes, "player_y"),
+        "column": integers(attributes, "player_x"),
+        "things": np.array([[thing[0] for thing in one] for one in lanes], dtype=np.int64),
+        "way": np.array([[{None: 0, True: 1, False: -1}[thing[2]] for thing in one] for one in lanes], dtype=np.int64),
+        "gold": np.array([[bool(thing[3]) for thing in one] for one in lanes]),
+        "spawn_timer": integers(attributes, "spawn_timer"),
+        "spawn_every": integers(attributes, "spawn_speed"),
+        "move_timer": integers(attributes, "move_timer"),
+        "move_every": integers(attributes, "move_speed"),
+        "ramp_timer": integers(attributes, "ramp_timer"),
+        "ramps": integers(attributes, "ramp_index"),
+    }
+
+
+APART = np.abs(np.arange(100)[:, None] // 10 - np.arange(100) // 10) + np.abs(
+    np.arange(100)[:, None] % 10 - np.arange(100) % 10
+)
+"""Steps from each cell to each other."""
+
+
+def aside(board, columns):
+    """A board [N, 10, 10] moved to the right; what leaves it disappears."""
+    moved = np.zeros_like(board)
+    if columns > 0:
+        moved[:, :, columns:] = board[:, :, :-columns]
+    else:
+        moved[:, :, :columns] = board[:, :, -columns:]
+    return moved
+
+
+def walk(at, worth):
+    """The action, of none and the four directions, to the best cell; worth [N, 10, 10] of being in each."""
+    y, x = at // 10, at % 10
+    cells = 10 * np.clip(y + MOVES[:, :1], 0, 9) + np.clip(x + MOVES[:, 1:], 0, 9)  # [5, N]
+    return np.take_along_axis(worth.reshape(-1, 100), cells.T, axis=1).argmax(axis=1)
+
+
+MOVES = np.array([[0, 0], [0, -1], [-1, 0], [0, 1], [1, 0]])
+
+
+def skilled_asterix(seed=0):
+    """Goes to the nearest gold and out of the way of enemies; anything in a step of a hundred."""
+    rng = np.random.default_rng(seed)
+
+    def choose(obs):
+        player, enemies, trails, gold = obs.transpose(1, 0, 2, 3).astype(float)
+        goal = (gold.reshape(-1, 1, 100) * (20 - APART)).max(axis=2).reshape(-1, 10, 10)
+        right = enemies * aside(trails, 1)
+        new = enemies * (1 - aside(trails, 1)) * (1 - aside(trails, -1))  # just come, from the nearer side
+        right[:, :, :5] += new[:, :, :5]
+        soon = aside(right, 1) + aside(enemies - right, -1)
+        worth = goal - 100 * enemies - 50 * soon + rng.random((len(obs), 10, 10))
+        worth[:, [0, 9]] -= 1000
+        chosen = walk(player.reshape(-1, 100).argmax(axis=1), worth)
+        return np.where(rng.random(len(obs)) < 0.01, rng.integers(0, 6, len(obs)), chosen)
+
+    return choose
+
+
+def planted_asterix(rng):
+    """Things near the player, and any timers and difficulty."""
+    column, filled = int(rng.integers(10)), rng.choice([0.2, 0.7, 1.0])
+
+    def thing(row):
+        if rng.random() > filled:
+            return None
+        at = int(np.clip(rng.choice([rng.integers(10), column + rng.integers(-1, 2)]), 0, 9))
+        return [at, row, bool(rng.integers(2)), bool(rng.integers(2))]
+
+    return {
+        "player_x": column,
+        "player_y": int(rng.integers(1, 9)),
+        "entities": [thing(row) for row in range(1, 9)],
+        "spawn_timer": int(rng.integers(3)),
+        "spawn_speed": int(rng.integers(1, 11)),
+        "move_timer": int(rng.integers(3)),
+        "move_speed": int(rng.integers(1, 6)),
+        "ramp_timer": int(rng.integers(-1, 3)),
+        "ramp_index": int(rng.integers(10)),
+    }
+
+
+def table(attributes, name, rows):
+    """One of the package's lists, of all games, as Seaquest's tables are."""
+    lists = [(game, one) for game, single in enumerate(attributes) for one in single[name]]
+    columns = [[100 * game + 10 * y + x, 1 if way else -1, *timers] for game, (x, y, way, *timers) in lists]
+    return np.array(columns, dtype=np.int64).reshape(len(columns), rows).T
+
+
+def seaquest(attributes):
+    return {
+        "row": integers(attributes, "sub_y"),
+        "column": integers(attributes, "sub_x"),
+        "facing": np.where([one["sub_or"] for one in attributes], 1, -1),
+        "oxygen": integers(attributes, "oxygen"),
+        "crew": integers(attributes, "diver_count"),
+        "surfaced": np.array([one["surface"] for one in attributes]),
+        "gun_timer": integers(attributes, "shot_timer"),
+        "enemy_timer": integers(attributes, "e_spawn_timer"),
+        "diver_timer": integers(attributes, "d_spawn_timer"),
+        "enemy_every": integers(attributes, "e_spawn_speed"),
+        "move_every": integers(attributes, "move_speed"),
+        "ramps": integers(attributes, "ramp_index"),
+        "shots": table(attributes, "f_bullets", 2),
+        "bullets": table(attributes, "e_bullets", 2),
+        "fish": table(attributes, "e_fish", 3),
+        "subs": table(attributes, "e_subs", 4),
+        "divers": table(attributes, "divers", 3),
+    }
+
+
+def skilled_seaquest(seed=0):
+    """Shoots at enemies ahead, gets out of their way, fetches divers, and surfaces with six or when air runs out."""
+    rng = np.random.default_rng(seed)
+
+    def choose(obs):
+        front, back, _, _, bullets, fish, subs, oxygen, crew, divers = obs.transpose(1, 0, 2, 3).astype(float)
+        enemies = np.maximum(fish, subs)
+        at = front.reshape(-1, 100).argmax(axis=1)
+        y, x, each = at // 10, at % 10, np.arange(len(obs))
+        right = back.reshape(-1, 100).argmax(axis=1) < at
+        danger = np.maximum(enemies, bullets)
+        near = np.maximum(danger, np.maximum(aside(danger, 1), aside(danger, -1)))
+        aboard, air = crew[:, 9].sum(axis=1), oxygen[:, 9].sum(axis=1)
+        home = ((aboard >= 6) | (air <= 2)) & (aboard > 0)
+        worth = (divers.reshape(-1, 1, 100) * (20 - APART)).max(axis=2).reshape(-1, 10, 10)
+        worth += 0.3 * (enemies.sum(axis=2)[:, :, None] > 0) + rng.random((len(obs), 10, 10))
+        worth = np.where(home[:, None, None], 20.0 - np.arange(10)[:, None], worth) - 50 * near
+        worth[:, 9] -= 1000
+        worth[~home, 0] -= 200
+        chosen = walk(at, worth)
+        columns = np.arange(10)
+        ahead = np.where(right[:, None], columns > x[:, None], columns < x[:, None])
+        aims = (enemies[each, y] * ahead).any(axis=1) & (rng.random(len(obs)) < 0.5)
+        chosen = np.where(aims, FIRE, chosen)
+        return np.where(rng.random(len(obs)) < 0.02, rng.integers(0, 6, len(obs)), chosen)
+
+    return choose
+
+
+def planted_seaquest(rng):
+    """Crowds in few rows around the player, so that much meets, and any timers, air, crew and difficulty.
+
+    No shot is in the cell of an enemy when a step begins, as in every game: it would have hit. Where it is, the package
+    orders the remaining shots differently.
+    """
+    x, y = int(rng.integers(10)), int(rng.choice([0, 1, rng.integers(9)]))
+    rows = [int(row) for row in rng.integers(1, 9, 2)] + [max(y, 1)]
+
+    def crowd(timers, most):
+        return [
+            [
+                int(np.clip(rng.choice([rng.integers(10), x + rng.integers(-2, 3)]), 0, 9)),
+                int(rng.choice(rows)),
+                bool(rng.integers(2)),
+                *(int(rng.integers(3)) for _ in range(timers)),
+            ]
+            for _ in range(rng.integers(most + 1))
+        ]
+
+    fish, subs = crowd(1, 7), crowd(2, 5)
+    taken = {(one[0], one[1]) for one in fish + subs}
+    return {
+        "sub_x": x,
+        "sub_y": y,
+        "sub_or": bool({0: 0, 9: 1}.get(x, rng.integers(2))),  # never with its back beyond the edge
+        "oxygen": int(rng.choice([0, 1, rng.integers(201)])),
+        "diver_count": int(rng.choice([-1, 0, 1, 5, 6])),
+        "surface": bool(rng.integers(2)) if y == 0 else False,
+        "shot_timer": int(rng.integers(3)),
+        "e_spawn_timer": int(rng.integers(3)),
+        "d_spawn_timer": int(rng.integers(3)),
+        "e_spawn_speed": int(rng.choice([1, 2, 20])),
+        "move_speed": int(rng.integers(2, 6)),
+        "ramp_index": int(rng.integers(4)),
+        "f_bullets": [shot for shot in crowd(0, 6) if (shot[0], shot[1]) not in taken],
+        "e_bullets": crowd(0, 4),
+        "e_fish": fish,
+        "e_subs": subs,
+        "divers": crowd(1, 4),
     }
 
 
@@ -178,6 +417,9 @@ GAMES = {
     game.name: game
     for game in (
         Game(BreakoutVectorEnv, breakout, skilled_breakout, planted_breakout),
+        Game(FreewayVectorEnv, freeway, skilled_freeway, planted_freeway),
+        Game(AsterixVectorEnv, asterix, skilled_asterix, planted_asterix),
+        Game(SeaquestVectorEnv, seaquest, skilled_seaquest, planted_seaquest),
         Game(SpaceInvadersVectorEnv, invaders, skilled_invaders, planted_invaders),
     )
 }
