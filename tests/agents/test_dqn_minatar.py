@@ -388,9 +388,16 @@ def test_values_out_of_range_are_one_line_before_anything_is_written(changes, na
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "MinAtar/Breakot-v1", "ALE/Breakout-v5"])
-def test_another_environment_is_refused(env_id, tmp_path):
-    with pytest.raises(RunError, match="Breakout"):
+@pytest.mark.parametrize(
+    ("env_id", "hint"),
+    [
+        ("CartPole-v1", "agents/ppo_control.py is for CartPole-v1"),
+        ("MinAtar/Breakot-v1", "Did you mean 'MinAtar/Breakout-v1'"),
+        ("ALE/Breakout-v5", "agents/dqn_atari.py"),
+    ],
+)
+def test_another_environment_is_refused(env_id, hint, tmp_path):
+    with pytest.raises(RunError, match=hint):
         script.main(Args(env_id=env_id, directory=tmp_path / "r"))
     assert not (tmp_path / "r").exists()
 
