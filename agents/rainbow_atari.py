@@ -178,7 +178,7 @@ class Args(RunArgs):
     checkpoint_every: int = 50_000
     """agent steps between checkpoints"""
     env_threads: int = 0
-    """threads of ale-py's vector environment; 0: emulators in Python, with which a killed run resumes exactly"""
+    """threads of ale-py's vector environment; 0: emulators in Python, which a killed run resumes exactly"""
     bf16: bool = False
     """convolutions and hidden layers in bfloat16 (torch.autocast; on a CPU their LayerNorms, too); outputs, losses,
     weights and updates stay in float32"""

@@ -168,5 +168,5 @@ def _check_norms(norms: Mapping[str, float]) -> None:
         warnings.warn(
             f"the gains of {zero} are zero and have no norm to hold, so they are left alone; leave={zero} says so "
             "without this warning",
-            stacklevel=4,
+            stacklevel=5,
         )

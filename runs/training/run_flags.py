@@ -15,7 +15,7 @@ class RunArgs:
     """Where a run computes and what it leaves behind. The `Args` of scripts inherit this; --help lists it last."""
 
     seeds: tuple[int, ...] = ()
-    """several seeds, such as 1 2 3, instead of --seed: a run for each, in parallel on the cores there are"""
+    """several seeds, such as 1 2 3, instead of --seed: a run each, in parallel"""
     track: bool = False
     """send what is recorded to Weights & Biases as well (pip install -e '.[track]')"""
     wandb_project_name: str = "rewarm"
@@ -37,7 +37,7 @@ class RunArgs:
     branch: str | None = None
     """run directory, or RUN@STEP: start a new run from its state; the other flags change its flags"""
     keep_checkpoints_every: int = 0
-    """steps (or updates) between checkpoints that are kept, to branch from; 0 keeps none"""
+    """steps (or updates) between checkpoints that are kept for --branch; 0: none"""
 
     LATER: ClassVar[tuple[str, ...]] = (
         "extend", "branch", "keep_checkpoints_every", "seeds", "track", "wandb_project_name", "wandb_entity",

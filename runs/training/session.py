@@ -283,7 +283,8 @@ class Session:
         large = {name: part for name, part in self._parts.items() if isinstance(part, Piecewise)}
         for name, part in self._parts.items():
             state[name] = part.save(self.pieces) if name in large else part.state_dict()
-        every = self._args.keep_checkpoints_every
+        args = self._args
+        every = args.keep_checkpoints_every
         kept = keep and every and self.step and self.step % every == 0
         self._run.checkpoint(self.step, state, keep=piece_names(state) if kept else None)
         if large:  # pieces that the checkpoint does not name are old

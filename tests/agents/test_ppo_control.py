@@ -43,7 +43,7 @@ from runs.recording import (
     read_scalars,
     read_status,
 )
-from runs.training import Session
+from runs.training import RunArgs, Session
 from tests.agents import scripts
 from tests.agents.scripts import assert_same
 
@@ -504,7 +504,7 @@ def test_a_change_of_the_task_truncates_all_episodes_and_bootstraps(tmp_path, mo
     assert not bootstrap[:cut].any() and not bootstrap[cut + 1 :].any()
     assert scalars["shift/boundary"] == [(100, 1.0)]
     since_then = [value for step, value in scalars["charts/episodic_return"] if step > 128]
-    assert saved(tmp_path / "r")["returns"] == {"returns": since_then}
+    assert saved(tmp_path / "r")["returns"]["returns"] == since_then
 
 
 @pytest.mark.parametrize("kind", ["none", "reset", "reset-head", "shrink-and-perturb", "fresh"])
@@ -551,7 +551,7 @@ def test_a_fresh_agent_at_a_change_is_a_newly_built_agent(tmp_path, monkeypatch,
     """Weights of that seed, moments of zero, schedule and trigger at their start, norms of the new weights."""
     states, real = [], script.evaluation_world  # which is built at the start, and after what happens at a change
 
-    def watched(env, episodes):
+    def watched(env, episodes, **options):
         states.append({name: parts[name].state_dict() for name in ("network", "rewarming", "optimizer", "projection")})
         states[-1]["network"] = {name: w.clone() for name, w in states[-1]["network"].items()}
         states[-1]["optimizer"] = [
@@ -559,7 +559,7 @@ def test_a_fresh_agent_at_a_change_is_a_newly_built_agent(tmp_path, monkeypatch,
             for state in states[-1]["optimizer"]["state"].values()
         ]
         states[-1]["rate"] = parts["rewarming"].rate
-        return real(env, episodes)
+        return real(env, episodes, **options)
 
     monkeypatch.setattr(script, "evaluation_world", watched)
     args = small(
@@ -704,7 +704,7 @@ def test_an_intervention_comes_at_a_change_or_when_the_trigger_fires(when, tmp_p
     assert counted == (640 - (384 if when == "change" else 512)) / 64 * 8
     # Returns belong to a task: they are forgotten at a change in both cases.
     since_then = [value for step, value in scalars["charts/episodic_return"] if step > 384]
-    assert saved(tmp_path / "r")["returns"] == {"returns": since_then[-100:]}
+    assert saved(tmp_path / "r")["returns"]["returns"] == since_then[-100:]
 
 
 # killed and resumed
@@ -994,8 +994,9 @@ def test_plain_ppo_on_levels_has_the_published_constants():
     assert args.schedule.kind == "constant" and not args.rewarm.on and not args.nap.enabled
     assert args.switch == SwitchArgs() and args.intervene == InterveneArgs() and args.env_id == "CartPole-v1"
     checked = {*published, "shift", "schedule", "rewarm", "nap", "switch", "intervene", "env_id"}
-    elsewhere = {"seed", "probe", "eval_every", "eval_episodes", "checkpoint_every", "device", "threads"}
-    assert set(config_to_dict(args)) == checked | elsewhere | {"exp_name", "directory", "resume"}
+    of_every_run = {field.name for field in dataclasses.fields(RunArgs)}
+    elsewhere = {"seed", "probe", "eval_every", "eval_episodes", "checkpoint_every", "record_video"}
+    assert set(config_to_dict(args)) == checked | elsewhere | of_every_run
 
 
 def test_levels_add_another_constant_to_each_observation():

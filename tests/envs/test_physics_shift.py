@@ -163,12 +163,20 @@ def test_scripts_see_no_change_of_the_task():
     env = DriftPhysics(echo(length=3, truncates=True), 4, "gravity", (10.0, 6.0))
     env.reset(seed=1)
     recorded, returns = [], Returns(window=100)
-    run = SimpleNamespace(scalar=lambda name, value: recorded.append((name, value)))
+    run = SimpleNamespace(step=0, total=1, scalar=lambda name, value: recorded.append((name, value)))
     for _ in range(12):
         _, _, _, truncated, infos = env.step(np.array([2, 1]))
         assert "shift" not in infos
         returns.record(infos, truncated, run)
-    assert [value for name, value in recorded if "return" in name] == [6.0, 4.0, 6.0, 4.0, 6.0, 6.0, 4.0]
+    assert [value for name, value in recorded if name == "charts/episodic_return"] == [
+        6.0,
+        4.0,
+        6.0,
+        4.0,
+        6.0,
+        6.0,
+        4.0,
+    ]
 
 
 def test_offsets_around_a_drift_truncate_and_the_drift_goes_on():
