@@ -15,9 +15,9 @@ class RunArgs:
     """Where a run computes and what it leaves behind. The `Args` of scripts inherit this; --help lists it last."""
 
     seeds: tuple[int, ...] = ()
-    """several seeds, such as 1 2 3, instead of --seed: a run each, in parallel"""
+    """several seeds instead of --seed: 1 2 3 makes three runs, in parallel"""
     track: bool = False
-    """send what is recorded to Weights & Biases as well (pip install -e '.[track]')"""
+    """send what is recorded to Weights & Biases as well (extra "track")"""
     wandb_project_name: str = "rewarm"
     """project there"""
     wandb_entity: str | None = None
@@ -33,11 +33,11 @@ class RunArgs:
     resume: Path | None = None
     """run directory to resume; all other flags come from its config.json"""
     extend: int | None = None
-    """with --resume: continue until this many steps (or updates), also if the run is finished"""
+    """with --resume: go on until this many steps or updates, also after the end"""
     branch: str | None = None
     """run directory, or RUN@STEP: start a new run from its state; the other flags change its flags"""
     keep_checkpoints_every: int = 0
-    """steps (or updates) between checkpoints that are kept for --branch; 0: none"""
+    """steps (or updates) between checkpoints kept for --branch; 0: none"""
 
     LATER: ClassVar[tuple[str, ...]] = (
         "extend", "branch", "keep_checkpoints_every", "seeds", "track", "wandb_project_name", "wandb_entity",
