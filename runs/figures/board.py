@@ -22,7 +22,6 @@ palette above the runs group them by the regular expression `(.*)[-_]s[0-9]`.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from runs.figures.board_of_experiments import write_experiment
 from runs.figures.board_of_runs import runs_in, write_runs
 from runs.positionals import ExperimentsOrRuns
 from runs.recording import RunError
+from runs.recording.terminal import tensorboard_command
 from runs.sweeps.experiment import LOGS, Experiment, NoRuns, chosen, is_experiment, plan
 
 _SECONDS = 30.0
@@ -173,4 +173,4 @@ def tell(made: Written) -> None:
     """Say what a page shows and how to open it."""
     print(*made.notes, sep="\n", end="\n" if made.notes else "")
     for folder in made.folders:
-        print(f"tensorboard --logdir {shlex.quote(str(folder))}", flush=True)
+        print(tensorboard_command(folder), flush=True)

@@ -14,6 +14,7 @@ from runs.figures.arms_page import charts, group_of, margin
 from runs.figures.board import Args
 from runs.recording import TAGS, Run, RunError
 from runs.recording.glance import FIRST, glance
+from runs.recording.terminal import tensorboard_command
 from runs.sweeps import experiment as experiment_module
 from runs.sweeps.experiment import Arm, Experiment, Scale, plan
 from tests.agents.scripts import spaces
@@ -75,7 +76,7 @@ def test_mean_and_band_of_the_seeds(tmp_path, capsys):
         finish(job)
     assert main(["board", "toy", "--logs", str(tmp_path)]) == 0
     folder = tmp_path / "toy" / "laptop-arms"
-    commands = [f"tensorboard --logdir {folder / world}" for world in "ab"]
+    commands = [tensorboard_command(folder / world) for world in "ab"]
     assert capsys.readouterr().out.splitlines() == [*commands, "then open Custom Scalars"]
     arms = {str(path.relative_to(folder)) for path in folder.glob("*/*")}
     assert arms == {"a/high, n = 3", "a/low, n = 3", "b/high, n = 3", "b/low, n = 3"}

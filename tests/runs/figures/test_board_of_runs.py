@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from runs.__main__ import main
 from runs.figures import board
 from runs.recording import Run, RunError
+from runs.recording.terminal import tensorboard_command
 from tests.runs.figures.test_board import read
 
 STEPS = range(0, 1001, 100)
@@ -67,7 +68,7 @@ def test_two_arms_made_by_hand(tmp_path, capsys):
     assert main(words(tmp_path)) == 0
     page = tmp_path / "logs" / "board-arms"
     assert capsys.readouterr().out.splitlines() == [
-        "2 arms: nap; plain", f"tensorboard --logdir {page}", "then open Custom Scalars",
+        "2 arms: nap; plain", tensorboard_command(page), "then open Custom Scalars",
     ]  # fmt: skip
     assert arms(page) == ["nap, n = 3", "plain, n = 3"]
     scalars, layout = read(page / "nap, n = 3")
