@@ -70,6 +70,7 @@ BENCHMARKS: Mapping[str, Command] = {
         "control",
         "atari",
         "minatar",
+        "probe",
         "grokking",
         "warm-start",
         "parts",
@@ -87,6 +88,7 @@ _BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
     control        agents/ppo_control.py against CleanRL's ppo.py
     atari          environments, DQN and parts of Rainbow against CleanRL's
     minatar        MinAtar games as arrays against the package's games
+    probe          what a measurement of the probe costs, by the number of its inputs
     grokking       agents/grokking.py against the same model in plain PyTorch
     warm-start     agents/warm_start.py against a plain loop over a DataLoader
     parts          what projection, meter and probe cost, as shares of an update

@@ -21,9 +21,10 @@ def weight_before(feature: str, weights: Sequence[str]) -> str | None:
 
 def glance(tags: Sequence[str], *curves: str) -> list[str]:
     """The tags of the first charts: the curves that matter most, the learning rate, and ELR, feature learning and
-    plasticity of the last probed layer. Only those in `tags`.
+    plasticity of the last probed layer; of an actor and a critic, the actor's. Only those in `tags`.
     """
     features = [tag.removeprefix(_DEAD) for tag in tags if tag.startswith(_DEAD)]
+    features = [name for name in features if not name.startswith("critic.")] or features
     weights = [tag.removeprefix("elr/") for tag in tags if tag.startswith("elr/")]
     weight = weight_before(features[-1], weights) if features else None
     wanted = [

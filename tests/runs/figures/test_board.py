@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import dqn_atari, dqn_minatar, grokking, ppo_atari, ppo_minatar, rainbow_atari, warm_start
+from agents import dqn_atari, dqn_minatar, grokking, ppo_atari, ppo_control, ppo_minatar, rainbow_atari, warm_start
 from elr.weights import scalable_weights
 from runs.__main__ import main
 from runs.figures import arms_page, board
@@ -210,6 +210,7 @@ def weights_and_features(name):
         network = warm_start.make_network(warm_start.Args(model=model), (3, 32, 32), 10, 1, cpu)
         return scalable_weights(network, heads=["head"]), network.probed
     script = {"dqn_minatar": dqn_minatar, "ppo_minatar": ppo_minatar, "dqn_atari": dqn_atari, "ppo_atari": ppo_atari}
+    script["ppo_control"] = ppo_control
     script = script.get(name, rainbow_atari)
     shape = (3,) if name in ("dqn_atari", "rainbow_atari") else (4, 3)
     network = script.make_network(spaces(*shape), script.Args(), 1, cpu)
@@ -222,6 +223,7 @@ def weights_and_features(name):
     ("script", "weight", "feature"),
     [
         *((name, "hidden", "hidden_relu") for name in ("dqn_minatar", "ppo_minatar", "dqn_atari", "ppo_atari")),
+        ("ppo_control", "actor.hidden3", "actor.relu3"),
         ("rainbow_atari", "advantage_hidden", "advantage_relu"),
         ("warm_start", "hidden", "hidden_relu"),
         ("warm_start_resnet", "stages.3.1.conv2", "stages.3.1.relu2"),
