@@ -407,7 +407,7 @@ def main(args: Args) -> None:
         first_task = make_env(1, changing=False)
         probe_obs = uniform_observations(first_task, args.probe.size, run.seed("probe")).to(run.device)
         filming = Filming(first_task, args.record_video)
-        run.require_finite(observation_of_a_random_policy=probe_obs.abs().max())
+        run.require_finite(observation_of_a_random_policy=probe_obs.abs().max().item())
         projection = args.nap.build(network, inputs=probe_obs, heads=network.heads)
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
@@ -446,7 +446,7 @@ def main(args: Args) -> None:
             weights_changed()
 
     def weights_changed() -> None:
-        """By something else than learning."""
+        """By something other than an update."""
         run.scalar("reset/event", 1)
         probe.forget()  # the next change of the features is measured from here, without the intervention
 

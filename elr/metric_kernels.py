@@ -40,7 +40,7 @@ def scaled(F: Tensor, matrix: Tensor) -> Tensor:
 
 
 def many_inputs(n: int, d: int) -> bool:
-    """Whether there are so many more inputs than features that (n, n) matrices cost more than they are worth."""
+    """Whether (n, n) matrices would cost more than the QR decomposition in `distance`; see `runs.benchmarks.probe`."""
     return n > 4 * d
 
 

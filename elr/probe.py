@@ -223,7 +223,7 @@ def _measure_layer(F: Tensor, tau: float, delta: float, unit_dim: int | None) ->
     """[finite flag, *MOMENT_METRICS] and the snapshot, on F's device (MPS: on the host).
 
     The features of a convolution outgrow the caches, and then every pass over them in float64 costs more than all the
-    arithmetic: few are made.
+    arithmetic: so the code avoids extra passes.
     """
     F = kernels.measurable(F)
     matrix = kernels.as_matrix(F)

@@ -19,7 +19,7 @@ COLUMN, BOTTOM = 4, 9
 """The player's column, and the row in which it starts."""
 
 PAUSE, TIME = 3, 2500
-"""Steps from one move of the player to the next, and steps of an episode less one."""
+"""Steps from one move of the player to the next, and an episode has one step more than TIME."""
 
 LANES: NDArray[np.int64] = 10 * np.arange(1, 9)
 """The first cells of the eight lanes."""

@@ -22,6 +22,7 @@ palette above the runs group them by the regular expression `(.*)[-_]s[0-9]`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse flags that contradict each other or have no effect."""
-        if self.watch is not None and (len(self.watch) > 1 or not all(seconds >= 1 for seconds in self.watch)):
+        if self.watch is not None and (
+            len(self.watch) > 1 or not all(1 <= seconds < math.inf for seconds in self.watch)
+        ):
             raise ValueError(f"--watch takes one number of seconds, at least 1, got {' '.join(map(str, self.watch))}")
         kinds = [is_experiment(word) for word in self.words]
         if any(kinds) and not all(kinds):
@@ -124,7 +127,7 @@ def main(args: Args) -> None:
     under_way: dict[int, int] = {}  # runs, by page
     among = pages(args)
     states = [page.state() for page in among]
-    shown = False
+    shown: set[int] = set()
     for k, page in enumerate(among):
         try:
             made = page.write()
@@ -133,7 +136,8 @@ def main(args: Args) -> None:
                 raise
             under_way[k] = len(page.runs())
             continue
-        shown, under_way[k] = True, made.under_way
+        shown.add(k)
+        under_way[k] = made.under_way
         tell(made)
     if not shown and args.watch is None:
         raise RunError(f"no experiment has a finished run at {args.scale} in {args.logs}")
@@ -141,13 +145,17 @@ def main(args: Args) -> None:
         print("then open Custom Scalars", flush=True)
     if args.watch is not None:
         try:
-            watch(among, states, under_way, (*args.watch, _SECONDS)[0])
+            watch(among, states, under_way, shown, (*args.watch, _SECONDS)[0])
         except KeyboardInterrupt:
             print("\nno longer watched")
 
 
 def watch(
-    among: Sequence[Page], states: list[list[tuple[str, int]]], under_way: dict[int, int], seconds: float
+    among: Sequence[Page],
+    states: list[list[tuple[str, int]]],
+    under_way: dict[int, int],
+    shown: set[int],
+    seconds: float,
 ) -> None:
     """Write each page again when its runs have changed, until none is under way. An error is printed: a run that is
     just being made may not be complete, and is the next time.
@@ -165,7 +173,11 @@ def watch(
                     print(f"not written: {error}", flush=True)
                 continue
             states[k], under_way[k] = state, made.under_way
-            print(*made.notes, sep="\n", end="\n" if made.notes else "", flush=True)
+            if k in shown:
+                print(*made.notes, sep="\n", end="\n" if made.notes else "", flush=True)
+            else:
+                shown.add(k)
+                tell(made)
     print("no run is under way")
 
 

@@ -51,4 +51,4 @@ def about(config: Mapping[str, Any], defaults: Mapping[str, Any] | None, origin:
 
 def _table(head: str, rows: Mapping[str, tuple[Any, ...]]) -> str:
     cells = [head.split(" | "), ["-"] * len(head.split(" | ")), *([name, *values] for name, values in rows.items())]
-    return "\n".join(f"|{'|'.join(map(str, row))}|" for row in cells)
+    return "\n".join("|" + "|".join(str(cell).replace("|", "\\|") for cell in row) + "|" for row in cells)

@@ -248,6 +248,7 @@ def _made_by_another(directory: Path) -> str:
 def _ask(cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str) -> T:
     """The flags over `base`, before `cls` has checked them."""
     unchecked, words = _unchecked(cls), ["--help" if word == "--help-all" else word for word in words]
+    _refuse_unknown(cls, words)
     _refuse_stray(cls, words, presets)
     described = {name: preset.description for name, preset in presets.items()}
     listed = f"\n\n{flag_help.preset_help(described)}" if described else ""

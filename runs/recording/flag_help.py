@@ -122,10 +122,8 @@ def _rows(cls: Any, values: Any, prefix: str) -> Iterator[str]:
                 notes = ["on by default; --" + f"{prefix}no-{field.name}".replace("_", "-")] if value else []
             if typing.get_origin(hint) is typing.Literal:
                 notes.append("one of " + ", ".join(map(str, typing.get_args(hint))))
-            meaning = f"{help_of(cls, field.name)}{f' [{chr(59).join(notes)}]' if notes else ''}".replace(
-                ";one", "; one"
-            )
-            yield from _row(f"--{prefix}{field.name}".replace("_", "-"), meaning)
+            after = f" [{'; '.join(notes)}]" if notes else ""
+            yield from _row(f"--{prefix}{field.name}".replace("_", "-"), help_of(cls, field.name) + after)
 
 
 def _row(flag: str, meaning: str) -> list[str]:

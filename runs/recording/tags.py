@@ -20,7 +20,7 @@ class Tag(NamedTuple):
 
 TAGS: dict[str, Tag] = {
     "charts/episodic_return": Tag("sum of raw rewards of a training episode, when it ends", "reward"),
-    "charts/average_return": Tag("mean of the last 100 training returns in this task; at most 500 points", "reward"),
+    "charts/average_return": Tag("mean of the last 100 training returns in this task; some 500 points", "reward"),
     "charts/episodic_length": Tag("agent decisions in a training episode, when it ends", "steps"),
     "charts/iteration_return": Tag("mean return of the iteration's episodes, those cut at its end included", "reward"),
     "charts/SPS": Tag("agent decisions per second of wall time since the previous point", "steps/s"),

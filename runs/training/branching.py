@@ -22,6 +22,7 @@ from runs.recording import Pieces, RunError, config_to_dict, read_json
 from runs.recording.commandline import TOTALS, branch_source
 from runs.recording.config import flat
 from runs.recording.directory import CONFIG, PROVENANCE, SavedState, kept_path, read_state
+from runs.training.checks import flag as flag_of
 from runs.training.precision import in_float32
 
 # Flags that are read whenever they are needed: a changed one holds from the first step of the branch on.
@@ -64,14 +65,14 @@ _THEORY = "alpha sigma lowest highest rates inputs fan_in"
 REFUSED: Mapping[str, str] = {
     "seed": "its random streams are carried over",
     "seeds": "its random streams are carried over",
-    "resume": "it is another command",
-    "extend": "it is another command",
+    "resume": "it continues a run, and --branch starts one",
+    "extend": "it continues a run, and --branch starts one",
     "branch": "it names the parent",
-    **dict.fromkeys(_WORLD.split(), "the state is of other environments"),
+    **dict.fromkeys(_WORLD.split(), "the saved environments are others"),
     **dict.fromkeys(_NETWORK.split(), "the weights are of another network"),
     **dict.fromkeys(_COUNTS.split(), "it decides how steps and updates are counted"),
     **dict.fromkeys(_MEMORY.split(), "the replay memory was filled with it"),
-    **dict.fromkeys(_DATA.split(), "the data are others"),
+    **dict.fromkeys(_DATA.split(), "the parent trained on other data"),
     **dict.fromkeys(_THEORY.split(), "the run is one simulation"),
     "reward_scale": "values were learned in its unit",
     "match_elr": "it matches a whole run",
@@ -100,11 +101,6 @@ def rule(flag: str, config: Mapping[str, Any]) -> tuple[bool, str]:
             if name in table:
                 return honoured, table[name]
     raise KeyError(flag)
-
-
-def spelled(flag: str) -> str:
-    """nap.gain_strength -> --nap.gain-strength."""
-    return f"--{flag.replace('_', '-')}"
 
 
 OWN = ("branch", "resume", "extend", "directory")
@@ -136,7 +132,7 @@ class Branch:
         for flag, (was, value) in self.changed.items():
             honoured, why = rule(flag, now)
             if not honoured:
-                raise RunError(f"{spelled(flag)} cannot change in a branch, from {was!r} to {value!r}: {why}")
+                raise RunError(f"{flag_of(flag)} cannot change in a branch, from {was!r} to {value!r}: {why}")
         self._check_shift()
         if self.restarts and self._whole_run():
             raise RunError(
@@ -173,7 +169,7 @@ class Branch:
         if before != "none" and (fixed := [flag for flag in changed if flag not in timetable]):
             was, value = self.changed[fixed[0]]
             why = f"--shift.kind {before} has run already, and only its times (every-steps, at-steps, rate) can change"
-            raise RunError(f"{spelled(fixed[0])} cannot change in a branch, from {was!r} to {value!r}: {why}")
+            raise RunError(f"{flag_of(fixed[0])} cannot change in a branch, from {was!r} to {value!r}: {why}")
         on_screen = "protocol" in self.now or str(self.now.get("env_id")).startswith("MinAtar/")
         if before == "none" and (now in ("games", "modes", "difficulties") or (now == "sticky" and on_screen)):
             raise RunError(f"--shift.kind {now} cannot begin in a branch: it needs environments that are built for it")
@@ -201,14 +197,14 @@ class Branch:
         for total in TOTALS:
             if self.now.get(total, self.step + 1) <= self.step:
                 raise RunError(
-                    f"nothing is left to do: {spelled(total)} is {self.now[total]}, and the branch starts at "
+                    f"nothing is left to do: {flag_of(total)} is {self.now[total]}, and the branch starts at "
                     f"{self.step}"
                 )
         for flag in ("shift.at_steps", "reset.at_steps"):
             if flag in self.changed:
                 was, value = self.changed[flag]
                 if missed := [at for at in value if at <= self.step and at not in (was or ())]:
-                    raise RunError(f"{spelled(flag)} {missed[0]} never comes: the branch starts at step {self.step}")
+                    raise RunError(f"{flag_of(flag)} {missed[0]} never comes: the branch starts at step {self.step}")
         at = self.now.get("rewarm.at_update")
         if self.restarts and self.now["rewarm.trigger"] == "at" and at <= self.step:
             raise RunError(f"--rewarm.at-update {at} never comes: the branch starts at update {self.step}")
@@ -217,12 +213,12 @@ class Branch:
         """What provenance.json says of the parent."""
         git = read_json(self.directory / PROVENANCE).get("git") if (self.directory / PROVENANCE).exists() else None
         revision = git.get("revision") if isinstance(git, dict) else None
-        changed = {spelled(flag): change for flag, change in self.changed.items()}
+        changed = {flag_of(flag): change for flag, change in self.changed.items()}
         return {"directory": str(self.directory.resolve()), "step": self.step, "revision": revision, "changed": changed}
 
     def described(self, unit: str) -> str:
         """One line for the terminal."""
-        changed = ", ".join(f"{spelled(flag)} {was} -> {now}" for flag, (was, now) in self.changed.items())
+        changed = ", ".join(f"{flag_of(flag)} {was} -> {now}" for flag, (was, now) in self.changed.items())
         return f"branch of {self.directory} at {unit} {self.step:,}; {changed or 'no flag changed'}"
 
     # Parts of the state.
@@ -333,14 +329,14 @@ def require_pieces(state: Mapping[str, Any], pieces: Pieces, what: str) -> None:
     """Refuse a state whose pieces are gone (RunError)."""
     if any(not (pieces.directory / f"{name}.pt").exists() for name in piece_names(state)):
         raise RunError(
-            f"{what}: its replay memory is not there. A finished run removes it, and a running one moves on; kept "
-            "checkpoints hold theirs (--keep-checkpoints-every)"
+            f"{what}: its replay memory is not there. It is deleted when a run finishes, and replaced while it trains; "
+            "checkpoints kept by --keep-checkpoints-every hold theirs"
         )
 
 
 def require_nothing_missed(saved: SavedState, args: Any, before: Mapping[str, Any], what: str) -> None:
-    """Refuse to go on from the end of a run (RunError) if there it has left out what it does anywhere else: reactions
-    to a change of the task, or to a trigger, in its last iteration."""
+    """Refuse (RunError) to continue from a run's last step if there the run skipped its reaction to a change of the
+    task or to a trigger."""
     total = next((before[name] for name in TOTALS if name in before), None)
     if total is None or saved.step < total:
         return

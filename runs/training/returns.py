@@ -36,7 +36,7 @@ class Returns:
             run.scalar("charts/episodic_return", self._returns[-1])
             run.scalar("charts/episodic_length", int(infos["episode"]["l"][env]))
         point = run.step * POINTS // run.total
-        if whole.any() and point > self._point:
+        if whole.any() and point != self._point:
             self._point = point
             run.scalar("charts/average_return", float(np.mean(self._returns)))
 

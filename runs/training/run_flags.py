@@ -1,4 +1,4 @@
-"""Flags that every training script has, beside its own."""
+"""Flags common to all training scripts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunArgs:
     resume: Path | None = None
     """run directory to resume; all other flags come from its config.json"""
     extend: int | None = None
-    """with --resume: go on until this many steps or updates, also after the end"""
+    """with --resume: the new total of steps or updates, also of a finished run"""
     branch: str | None = None
     """run directory, or RUN@STEP: start a new run from its state; the other flags change its flags"""
     keep_checkpoints_every: int = 0
@@ -52,10 +52,15 @@ class RunArgs:
         if not self.track:
             reject_unused("", self, ["wandb_project_name", "wandb_entity"], "without --track")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
-            raise ValueError(f"--seeds must be different numbers from 0 on, got {' '.join(map(str, self.seeds))}")
+            raise ValueError(f"--seeds must be distinct and at least 0, got {' '.join(map(str, self.seeds))}")
+        if self.extend is not None and self.resume is None:
+            raise ValueError("--extend needs --resume RUN, the run that it makes longer")
         if self.keep_checkpoints_every:
             require(
-                hasattr(self, "checkpoint_every"), self, "keep_checkpoints_every", "there are no checkpoints on the way"
+                hasattr(self, "checkpoint_every"),
+                self,
+                "keep_checkpoints_every",
+                "this script writes no checkpoints during training",
             )
             cadence = getattr(self, "checkpoint_every", 1) * getattr(self, "iteration_steps", 1)
             fits = cadence < 1 or self.keep_checkpoints_every % cadence == 0

@@ -96,8 +96,8 @@ class Session:
         total: steps of the run (updates, where `unit` is "update"); what `step` counts up to.
         streams: names of the random streams, in order: stream i is SeedSequence(seed).spawn(n)[i].
         unit: what `step` counts, for messages.
-        reads_every: updates between those at which a GPU is waited for, to see that the loss is finite; default is
-            --log-every. On a CPU it is seen at each update.
+        reads_every: on a GPU, the loss is checked every this many updates, because reading it waits for the device;
+            default: --log-every. On a CPU it is checked at each update.
     Attributes:
         step: x axis of everything recorded; the script counts it up.
         updates: optimiser updates; a script whose step is the update leaves it alone.
@@ -313,7 +313,8 @@ class Session:
                 updates only, because reading it waits for the device. Without numbers, everything watched must be
                 finite.
         Raises:
-            NonFiniteError: with step, update, rate and the first layer that is not finite.
+            NonFiniteError: with step, update, rate and the first layer that is not finite; on a GPU up to
+                `reads_every` updates later.
         """
         for name, number in numbers.items():
             if number is None or (isinstance(number, Tensor) and not self._on_host(number) and not self._reads_now()):
@@ -398,7 +399,7 @@ class Session:
     # The terminal.
 
     def _say_where(self) -> None:
-        """Print what somebody who has just started the run wants to know."""
+        """Print run directory, device, threads, and the TensorBoard command."""
         gpu = "" if self.on_cpu else f" ({torch.cuda.get_device_name(self.device)})"
         threads = f"{self._args.threads} thread{'s' * (self._args.threads > 1)}"
         resumed = f", resumed at {self._unit} {self.step:,}" if self.resumed else ""

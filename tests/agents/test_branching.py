@@ -145,7 +145,7 @@ def test_without_changed_flags_it_is_the_parent_also_when_resumed_without_it(nam
     with monkeypatch.context() as stopping, pytest.raises(SystemExit):
         scripts.stop_at(stopping, step + 1)
         branch(name, source, tmp_path / "child")
-    assert not {str(source)} & {str(path.resolve()) for path in (tmp_path / "child").rglob("*") if path.is_symlink()}
+    assert not [path for path in (tmp_path / "child").rglob("*") if path.is_symlink()]
     shutil.rmtree(source)
     run(name, "--resume", tmp_path / "child")
     assert rows(tmp_path / "child", step) == rows(directory, step)

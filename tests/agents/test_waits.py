@@ -1,7 +1,8 @@
 """On a GPU an update must not wait for the device.
 
 Between two updates the host reads nothing that the device computed, except to act and where the script records. Each
-script runs on the CPU as it would on a GPU, and every read is noted.
+script runs on the CPU as it would on a GPU, and reads by the methods in READS are noted. Operations that wait inside
+torch (`x[mask]`, `nonzero`, `torch.equal`) are not seen here: a GPU shows them by torch.cuda.set_sync_debug_mode.
 """
 
 import collections
@@ -119,5 +120,7 @@ def test_a_ppo_update_reads_nothing_within_an_iteration(name, tmp_path, updates)
 @pytest.mark.parametrize("name", ["warm_start", "grokking"])
 def test_a_supervised_update_reads_nothing(name, tmp_path, updates):
     run(name, tmp_path / "r")
-    quiet = [readers for readers in updates if not readers]
-    assert len(updates) > 8 and len(quiet) >= len(updates) - 8, updates  # the others are next to an evaluation
+    noisy = [readers for readers in updates[1:] if readers]
+    assert len(updates) > 20 and len(noisy) <= 2  # next to an evaluation, and to the probe of grokking
+    for readers in noisy:
+        assert readers.keys() & {"evaluate", "measure", "accuracy", "gradient_norm"}
