@@ -53,6 +53,10 @@ class Changes(Protocol):
         """Agent steps until the first change, on average if it is random; None without one."""
 
     @property
+    def every_steps(self) -> int:
+        """Agent steps between changes at equal distances; 0 without them."""
+
+    @property
     def shortest_gap(self) -> int | None:
         """Fewest agent steps between two changes, the mean if they are random; None with fewer than two changes."""
 
@@ -416,6 +420,12 @@ class RewarmArgs:
                 "--rewarm.trigger switch restarts the schedule before the rate has reached its peak: it rises for "
                 f"{rising:g} steps, --schedule.warmup-frac of --schedule.period-steps, but --shift changes the task "
                 f"after {shift.shortest_gap}"
+            )
+        every = shift.every_steps if shift.shortest_gap else 0
+        if every and "period_steps" in schedule.READS[schedule.kind] and schedule.period_steps > every:
+            raise ValueError(
+                f"--rewarm.trigger switch restarts the schedule every {every} steps, before its "
+                f"--schedule.period-steps {schedule.period_steps} are over: give at most {every}"
             )
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:

@@ -154,6 +154,13 @@ def run_from_command_line() -> None:
         from runs.recording.interrupt import exit_with_one_line
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except ModuleNotFoundError as error:
+        print(
+            f"{chosen[0]}: {error.name} is not installed in {sys.executable}: use the Python of an environment with "
+            "rewarm, such as .venv/bin/python",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     sys.argv[0] = chosen[0]  # the name of the command in messages
     exit_with_one_line(lambda: sys.exit(_run(*chosen)))
 

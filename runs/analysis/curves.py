@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from runs.analysis.events import PATTERN, hyperparameters, read_events
 from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
 from runs.recording.config import flat
+from runs.recording.directory import LOCK
+from runs.recording.lock import is_held
 
 Scalars: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) pairs by tag, in the order of writing"""
@@ -65,7 +67,7 @@ def read_run(directory: Path) -> Recorded:
         if finished := status["status"] == "finished":
             require_whole(directory, status)
         unfinished = "" if finished else f"is {status['status']}, not finished"
-        stopped = status["status"] in ("interrupted", "failed")
+        stopped = status["status"] in ("interrupted", "failed") or not is_held(directory / LOCK)
         return Recorded(directory, flat(config), read_table(directory), int(status["step"]), unfinished, stopped)
     if directory.is_file() and not directory.match(PATTERN):
         raise RunError(f"{directory} is a file, but not an event file by its name ({PATTERN}): give run directories")

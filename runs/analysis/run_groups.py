@@ -150,7 +150,10 @@ def add_run(run: Recorded, members: list[Recorded], name: str) -> None:
             raise RunError(f"{run.directory} is given twice")
         if other.config["seed"] == run.config["seed"]:
             seed = run.config["seed"]
-            raise RunError(f"{other.directory} and {run.directory} are both {name}, seed {seed}: leave one out")
+            apart = (
+                "" if other.config.get("branch") == run.config.get("branch") else ", or give each its own --exp-name"
+            )
+            raise RunError(f"{other.directory} and {run.directory} are both {name}, seed {seed}: leave one out{apart}")
     members.append(run)
 
 

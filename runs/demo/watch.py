@@ -52,6 +52,7 @@ class Watch(Progress):
     def __init__(self, jobs: Sequence[Job], size: Size, out: TextIO | None = None, live: bool | None = None):
         super().__init__(jobs, out or sys.stdout, live)
         self._size = size
+        self._ended: set[str] = set()  # whose last line has been printed
         self._drawn_at = -math.inf if self._live else time.monotonic()  # there is nothing to say yet
 
     def take(self, news: News) -> None:
@@ -77,7 +78,12 @@ class Watch(Progress):
         self._drawn = 0
 
     def _draw(self, now: float) -> None:
-        lines = [self._line(news, now) for news in self.latest.values()]
+        ended = ("finished", "failed", "interrupted")
+        shown = [news for news in self.latest.values() if self._live or news.job not in self._ended]
+        lines = [self._line(news, now) for news in shown]
+        self._ended |= {news.job for news in shown if news.state in ended}
+        if not lines:
+            return
         self._erase()
         if self._live:
             lines = [line[: shutil.get_terminal_size().columns - 1] for line in lines]

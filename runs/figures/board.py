@@ -34,6 +34,8 @@ from runs.figures.board_of_experiments import write_experiment
 from runs.figures.board_of_runs import runs_in, write_runs
 from runs.positionals import ExperimentsOrRuns
 from runs.recording import RunError
+from runs.recording.directory import LOCK
+from runs.recording.lock import is_held
 from runs.recording.terminal import tensorboard_command
 from runs.sweeps.experiment import LOGS, Experiment, NoRuns, chosen, is_experiment, plan
 
@@ -88,14 +90,15 @@ class Page:
     """of the page, or to be in it when they are finished"""
 
     def state(self) -> list[tuple[str, int]]:
-        """Names and sizes of files; it changes when a run does."""
+        """Names and sizes of files, and who is being written; it changes when a run does."""
         files = [
             file
             for run in self.runs()
             for file in ([run] if run.is_file() else run.glob("*"))
             if file.name in ("scalars.csv", "status.json") or "tfevents" in file.name
         ]
-        return [(str(file), file.stat().st_size) for file in sorted(files)]
+        held = [(str(run), int(is_held(run / LOCK))) for run in self.runs()]  # a killed run changes nothing else
+        return [*((str(file), file.stat().st_size) for file in sorted(files)), *held]
 
 
 def pages(args: Args) -> list[Page]:
@@ -104,7 +107,9 @@ def pages(args: Args) -> list[Page]:
     Raises:
         RunError: no experiment is named, or there is none of that name.
     """
-    if args.words and not is_experiment(args.words[0]):
+    if not args.words:
+        raise RunError("give runs, folders of runs, patterns or experiments (python -m runs list)")
+    if not is_experiment(args.words[0]):
         folder = args.out or args.logs / "board-arms"
         write = partial(write_runs, args.words, folder, tag=args.tag, by=args.by, finished=args.finished)
         return [Page(write, partial(runs_in, args.words))]

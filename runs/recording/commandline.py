@@ -144,6 +144,10 @@ def _refuse_beside_seeds(words: Sequence[str]) -> None:
         after = given[given.index("--seeds") + 1 :]
         if words[given.index("--seeds")] == "--seeds" and (not after or after[0].startswith("--")):
             raise RunError("--seeds needs numbers, such as --seeds 1 2 3")
+        if after and re.fullmatch(r"\d+(,\d*)+", after[0]):
+            raise RunError(
+                f"--seeds takes numbers with spaces between them: --seeds {after[0].replace(',', ' ').strip()}"
+            )
         for flag, why in _BESIDE_SEEDS.items():
             if flag in given:
                 raise RunError(f"--seeds and {flag} cannot be given together: {why}")
@@ -231,8 +235,10 @@ def _recorded(cls: type[T], directory: Path, action: str, preset: str | None, fl
     except RunError as error:
         if script := _made_by_another(directory):
             this = Path(sys.argv[0]).name
-            raise RunError(f"cannot {action} {directory} with {this}: {script} made this run") from error
-        raise
+            raise RunError(f"cannot {action} {directory} with {this}: {script} made this run; {error}") from error
+        raise RunError(
+            f"cannot {action} {directory}: {error} (flags that the script has gained since can be named in Args.LATER)"
+        ) from error
 
 
 def _made_by_another(directory: Path) -> str:

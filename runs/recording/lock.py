@@ -18,6 +18,23 @@ class Locked(RunError):
     """Another process holds the lock."""
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock; True where that cannot be found out. The file is not changed."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False  # no lock file, no writer
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+    return True
+
+
 class RunLock:
     """Held from construction to `release`. The lock file stays, because removing it would be a race.
 

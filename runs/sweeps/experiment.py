@@ -298,7 +298,8 @@ class NoRuns(Unfinished):
 
 
 def _load_file(path: Path) -> Experiment:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that no import asks for: a file random.py must not replace the module.
+    spec = importlib.util.spec_from_file_location(f"experiment of {path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise RunError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
@@ -306,6 +307,11 @@ def _load_file(path: Path) -> Experiment:
     spec.loader.exec_module(module)
     if not isinstance(experiment := getattr(module, "EXPERIMENT", None), Experiment):
         raise RunError(f"{path} defines no EXPERIMENT")
+    import runs.experiments
+
+    ours = any(path.resolve().parent == Path(folder).resolve() for folder in runs.experiments.__path__)
+    if experiment.name in names() and not ours:
+        raise RunError(f"{path}: the name {experiment.name} is that of another experiment; give yours its own name")
     return replace(experiment, file=str(path))
 
 

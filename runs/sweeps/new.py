@@ -9,6 +9,7 @@ An existing file is not overwritten.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from runs.positionals import Name
 from runs.recording import RunError
 from runs.recording.files import failures_named
+from runs.sweeps.experiment import names
 
 TEMPLATE = '''"""Change the claim, the rule and the arms; `python -m runs run FILE --scale smoke` tries everything."""
 
@@ -66,6 +68,10 @@ class Args:
             raise ValueError(
                 f"an experiment's name has letters, digits, - and _ and begins with a letter, got {self.name!r}"
             )
+        if self.name.replace("_", "-") in names():
+            raise ValueError(f"there is an experiment {self.name} already; give yours its own name")
+        if importlib.util.find_spec(self.name.replace("-", "_")) is not None:
+            raise ValueError(f"{self.name} is the name of a Python module, which the file would hide; give another")
 
 
 def main(args: Args) -> None:

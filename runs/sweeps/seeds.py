@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.recording import RunError
+from runs.recording.directory import STATUS
 from runs.recording.terminal import tensorboard_command
 from runs.sweeps.experiment import Job
 from runs.sweeps.launcher import Local, available_cores, follow, make_slots
@@ -81,8 +82,7 @@ def run_seeds(args: Any, directories: Mapping[int, Path]) -> int:
     waiting = f", {len(slots)} at the same time" if len(slots) < len(jobs) else ""
     print(f"{len(jobs)} runs{waiting}, each on {args.device}:")
     print(*(f"  {job.id}: {job.directory}" for job in jobs), sep="\n")
-    looks = f"look at them with: {tensorboard_command({f's{job.seed}': job.directory for job in jobs})}"
-    print(looks, flush=True)
+    print(_looks(jobs), flush=True)
     progress = SeedProgress(jobs, sys.stdout)
     engine = Local(jobs, slots, 0, die_with_parent=sys.platform == "linux")
     code = follow(engine, progress, advice="the commands that resume the runs follow")
@@ -91,8 +91,15 @@ def run_seeds(args: Any, directories: Mapping[int, Path]) -> int:
             print(f"{job.id}: {'; '.join(summary)}")
     if code == 130:
         print(*_how_to_resume([job for job in jobs if progress.latest[job.id].state == "interrupted"]), sep="\n")
-    print(looks, flush=True)
+    if begun := [job for job in jobs if (job.directory / STATUS).exists()]:
+        print(_looks(begun))
+        pattern = str(begun[0].directory).replace(f"__s{begun[0].seed}__", "__s*__")
+        print(f"their mean and range: {shlex.quote(sys.executable)} -m runs board {shlex.quote(pattern)}", flush=True)
     return code
+
+
+def _looks(jobs: Sequence[Job]) -> str:
+    return f"look at them with: {tensorboard_command({f's{job.seed}': job.directory for job in jobs})}"
 
 
 def seed_jobs(argv: Sequence[str], directories: Mapping[int, Path], threads: int, gpus: float) -> list[SeedJob]:

@@ -130,7 +130,13 @@ class Branch:
         if args.directory is not None and args.directory.resolve() == self.directory.resolve():
             raise RunError(f"--directory {args.directory} is that of the run to branch from; give another, or none")
         for flag, (was, value) in self.changed.items():
-            honoured, why = rule(flag, now)
+            try:
+                honoured, why = rule(flag, now)
+            except KeyError:
+                raise RunError(
+                    f"{flag_of(flag)} cannot change in a branch: no rule says what that would mean; add one to "
+                    "HONOURED or REFUSED in runs/training/branching.py"
+                ) from None
             if not honoured:
                 raise RunError(f"{flag_of(flag)} cannot change in a branch, from {was!r} to {value!r}: {why}")
         self._check_shift()

@@ -254,6 +254,8 @@ class Session:
                     self._branch.load(name, part, state[name], updates=taken)
                 else:
                     part.load_state_dict(state[name])
+            if unknown := sorted(state.keys() - self._parts.keys() - {"counters", "generators"}):
+                raise ValueError(f"it has {', '.join(unknown)}, which the script does not keep")
             for name, generator in self._generators.items():
                 restore_rng(generator, state["generators"][name])
             counters = dict(state["counters"])

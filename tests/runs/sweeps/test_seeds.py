@@ -132,4 +132,4 @@ def test_a_script_trains_its_seeds_and_repeats_a_single_run(tmp_path):
     assert called("--seed", "2", "--directory", "alone").returncode == 0
     assert read_scalars(runs[1]) == read_scalars(tmp_path / "alone") != read_scalars(runs[0])
     refused = called("--seeds", "1", "1")
-    assert refused.returncode == 2 and "--seeds must be different numbers from 0 on, got 1 1" in refused.stderr
+    assert refused.returncode == 2 and "--seeds must be distinct and at least 0, got 1 1" in refused.stderr
