@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from runs import positionals
 from runs.recording import RunError, read_json
-from runs.sweeps.experiment import LOGS, REPOSITORY, Job, as_words, chosen, load, names, plan
+from runs.sweeps.experiment import LOGS, REPOSITORY, Job, as_words, chosen, load, names, plan, with_parents
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def run(args: RunArgs) -> int:
 
 
 def planned(selection: Selection) -> list[Job]:
-    """The selected jobs.
+    """The selected jobs, and those that they branch from.
 
     Raises:
         RunError: there is no such experiment, scale, arm or seed.
@@ -196,13 +196,17 @@ def planned(selection: Selection) -> list[Job]:
     jobs = [job for experiment in experiments for job in plan(experiment, selection.scale, logs)]
     _require("arm", selection.arms, {job.arm for job in jobs}, selection.scale)
     _require("seed", selection.seeds, {job.seed for job in jobs}, selection.scale)
-    return [
-        job for job in jobs if job.arm in (selection.arms or [job.arm]) and job.seed in (selection.seeds or [job.seed])
-    ]
+    return with_parents(
+        [
+            job
+            for job in jobs
+            if job.arm in (selection.arms or [job.arm]) and job.seed in (selection.seeds or [job.seed])
+        ]
+    )
 
 
 def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list[Job]:
-    """The jobs without those whose runs are in records of other machines.
+    """The jobs without those whose runs are in records of other machines, unless another branches from them.
 
     Raises:
         RunError: a record cannot be read, is of none of these experiments, or its runs had other flags; or nothing is
@@ -221,7 +225,7 @@ def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list
     left = [job for job in jobs if (job.experiment, key_of(job)) not in done]
     if not left:
         raise RunError("all these runs are in the records that --join names: nothing is left to run")
-    return left
+    return with_parents(left)
 
 
 def with_data_folder(jobs: Sequence[Job], folder: Path | None) -> list[Job]:

@@ -41,6 +41,9 @@ class Arm:
     """file name in agents/, without .py"""
     preset: str | None = None
     flags: Flags = field(default_factory=dict)
+    """`{"branch": "low@5000"}` continues the run of the arm `low` with the same task and seed from step 5,000 (without
+    @STEP from its end), and the other flags are those that change (docs/experiments.md, "Branch from a run"). The arm
+    `low` comes before this one, has the same script, and keeps a checkpoint of that step"""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,10 @@ class Job:
     gpus: float
     places: Flags = field(default_factory=dict)
     """flags that name places on this machine, such as data_folder; not part of the run's identity"""
+    parent: Job | None = None
+    """the run that it branches from, which must be finished first"""
+    branch_step: int | None = None
+    """the step of its parent at which it branches off; None is the end"""
 
     @property
     def log(self) -> Path:
@@ -203,7 +210,11 @@ class Job:
     def command(self) -> list[str]:
         """The command that starts it, in `folder`."""
         words = [sys.executable, str(Path("agents") / f"{self.script}.py"), *([self.preset] if self.preset else [])]
-        return [*words, *as_words(self.flags), *as_words(self.places), "--directory", str(self.directory)]
+        words += [*as_words(self.flags), *as_words(self.places)]
+        if self.parent is not None:
+            at = "" if self.branch_step is None else f"@{self.branch_step}"
+            words += ["--branch", f"{self.parent.directory}{at}"]
+        return [*words, "--directory", str(self.directory)]
 
     def resume_command(self) -> list[str]:
         """The command that resumes it from its checkpoint."""
@@ -323,7 +334,7 @@ def plan(experiment: Experiment, scale: str, logs: Path) -> list[Job]:
         scale: one of `experiment.scales`.
         logs: folder of the run directories.
     Raises:
-        RunError: there is no such scale.
+        RunError: there is no such scale, or an arm branches from a run that is not there.
     """
     if scale not in experiment.scales:
         raise RunError(f"{experiment.name} has no scale {scale}; it has {', '.join(experiment.scales)}")
@@ -332,14 +343,52 @@ def plan(experiment: Experiment, scale: str, logs: Path) -> list[Job]:
     jobs = []
     for seed in size.seeds:
         for world, world_flags in size.worlds.items():
+            siblings: dict[str, Job] = {}  # of this seed and task
             for arm in (size.instead.get(arm.name, arm) for arm in arms):
                 device = {"device": "cuda"} if size.gpus else {}
                 flags = {
                     **arm.flags, **size.flags, **size.by_arm.get(arm.name, {}), **world_flags, **device,
                     "seed": seed, "threads": size.threads, "exp_name": arm.name,
                 }  # fmt: skip
+                parent, step = _parent(experiment, scale, arm, flags.pop("branch", None), siblings)
                 run = f"{arm.name}{f'--{world}' if world else ''}-s{seed}"
                 words = (experiment.name, scale, arm.name, world, seed, arm.script, arm.preset, flags)
                 directory = logs / (size.folder or f"{experiment.name}/{scale}") / run
-                jobs.append(Job(f"{experiment.name}/{scale}/{run}", *words, directory, size.threads, size.gpus))
+                place = (directory, size.threads, size.gpus)
+                job = Job(f"{experiment.name}/{scale}/{run}", *words, *place, parent=parent, branch_step=step)
+                siblings[arm.name] = job
+                jobs.append(job)
     return jobs
+
+
+def _parent(
+    experiment: Experiment, scale: str, arm: Arm, branch: str | None, siblings: Mapping[str, Job]
+) -> tuple[Job | None, int | None]:
+    """The run that an arm branches from, and the step; (None, None) if it starts anew."""
+    if branch is None:
+        return None, None
+    name, at, step = branch.partition("@")
+    where = f"{experiment.name}, {scale}: the arm {arm.name} branches from {branch}"
+    if name not in siblings:
+        raise RunError(f"{where}, but no arm {name} comes before it")
+    if at and not step.isdecimal():
+        raise RunError(f"{where}: after @ comes a step, a whole number")
+    if siblings[name].script != arm.script:
+        raise RunError(f"{where}, a run of {siblings[name].script}, and is a run of {arm.script}")
+    if arm.preset:
+        raise RunError(f"{where}, so its flags come from there: it can have no preset, got {arm.preset}")
+    return siblings[name], int(step) if at else None
+
+
+def with_parents(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, and before each the runs that it branches from."""
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.parent is not None:
+            add(job.parent)
+        found.setdefault(job.id, job)
+
+    for job in jobs:
+        add(job)
+    return list(found.values())

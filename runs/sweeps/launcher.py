@@ -86,6 +86,8 @@ def _device(index: int) -> str:
 class Local:
     """The engine of this machine: one thread per slot, which takes the next job when it is free.
 
+    A job that branches from another one among them waits for it, while later jobs are taken.
+
     Args:
         jobs: what to run.
         slots: where.
@@ -94,11 +96,12 @@ class Local:
     """
 
     def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int, die_with_parent: bool = False):
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._level, self._retries, self._die_with_parent = 0, retries, die_with_parent
-        for job in jobs:
-            self._jobs.put(job)
+        self._waiting = list(jobs)
+        self._open = {job.id for job in jobs}  # not ended yet
+        self._failed: set[str] = set()
+        self._ended = threading.Condition()
         for slot in slots:
             threading.Thread(target=self._work, args=(slot,), daemon=True).start()
 
@@ -123,13 +126,31 @@ class Local:
         if slot.cores and hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # a container may forbid it
                 os.sched_setaffinity(0, slot.cores)  # on Linux for this thread only; its children inherit it
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._news.put(self._run(self._jobs.get_nowait(), slot))
+        while job := self._next():
+            news = self._run(job, slot)
+            with self._ended:
+                self._open.discard(job.id)
+                if news.state == "failed":
+                    self._failed.add(job.id)
+                self._ended.notify_all()
+            self._news.put(news)
+
+    def _next(self) -> Job | None:
+        """The next job that need not wait for another one; None when none is left."""
+        with self._ended:
+            while self._waiting:
+                for job in self._waiting:
+                    if job.parent is None or job.parent.id not in self._open:
+                        self._waiting.remove(job)
+                        return job
+                self._ended.wait()
+        return None
 
     def _run(self, job: Job, slot: Slot) -> News:
         if self._level:
             return News(job.id, "interrupted", "before it was started")
+        if job.parent is not None and job.parent.id in self._failed:
+            return News(job.id, "failed", f"it branches from {job.parent.id}, which failed")
         try:
             return run_job(
                 job,

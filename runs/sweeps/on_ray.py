@@ -44,7 +44,7 @@ class NewsBoard:
         return news
 
 
-def run_on_node(job: Job, retries: int, token: Path, content: str, board: Any) -> News:
+def run_on_node(job: Job, retries: int, token: Path, content: str, board: Any, parent: News | None = None) -> News:
     """The Ray task: run a job on this node.
 
     Args:
@@ -53,7 +53,11 @@ def run_on_node(job: Job, retries: int, token: Path, content: str, board: Any) -
         token: a file that the launcher wrote next to the run directories.
         content: its content; another one means that this node sees another file system.
         board: the actor that collects news.
+        parent: how the run ended that this one branches from; Ray starts the task when it is known.
     """
+    if parent is not None and parent.state != "finished":
+        why = f"it branches from {parent.job}, which {'failed' if parent.state == 'failed' else 'was interrupted'}"
+        return News(job.id, parent.state, why)
     host, node = platform.node(), _node_id()
     if not token.exists() or token.read_text(encoding="utf-8") != content:
         unseen = f"{host} does not share {token.parent} with the launcher: give --logs on a shared file system"
@@ -113,12 +117,13 @@ class OnRay:
         )
         self._board = ray.remote(NewsBoard).options(num_cpus=0, scheduling_strategy=this_node).remote()
         task = ray.remote(run_on_node)
-        self._jobs = {
-            task.options(name=job.id, num_cpus=job.threads, num_gpus=job.gpus or None, max_retries=_NODE_DEATHS).remote(
-                job, retries, self._token, content, self._board
-            ): job
-            for job in jobs
-        }
+        references: dict[str, Any] = {}
+        for job in jobs:  # a run comes before those that branch from it
+            needs = {"num_cpus": job.threads, "num_gpus": job.gpus or None, "max_retries": _NODE_DEATHS}
+            parent = references.get(job.parent.id) if job.parent else None
+            words = (job, retries, self._token, content, self._board, parent)
+            references[job.id] = task.options(name=job.id, **needs).remote(*words)
+        self._jobs = {references[job.id]: job for job in jobs}
         self._nodes: dict[str, str] = {}  # of running jobs
         self._stopping = False
 

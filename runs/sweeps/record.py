@@ -95,9 +95,10 @@ def key_of(job: Job | Measured) -> Key:
 
 
 def digest(job: Job) -> str:
-    """Eight digits that change with the job's script, preset or flags, whatever its seed."""
+    """Eight digits that change with the job's script, preset or flags, or its parent's, whatever its seed."""
     flags = {name: value for name, value in job.flags.items() if name != "seed"}
-    return hashlib.sha256(json.dumps([job.script, job.preset, flags], sort_keys=True).encode()).hexdigest()[:8]
+    parent = [] if job.parent is None else [digest(job.parent), job.branch_step]
+    return hashlib.sha256(json.dumps([job.script, job.preset, flags, *parent], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def digests(jobs: Sequence[Job]) -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from runs.analysis.curves import Scalars
 from runs.recording import RunError, read_json, read_scalars
+from runs.recording.directory import CONFIG, PROVENANCE
 from runs.sweeps.experiment import Experiment, Job, Measured, Result
 from runs.sweeps.run_job import inspect
 
@@ -22,8 +24,20 @@ def result_of(job: Job) -> Result | None:
     """
     if inspect(job).state != "finished":
         return None
-    config, scalars = read_json(job.directory / "config.json"), read_scalars(job.directory)
-    return Result(job.arm, job.world, job.seed, config, scalars)
+    return Result(job.arm, job.world, job.seed, read_json(job.directory / CONFIG), scalars_of(job))
+
+
+def scalars_of(job: Job) -> Scalars:
+    """What a run recorded; of a branch with what its parent recorded until then."""
+    own = read_scalars(job.directory)
+    if job.parent is None:
+        return own
+    branched = int(read_json(job.directory / PROVENANCE)["branch"]["step"])
+    before = {
+        tag: [(at, value) for at, value in points if at <= branched] for tag, points in scalars_of(job.parent).items()
+    }
+    joined = {tag: [*before.get(tag, ()), *own.get(tag, ())] for tag in [*before, *(own.keys() - before.keys())]}
+    return {tag: points for tag, points in joined.items() if points}
 
 
 def results_of(jobs: Sequence[Job]) -> dict[str, Result]:

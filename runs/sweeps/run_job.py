@@ -181,12 +181,26 @@ def _refuse_other_run(job: Job) -> None:
                 refuse("length (--extend)", session["extended"], "that of the plan")
     if (job.directory / CONFIG).exists():
         config = read_json(job.directory / CONFIG)
-        if config.get("branch") is not None:
-            refuse("branch", config["branch"], None)
+        if not _is_branch(job, recorded := config.get("branch")):
+            refuse("branch", recorded, _branch(job))
         for name, value in job.flags.items():
             recorded = _at(config, name)
             if recorded != _plain(value):
                 refuse(name, recorded, value)
+
+
+def _branch(job: Job) -> str | None:
+    """What the job branches from, in the form of config.json without the folder of runs, which may have moved."""
+    if job.parent is None:
+        return None
+    return job.parent.directory.name + ("" if job.branch_step is None else f"@{job.branch_step}")
+
+
+def _is_branch(job: Job, recorded: str | None) -> bool:
+    if recorded is None or job.parent is None:
+        return recorded is None and job.parent is None
+    name = Path(recorded).name  # always with a step
+    return name == _branch(job) or (job.branch_step is None and name.rpartition("@")[0] == _branch(job))
 
 
 def _at(config: Any, name: str) -> Any:
