@@ -3,12 +3,15 @@
 The same links work in a browser of the repository and on the site. A link to a file outside docs/ leads to its page:
 
 * CONTRIBUTING.md and CHANGELOG.md are pages of the site,
+* `docs/notebook.ipynb` is a page with its text, its code and its stored outputs,
 * `runs/results/` is its folder `results/`, files of numbers included,
 * a source file, or a folder, is a page of the site that shows it.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +22,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "runs" / "results"
-PAGES = {ROOT / "CONTRIBUTING.md": "contributing.md", ROOT / "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    ROOT / "CONTRIBUTING.md": "contributing.md",
+    ROOT / "CHANGELOG.md": "changelog.md",
+    DOCS / "notebook.ipynb": "notebook.md",
+}
 FENCE = re.compile(r"(^(`{3,})[^\n]*\n.*?^\2[ \t]*$)", re.M | re.S)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 WIDE = ("claims.md", "elr-cases.md")
@@ -58,6 +65,38 @@ def uri_of(path: Path) -> str:
     return f"source/{path.relative_to(ROOT).as_posix()}.md"
 
 
+def fenced(text: str, language: str) -> str:
+    """A text as fenced code."""
+    fence = "`" * (3 + max((len(run) for run in re.findall(r"`{3,}", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def notebook_page(notebook: str) -> str:
+    """The page of a notebook. In the metadata of a cell, `alt` is the alternative text of its picture, and `scrolled`
+    says that its printed lines are shown in a box.
+    """
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        source, metadata = "".join(cell["source"]), cell["metadata"]
+        parts.append(source if cell["cell_type"] == "markdown" else fenced(source, "python"))
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if output["output_type"] == "stream":
+                printed = fenced("".join(output["text"]), "text")
+                boxed = f'<div class="scrolled" markdown>\n\n{printed}\n</div>'
+                parts.append(boxed if "scrolled" in metadata else printed)
+            elif picture := data.get("image/png"):
+                alt = html.escape(metadata["alt"])
+                parts.append(f'<img alt="{alt}" src="data:image/png;base64,{"".join(picture.split())}">')
+    return "\n\n".join(parts) + "\n"
+
+
+def text_of(page: Path) -> str:
+    """A page as Markdown."""
+    text = page.read_text(encoding="utf-8")
+    return notebook_page(text) if page.suffix == ".ipynb" else text
+
+
 def shown(path: Path) -> str:
     """The page of a source file, or of a folder."""
     name = path.relative_to(ROOT).as_posix()
@@ -67,8 +106,7 @@ def shown(path: Path) -> str:
         listed = "\n".join(shows.format(one.relative_to(ROOT).as_posix(), one.name) for one in files)
         return f"{UNSEARCHED}# `{name}/`\n\n{listed}\n"
     text = path.read_text(encoding="utf-8")
-    fence = "`" * (3 + max((len(run) for run in re.findall(r"`{3,}", text)), default=0))
-    return f"{UNSEARCHED}# `{name}`\n\n{fence}{LANGUAGES.get(path.suffix, '')}\n{text}{fence}\n"
+    return f"{UNSEARCHED}# `{name}`\n\n{fenced(text, LANGUAGES.get(path.suffix, ''))}"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -76,9 +114,11 @@ def on_files(files: Files, config: Any) -> Files:
     written = [DOCS / file.src_uri for file in files.documentation_pages()]
     results = [path for path in sorted(RESULTS.iterdir()) if path.is_file()]
     for path in [*results, *PAGES]:
-        files.append(File.generated(config, uri_of(path), abs_src_path=str(path)))
+        notebook = path.suffix == ".ipynb"
+        source = {"content": text_of(path)} if notebook else {"abs_src_path": str(path)}
+        files.append(File.generated(config, uri_of(path), **source))
     pages = [*written, *PAGES, *(path for path in results if path.suffix == ".md")]
-    wanted = set().union(*(targets(page.read_text(encoding="utf-8"), page.parent) for page in pages))
+    wanted = set().union(*(targets(text_of(page), page.parent) for page in pages))
     sources: set[Path] = set()
     while missing := {one for one in wanted if uri_of(one).startswith("source/") and one.exists()} - sources:
         sources |= missing

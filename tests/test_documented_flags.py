@@ -17,6 +17,7 @@ from runs.sweeps.experiment import names
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS.append(ROOT / "docs" / "notebook.ipynb")
 SCRIPTS = sorted(path.stem for path in (ROOT / "agents").glob("*.py") if path.stem != "__init__")
 OTHERS = {  # of programs that are not ours
     "--help",
