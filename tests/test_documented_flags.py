@@ -35,6 +35,7 @@ FAMILIES = [
     "high-utd",
     "quick",
     "nap",
+    "replay",
     "fig2",
     "fig3",
     "fig4",
