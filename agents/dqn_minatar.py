@@ -10,9 +10,10 @@ The method is Algorithm 1 of Lyle et al. 2025 (arXiv:2507.20057, "the paper" bel
 weights, ask the trigger whether to re-warm (restart the learning-rate schedule), set the rate of the next update. The
 loop of `main` makes these calls in this order; `rewarming.step` is the last two. Normalize-and-project: 2407.01800.
 
-An agent step is a frame (no frame skip); an update is an optimiser step. Except for pauses after a change, updates =
-priming_updates + replay_ratio * (steps - learning_starts). The paper's high update-to-data arms make one update per
-step, four times Atari's usual number. In MinAtar one is usual, so their counterpart is --replay-ratio 4.
+An agent step is a frame of one environment (no frame skip); the steps of all environments are counted together. An
+update is an optimiser step. Except for pauses after a change, updates = priming_updates + replay_ratio * (steps -
+learning_starts). The paper's high update-to-data arms make one update per step, four times Atari's usual number. In
+MinAtar one is usual, so their counterpart is the preset replay-ratio-4.
 
 Deviations from Young & Tian (2019, arXiv:1903.03176): Adam instead of RMSProp, squared instead of Huber loss, minimal
 action sets (-v1), exploration that falls from the first step on (theirs: from step 5,000) to 0.05 (0.1), a target
@@ -58,7 +59,7 @@ from envs.pictures import Filming
 from envs.replay import TransitionMemory
 from envs.worlds import evaluation_world
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
-from runs.training import Returns, RunArgs, Session, require, require_not_negative, require_positive
+from runs.training import Returns, RunArgs, Session, require, require_multiples, require_not_negative, require_positive
 
 # ------------------------------------------------------------------------------------------------- hyperparameters
 
@@ -94,11 +95,13 @@ class Args(RunArgs):
     seed: int = 1
     """seed of every random stream"""
     total_timesteps: int = 1_000_000
-    """agent steps of the run"""
+    """agent steps of the run, summed over the environments"""
     learning_rate: float = 2.5e-4
     """Adam's rate; with a schedule, its peak"""
     adam_eps: float = 1e-8
     """Adam's epsilon"""
+    num_envs: int = 1
+    """environments that are stepped together"""
     buffer_size: int = 100_000
     """transitions kept in the replay memory"""
     learning_starts: int = 5_000
@@ -154,20 +157,18 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "total_timesteps learning_rate adam_eps buffer_size batch_size replay_ratio")
+        require_positive(self, "total_timesteps learning_rate adam_eps num_envs buffer_size batch_size replay_ratio")
         require_positive(self, "target_network_frequency exploration_steps eval_episodes log_every checkpoint_every")
         require_not_negative(self, "eval_every learning_starts priming_updates")
+        counted = "buffer_size learning_starts target_network_frequency eval_every log_every checkpoint_every"
+        require_multiples(self, counted, of="num_envs")
         require(0 <= self.end_e <= self.start_e <= 1, self, "end_e start_e", "need 0 <= end <= start <= 1")
         require(0 <= self.gamma < 1, self, "gamma", "must lie in [0, 1)")
         require(self.batch_size <= self.buffer_size, self, "batch_size buffer_size", "a batch must fit the memory")
-        require(
-            self.learning_starts < self.total_timesteps, self, "learning_starts total_timesteps", "leaves no update"
-        )
-        require(self.gradient != "explicit" or self.device == "cpu", self, "gradient device", "explicit needs a CPU")
+        require(self.learning_starts < self.total_timesteps, self, "learning_starts total_timesteps", "no update left")
         if self.priming_updates:
             require(self.learning_starts > 0, self, "priming_updates learning_starts", "there is nothing to learn from")
-            heard = self.rewarm.trigger == "cusum"
-            require(not heard, self, "priming_updates rewarm.trigger", "no new TD errors come while updates are made")
+            require(self.rewarm.trigger != "cusum", self, "priming_updates rewarm.trigger", "no TD errors in priming")
         if self.eval_every == 0:
             reject_unused("", self, ["eval_episodes", "record_video"], "with --eval-every 0")
         steps_per_update = 1 / self.replay_ratio
@@ -186,24 +187,23 @@ class Args(RunArgs):
             updates=self.updates(max(1, self.total_timesteps - self.learning_starts)) + self.priming_updates,
             activation=self.activation,
         )  # fmt: skip
-        watched = self.gradient == "explicit" and self.intervene.watches
-        require(not watched, self, "gradient intervene.methods", "continual-backprop needs the pass of autograd")
-        by_hand = self.gradient == "explicit" and self.activation != "relu"
-        require(not by_hand, self, "gradient activation", "the gradient written by hand is that of ReLU")
+        if self.gradient == "explicit":
+            require(self.device == "cpu", self, "gradient device", "explicit needs a CPU")
+            require(not self.intervene.watches, self, "gradient intervene.methods", "continual-backprop needs autograd")
+            require(self.activation == "relu", self, "gradient activation", "the one written by hand is that of ReLU")
         self.probe.check(size_is_read=self.nap.enabled)
         blind = self.rewarm.trigger == "cusum" and self.learning_starts == 0
         require(not blind, self, "learning_starts", "--rewarm.trigger cusum needs a TD error before the first update")
         shortest_task = min(self.shift.first_change or np.inf, self.shift.shortest_gap or np.inf)
         require(
-            not pauses or shortest_task > self.learning_starts, self, "learning_starts",
-            f"--switch (replay, fresh-agent) pauses updates for longer than a task of --shift, {shortest_task} steps",
+            not pauses or shortest_task >= self.learning_starts + self.num_envs, self, "learning_starts num_envs",
+            f"--switch (replay, fresh-agent) pauses updates for the whole of a task of --shift, {shortest_task} steps",
         )  # fmt: skip
         decays = self.switch.exploration == "keep" or self.start_e != self.end_e
         require(decays, self, "start_e end_e", "--switch.exploration restart changes nothing")
 
 
-NAP, CYCLIC = NapArgs(enabled=True), ScheduleArgs("cyclic")
-DECAY = ScheduleArgs("warmup-cosine", period_steps=200_000)
+NAP, CYCLIC, DECAY = NapArgs(enabled=True), ScheduleArgs("cyclic"), ScheduleArgs("warmup-cosine", period_steps=200_000)
 CHAIN: dict[str, Any] = {  # Breakout, Freeway, Space Invaders, twice; -v0: the same six actions in each
     "env_id": "MinAtar/Breakout-v0", "total_timesteps": 1_200_000,
     "shift": ShiftArgs("games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=200_000),
@@ -217,33 +217,32 @@ PRESETS = presets(
         "cyclic-annealed": ("three cycles, then the low rate", {"schedule": ScheduleArgs("cyclic-then-constant")}),
         "nap": ("normalize-and-project, constant high rate", {"nap": NAP}),
         "nap-cyclic": ("normalize-and-project, rate cycles", {"nap": NAP, "schedule": CYCLIC}),
-        "quickstart": (
-            "nap-cyclic on Breakout in a few minutes",
-            {
-                "nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
-                "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
-                "eval_every": 10_000, "probe": ProbeArgs(every=2_000, meter_every=500),  # enough points for a curve
-            },
-        ),
-        "adaptive": (
-            "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
-            {"nap": NAP, "schedule": ScheduleArgs("warmup-cosine"), "rewarm": RewarmArgs("cusum")},
-        ),
+        "quickstart":
+            ("nap-cyclic on Breakout in a few minutes",
+             {"nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
+              "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
+              "eval_every": 10_000, "probe": ProbeArgs(every=2_000, meter_every=500)}),  # enough points for a curve
+        "adaptive":
+            ("normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
+             {"nap": NAP, "schedule": ScheduleArgs("warmup-cosine"), "rewarm": RewarmArgs("cusum")}),
+        "replay-ratio-2": ("2 updates per agent step", {"replay_ratio": 2.0}),
+        "replay-ratio-4": ("4 updates per agent step", {"replay_ratio": 4.0}),
+        "replay-ratio-8": ("8 updates per agent step", {"replay_ratio": 8.0}),
+        "replay-ratio-2-nap": ("2 updates per agent step, normalize-and-project", {"replay_ratio": 2.0, "nap": NAP}),
+        "replay-ratio-4-nap": ("4 updates per agent step, normalize-and-project", {"replay_ratio": 4.0, "nap": NAP}),
+        "replay-ratio-8-nap": ("8 updates per agent step, normalize-and-project", {"replay_ratio": 8.0, "nap": NAP}),
         "chain-plain": ("three games in turn, twice: the agent does not react", CHAIN),
         "chain-fresh": ("the same games, a fresh agent for each", {"switch": SwitchArgs(fresh_agent=True), **CHAIN}),
-        "chain-reset": (
-            "the same games, network and Adam's moments reset at each change, the rest kept",
-            {"switch": SwitchArgs(intervention="reset", optimizer="reset"), **CHAIN},
-        ),
+        "chain-reset":
+            ("the same games, network and Adam's moments reset at each change, the rest kept",
+             {"switch": SwitchArgs(intervention="reset", optimizer="reset"), **CHAIN}),
         "chain-nap": ("the same games, normalize-and-project, constant rate", {"nap": NAP, **CHAIN}),
-        "chain-switch": (
-            "the same games, normalize-and-project, rate decays, re-warmed at each change",
-            {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
-        ),
-        "chain-cusum": (
-            "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
-            {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN},
-        ),
+        "chain-switch":
+            ("the same games, normalize-and-project, rate decays, re-warmed at each change",
+             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN}),
+        "chain-cusum":
+            ("the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
+             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN}),
         "chain-crelu": ("the same games, the agent of chain-plain with CReLU", {"activation": "crelu", **CHAIN}),
         **{
             f"chain-{name}": (
@@ -340,11 +339,11 @@ def main(args: Args) -> None:
     minibatch_rng, action_rng, reference_rng = map(run.generator, ("minibatch", "action", "intervene"))
 
     with one_line_errors():  # what a library refuses here becomes one line for the user; nothing is written yet
-        env = args.shift.world(args.env_id, 1)
+        env = args.shift.world(args.env_id, args.num_envs)
         # Both of one seed: the target begins as a copy.
         q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = FlatAdam(q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
-        replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape)
+        replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape, args.num_envs)
         by_autograd = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(by_autograd, q_network, target_network), partial(q_values, q_network)
         autograd = args.intervene.watches or args.activation == "crelu"
@@ -352,7 +351,7 @@ def main(args: Args) -> None:
             try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
                     q_network, target_network, by_autograd, q_values,
-                    gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size,
+                    gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size, num_envs=args.num_envs,
                 )  # fmt: skip
             except NotTheSame as error:
                 require(args.gradient == "auto", args, "gradient", str(error))
@@ -366,7 +365,7 @@ def main(args: Args) -> None:
         projection = args.nap.build(q_network, inputs=probe_obs, heads=["head"])
         schedule = args.schedule.build(args.learning_rate, args.updates)
         rewarming = args.rewarm.build(optimizer, schedule, args.updates)
-        recent = RecentTDErrors(args.gamma, on=args.rewarm.trigger == "cusum")  # the signal for CUSUM
+        recent = RecentTDErrors(args.gamma, args.num_envs, on=args.rewarm.trigger == "cusum")  # the signal for CUSUM
         meter, probe = args.probe.build(q_network, layers, optimizer, probe_obs, q_network.probed)
         methods = args.intervene.build(
             q_network, optimizer, projection, layers=q_network.probed, heads=["head"], inputs=probe_obs[:2],
@@ -379,12 +378,11 @@ def main(args: Args) -> None:
     origin = run.counters(exploration_step=0, learning_step=args.learning_starts, learning_updates=0)
     # What a checkpoint holds, besides random streams and counters: everything that has a state.
     run.keep(
-        q_network=q_network, target_network=target_network, optimizer=optimizer, replay=replay, env=env,
-        rewarming=rewarming, projection=projection, meter=meter, probe=probe, methods=methods, recent=recent,
-        returns=returns,
+        q_network=q_network, target_network=target_network, optimizer=optimizer, replay=replay, returns=returns,
+        env=env, rewarming=rewarming, projection=projection, meter=meter, probe=probe, methods=methods, recent=recent,
     )  # fmt: skip
     run.watch(q_network, optimizer)  # weights, gradients and moments, for `require_finite`
-    obs, _ = env.reset(seed=run.seed("env"))  # [1, C, 10, 10] uint8
+    obs, _ = env.reset(seed=run.seed("env"))  # [N, C, 10, 10] uint8
 
     def reference(count: int) -> Tensor:
         """Observations of the replay memory, for --intervene."""
@@ -439,19 +437,20 @@ def main(args: Args) -> None:
         evaluation_env = evaluation_world(env, args.eval_episodes, 10_000, around=filming.around)  # the current task
 
         while run.running():
-            # Act: epsilon-greedily.
+            # Act: epsilon-greedily, in each of the N environments.
             since = run.step - origin.exploration_step
             epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, since)
-            explore = action_rng.random() < epsilon
-            values = act(obs) if recent.on or not explore else None  # [1, A]
-            action = int(action_rng.integers(env.single_action_space.n)) if explore else int(values.argmax())
-            recent.act(values, action)
-            next_obs, rewards, terminated, truncated, infos = env.step(np.array([action]))
-            replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
+            exploring = np.flatnonzero(action_rng.random(args.num_envs) < epsilon)
+            values = act(obs) if recent.on or len(exploring) < args.num_envs else None  # [N, A]
+            actions = np.zeros(args.num_envs, np.int64) if values is None else values.argmax(1)
+            if len(exploring):
+                actions[exploring] = action_rng.integers(env.single_action_space.n, size=len(exploring))
+            recent.act(values, actions)
+            next_obs, rewards, terminated, truncated, infos = env.step(actions)
+            replay.add(obs, actions, rewards, infos.get("final_obs", next_obs), terminated)
             recent.step(rewards, terminated, truncated)
-            obs = next_obs
-            run.step += 1
-            returns.record(infos, truncated, run)  # if an episode ended
+            obs, run.step = next_obs, run.step + args.num_envs
+            returns.record(infos, truncated, run)  # of the episodes that ended
 
             # Learn: Algorithm 1 of arXiv:2507.20057, `replay_ratio` times per agent step.
             learned = run.step - origin.learning_step  # steps since learning began, below 0 before

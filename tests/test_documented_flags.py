@@ -36,6 +36,7 @@ FAMILIES = [
     "high-utd",
     "quick",
     "nap",
+    "replay",
     "fig2",
     "fig3",
     "fig4",

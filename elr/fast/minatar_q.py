@@ -202,6 +202,7 @@ def proved(
     gamma: float,
     double_q: bool,
     batch_size: int,
+    num_envs: int = 1,
 ) -> tuple[ExplicitGradient, Callable[[Array], Array]]:
     """Gradient and acting written out by hand, after comparing them with the script's own.
 
@@ -213,16 +214,17 @@ def proved(
         q_network, target_network: on a CPU; q_network's parameters have their .grad.
         reference: the script's update: (q_network, target_network, batch) -> loss, Q(s, a) [B]; writes every .grad.
         q_values: the script's values to act on: (network, obs [N, C, 10, 10]) -> Q [N, A].
+        num_envs: N, environments to act in.
     Returns:
         gradient: batch -> loss, Q(s, a) [B]; writes every .grad.
-        act: obs [1, C, 10, 10] -> Q [1, A].
+        act: obs [N, C, 10, 10] -> Q [N, A].
     Raises:
         NotTheSame: the architecture is another, or outputs or gradients differ.
     """
 
     def by_hand(online: Network, target: Network) -> tuple[ExplicitGradient, Callable[[Array], Array]]:
         gradient = ExplicitGradient(online, target, gamma=gamma, double_q=double_q, batch_size=batch_size)
-        return gradient, ExplicitQ(online, Windows(online.conv, 1)).forward
+        return gradient, ExplicitQ(online, Windows(online.conv, num_envs)).forward
 
     if any(True for network in (q_network, target_network) for _ in network.buffers()):
         raise NotTheSame("the network has buffers, which may change while it trains")
@@ -232,8 +234,8 @@ def proved(
             online, target = _shaken(q_network, scale), _shaken(target_network, scale)
             batch = _random_batch(online, batch_size, scale, seed)
             try:
-                explicit = _numbers(online, *by_hand(online, target), batch)
-                own = _numbers(online, partial(reference, online, target), partial(q_values, online), batch)
+                explicit = _numbers(online, *by_hand(online, target), batch, num_envs)
+                own = _numbers(online, partial(reference, online, target), partial(q_values, online), batch, num_envs)
             except Exception as error:  # of whatever kind: it is not the network that is written out here
                 raise NotTheSame(f"it does not fit the network ({type(error).__name__}: {error})") from error
         for name, a in own.items():
@@ -245,13 +247,13 @@ def proved(
 
 
 def _numbers(
-    network: Network, gradient: Callable[[Batch], Any], act: Callable[[Array], Any], batch: Batch
+    network: Network, gradient: Callable[[Batch], Any], act: Callable[[Array], Any], batch: Batch, num_envs: int
 ) -> dict[str, Tensor]:
     """Everything that is compared, by name, in double precision."""
     loss, q = gradient(batch)
     numbers = {"the loss": loss, "Q(s, a)": q}
     numbers |= {f"the gradient of {name}": p.grad.clone() for name, p in network.named_parameters()}
-    numbers["Q(s, .) of one state"] = act(batch[0][:1])
+    numbers["Q(s, .) to act on"] = act(np.resize(batch[0], (num_envs, *batch[0].shape[1:])))  # repeated if N > B
     return {name: torch.as_tensor(number, dtype=torch.float64) for name, number in numbers.items()}
 
 

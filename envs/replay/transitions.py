@@ -15,38 +15,53 @@ PARTS = ("obs", "actions", "rewards", "next_obs", "terminated")
 class TransitionMemory:
     """The last `capacity` transitions, sampled uniformly with replacement.
 
+    Slots are filled in the order of time, and within a step in the order of the environments.
+
     Args:
-        capacity: number of transitions.
+        capacity: number of transitions, a multiple of `num_envs`.
         obs_shape: shape of one observation of bytes, with one axis at least; MinAtar's is [C, 10, 10].
+        num_envs: N, environments stepped together.
+
+    Raises:
+        ValueError: num_envs is less than 1, or capacity is not a multiple of it.
     """
 
-    def __init__(self, capacity: int, obs_shape: Sequence[int]) -> None:
+    def __init__(self, capacity: int, obs_shape: Sequence[int], num_envs: int = 1) -> None:
+        if num_envs < 1 or capacity % num_envs:
+            raise ValueError(f"capacity must be a multiple of num_envs, got {capacity} and {num_envs}")
         self.obs = np.zeros((capacity, *obs_shape), dtype=np.uint8)
         self.next_obs = np.zeros_like(self.obs)
         self.actions = np.zeros(capacity, dtype=np.int64)
         self.rewards = np.zeros(capacity, dtype=np.float32)
         self.terminated = np.zeros(capacity, dtype=np.float32)
-        self.capacity, self.size, self.position = capacity, 0, 0
+        self.capacity, self.num_envs, self.size, self.position = capacity, num_envs, 0, 0
 
     def __len__(self) -> int:
         """Transitions held."""
         return self.size
 
     def add(
-        self, obs: NDArray[np.uint8], action: int, reward: float, next_obs: NDArray[np.uint8], terminated: bool
+        self,
+        obs: NDArray[np.uint8],
+        actions: NDArray[Any],
+        rewards: NDArray[Any],
+        next_obs: NDArray[np.uint8],
+        terminated: NDArray[Any],
     ) -> None:
-        """Keep one transition; a full memory overwrites its oldest one.
+        """Keep one transition of each environment; a full memory overwrites its oldest ones.
 
         Args:
-            obs: s_t [*obs_shape], what was acted on.
-            next_obs: s_{t+1}, of the same episode: where it ended, its last observation.
-            terminated: the return ends with this reward; False for a truncated episode, which bootstraps.
+            obs: s_t [N, *obs_shape], what was acted on.
+            actions: a_t [N].
+            rewards: r_t [N].
+            next_obs: s_{t+1} [N, *obs_shape], of the same episodes: where one ended, its last observation.
+            terminated: [N], the return ends with this reward; False for a truncated episode, which bootstraps.
         """
-        i = self.position
-        self.obs[i], self.actions[i], self.rewards[i] = obs, action, reward
+        i = slice(self.position, self.position + self.num_envs)  # never wraps: the capacity is a multiple
+        self.obs[i], self.actions[i], self.rewards[i] = obs, actions, rewards
         self.next_obs[i], self.terminated[i] = next_obs, terminated
-        self.position = (i + 1) % self.capacity
-        self.size = min(self.size + 1, self.capacity)
+        self.position = i.stop % self.capacity
+        self.size = min(self.size + self.num_envs, self.capacity)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> list[NDArray[Any]]:
         """obs [B, *obs_shape], actions [B], rewards [B], next_obs [B, *obs_shape], terminated [B] (0 or 1)."""
@@ -70,11 +85,14 @@ class TransitionMemory:
         """Continue from what `state_dict` returned.
 
         Raises:
-            ValueError: the state holds observations of another shape, or more transitions than this memory.
+            ValueError: the state holds observations of another shape, more transitions than this memory, or part of a
+                step of its environments.
         """
         shape = tuple(state["shape"])
         if shape[0] > self.capacity or shape[1:] != self.obs.shape[1:]:
             raise ValueError(f"the checkpoint's replay memory {shape} does not fit into {self.obs.shape}")
+        if state["position"] % self.num_envs:
+            raise ValueError(f"the checkpoint's replay memory does not fit {self.num_envs} environments")
         self.size, self.position = shape[0], state["position"]
         for name in PARTS:
             part, saved = getattr(self, name), state[name]

@@ -3,13 +3,14 @@
     git clone https://github.com/vwxyzjn/cleanrl
     python -m runs bench dqn --cleanrl cleanrl
 
-Both scripts learn MinAtar Breakout with the same network, batch and exploration, at one update per agent step and at
-one per four. Ours also projects, with its meter and probe on; the probe measures every 10,000 updates, so shorter runs
-do not include it. Runs alternate (CleanRL, ours, CleanRL, ours, ...), so that a machine that slows down slows both, and
-the ratio is taken within each pair. Start-up and the steps before learning starts are left out on both sides.
+Both scripts learn MinAtar Breakout with the same network, batch and exploration, at 1, 0.25, 2, 4 and 8 updates per
+agent step. The large ratios take most of the time; `--replay-ratios 1 0.25` leaves them out. Ours also projects, with
+its meter and probe on; the probe measures every 10,000 updates, so runs of fewer do not include it. Runs alternate
+(CleanRL, ours, CleanRL, ours, ...), so that a machine that slows down slows both, and the ratio is taken within each
+pair. Start-up and the steps before learning starts are left out on both sides.
 
 CleanRL's NumPy replay buffer, default Adam and TensorBoard logging are unchanged; runs/benchmarks/cleanrl.py says how
-its text is made to run.
+its text is made to run. It has no flag for ratios above 1: there, an edit repeats its update in each step.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Args:
     """agent steps per measurement, after learning has started"""
     repeats: int = 5
     """interleaved pairs per replay ratio"""
-    replay_ratios: tuple[float, ...] = (1.0, 0.25)
-    """updates per agent step; CleanRL supports 1/k"""
+    replay_ratios: tuple[float, ...] = (1.0, 0.25, 2.0, 4.0, 8.0)
+    """updates per agent step, k or 1/k for a whole number k"""
     learning_starts: int = 1000
     """agent steps before the first update, which are not measured"""
     threads: int = 1
@@ -76,7 +77,7 @@ class Args:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         for ratio in self.replay_ratios:
-            train_frequency(ratio)
+            cadence(ratio)
 
 
 class MinAtarQNetwork(nn.Module):
@@ -105,24 +106,32 @@ class MinAtarQNetwork(nn.Module):
         return self.network(obs.permute(0, 3, 1, 2).float())
 
 
-def train_frequency(replay_ratio: float) -> int:
-    """Agent steps per update, which is CleanRL's form of 1 / replay_ratio.
+def cadence(replay_ratio: float) -> tuple[int, int]:
+    """CleanRL's form of the ratio: agent steps from one update to the next, and updates at once. One of them is 1.
 
     Raises:
-        ValueError: the ratio is not 1/k for a whole k.
+        ValueError: the ratio is neither k nor 1/k for a whole k.
     """
-    frequency = round(1 / replay_ratio) if replay_ratio > 0 else 0
-    if frequency < 1 or not math.isclose(frequency * replay_ratio, 1.0):
+    fits = 0 < replay_ratio < math.inf
+    if fits:
+        steps, updates = max(1, round(1 / replay_ratio)), max(1, round(replay_ratio))
+        fits = math.isclose(updates / steps, replay_ratio)
+    if not fits:
         raise ValueError(
-            f"--replay-ratios must be 1/k (1, 0.5, 0.25, ...), as CleanRL updates every k steps, got {replay_ratio}"
+            "--replay-ratios must be k or 1/k for a whole number k (8, 1, 0.25, ...), as CleanRL's script makes k "
+            f"updates in each step or one every k steps, got {replay_ratio}"
         )
-    return frequency
+    return steps, updates
 
 
-def substitutions(threads: int) -> tuple[Substitution, ...]:
-    """The edits that make CleanRL's dqn.py run on Gymnasium 1.x and MinAtar, and time itself."""
+def substitutions(threads: int, updates: int = 1) -> tuple[Substitution, ...]:
+    """The edits that make CleanRL's dqn.py run on Gymnasium 1.x and MinAtar, time itself, and make several updates at
+    once."""
     set_threads = f"\ntorch.set_num_threads({threads})" if threads else ""
+    # The updates of a step that CleanRL logs are all logged: one in a hundred, as at ratio 1.
+    several = "if global_step % args.train_frequency == 0:", f"for _ in range({updates}):"
     return (
+        *([Substitution("updates in a step", *several)] if updates > 1 else []),
         Substitution(
             "imports, registration and threads",
             "from cleanrl_utils.buffers import ReplayBuffer",
@@ -158,8 +167,9 @@ def measure_cleanrl(args: Args, replay_ratio: float) -> float:
     text = (args.cleanrl / "cleanrl" / "dqn.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "cleanrl_dqn.py"
-        script.write_text(substitute(text, substitutions(args.threads)), encoding="utf-8")
-        flags = ["--train-frequency", str(train_frequency(replay_ratio)), *SHARED_FLAGS]
+        frequency, updates = cadence(replay_ratio)
+        script.write_text(substitute(text, substitutions(args.threads, updates)), encoding="utf-8")
+        flags = ["--train-frequency", str(frequency), *SHARED_FLAGS]
         flags += ["--learning-starts", str(args.learning_starts)]
         flags += ["--total-timesteps", str(args.learning_starts + 1 + args.steps)]
         return timed_rate(run_script([script, *flags], Path(name), child_environment(args.threads, args.cleanrl)))

@@ -98,10 +98,12 @@ class Agent(NamedTuple):
 
     def play(self, obs: Any, rng: np.random.Generator) -> Any:
         """One agent step; a tenth of them are random. Returns the next observation."""
-        actions = int(self.env.single_action_space.n)
-        action = int(self.act(obs).argmax()) if rng.random() > 0.1 else int(rng.integers(actions))
-        next_obs, rewards, terminated, _, infos = self.env.step(np.array([action]))
-        self.replay.add(obs[0], action, rewards[0], infos.get("final_obs", next_obs)[0], terminated[0])
+        if rng.random() > 0.1:
+            actions = self.act(obs).argmax(1)
+        else:
+            actions = rng.integers(self.env.single_action_space.n, size=1)
+        next_obs, rewards, terminated, _, infos = self.env.step(actions)
+        self.replay.add(obs, actions, rewards, infos.get("final_obs", next_obs), terminated)
         return next_obs
 
 

@@ -52,12 +52,13 @@ def require_share(args: Any, names: str) -> None:
 
 
 def require_multiples(args: Any, names: str, of: str) -> None:
-    """Each of these must be a multiple of the flag `of`."""
-    for name in names.split():
-        if value_of(args, name) % value_of(args, of):
-            raise ValueError(
-                f"{flag(name)} {value_of(args, name)} must be a multiple of {flag(of)} {value_of(args, of)}"
-            )
+    """Each of these must be a multiple of the flag `of`; the message names all that are not."""
+    wrong = [
+        f"{flag(name)} {value_of(args, name)}" for name in names.split() if value_of(args, name) % value_of(args, of)
+    ]
+    if wrong:
+        what = "a multiple" if len(wrong) == 1 else "multiples"
+        raise ValueError(f"{' and '.join(wrong)} must be {what} of {flag(of)} {value_of(args, of)}")
 
 
 def require_threads(args: Any) -> None:

@@ -17,7 +17,17 @@ from elr.fast.flat_adam import FlatAdam
 from elr.interventions.flags import Q_BASELINES
 from envs.minatar import MinAtarVectorEnv
 from envs.replay import TransitionMemory
-from runs.recording import NonFiniteError, Run, RunError, load_checkpoint, parse, read_scalars, read_status
+from runs.recording import (
+    NonFiniteError,
+    Run,
+    RunError,
+    config_from_dict,
+    config_to_dict,
+    load_checkpoint,
+    parse,
+    read_scalars,
+    read_status,
+)
 from tests.agents import scripts
 
 SHORT = {"total_timesteps": 900, "learning_starts": 200, "buffer_size": 500, "eval_every": 400, "eval_episodes": 2}
@@ -43,23 +53,25 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
     network, target = QNetwork(4, 3), QNetwork(4, 3)
     target.load_state_dict(network.state_dict())
     adam = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
-    env, memory, returns, updates = MinAtarVectorEnv(args.env_id, 1), [], [], 0
+    env, memory, returns, updates = MinAtarVectorEnv(args.env_id, args.num_envs), [], [], 0
     obs, _ = env.reset(seed=env_seed)
-    for step in range(args.total_timesteps):
+    for step in range(0, args.total_timesteps, args.num_envs):
         epsilon = args.start_e + (args.end_e - args.start_e) * min(step / args.exploration_steps, 1)
-        if action_rng.random() < epsilon:
-            action = int(action_rng.integers(3))
-        else:
-            with torch.no_grad():
-                action = int(network(torch.from_numpy(obs)).argmax())
-        next_obs, reward, terminated, _, infos = env.step(np.array([action]))
-        true_next = infos.get("final_obs", next_obs)
-        memory.append((obs[0], action, np.float32(reward[0]), true_next[0], np.float32(terminated[0])))
+        explores = [action_rng.random() < epsilon for _ in range(args.num_envs)]
+        drawn = [int(action_rng.integers(3)) if random else None for random in explores]
+        with torch.no_grad():
+            greedy = network(torch.from_numpy(obs)).argmax(1).tolist()
+        actions = [best if random is None else random for best, random in zip(greedy, drawn, strict=True)]
+        next_obs, reward, terminated, _, infos = env.step(np.array(actions))
+        true_next, after = infos.get("final_obs", next_obs), step + args.num_envs
+        for i, action in enumerate(actions):
+            memory.append((obs[i], action, np.float32(reward[i]), true_next[i], np.float32(terminated[i])))
+            if "episode" in infos and infos["_episode"][i]:
+                returns.append((after, float(infos["episode"]["r"][i])))
         obs = next_obs
-        if "episode" in infos:
-            returns.append((step + 1, float(infos["episode"]["r"][0])))
-        priming = args.priming_updates if step + 1 == args.learning_starts else 0
-        for _ in range(priming + (step + 1 > args.learning_starts)):
+        priming = args.priming_updates if after == args.learning_starts else 0
+        new = args.num_envs * int(args.replay_ratio) if after > args.learning_starts else 0
+        for _ in range(priming + new):
             chosen = [memory[i] for i in minibatch_rng.integers(len(memory), size=args.batch_size)]
             o, a, r, n, d = (torch.from_numpy(np.stack(column)) for column in zip(*chosen, strict=True))
             with torch.no_grad():
@@ -71,17 +83,17 @@ def plain_dqn(args: Args, seeds) -> tuple[list[tuple[int, float]], QNetwork]:
             updates += 1
             if priming and updates % args.target_network_frequency == 0:
                 target.load_state_dict(network.state_dict())
-        if (step + 1) % args.target_network_frequency == 0:
+        if after % args.target_network_frequency == 0:
             target.load_state_dict(network.state_dict())
     return returns, network
 
 
-@pytest.mark.parametrize("priming", [0, 260])
-def test_all_off_is_the_plain_agent_bit_for_bit(priming, tmp_path):
-    """Also after many updates on the first steps alone."""
+@pytest.mark.parametrize(("num_envs", "ratio", "priming"), [(1, 1.0, 0), (1, 1.0, 260), (5, 1.0, 260), (5, 2.0, 0)])
+def test_all_off_is_the_plain_agent_bit_for_bit(num_envs, ratio, priming, tmp_path):
+    """In one environment and several, at one update per step and several; also after many updates at first."""
     args = short(
         tmp_path / "run", gradient="autograd", buffer_size=2000, target_network_frequency=100, exploration_steps=600,
-        checkpoint_every=900, priming_updates=priming,
+        checkpoint_every=900, priming_updates=priming, num_envs=num_envs, replay_ratio=ratio,
     )  # fmt: skip
     script.main(args)
     streams = np.random.SeedSequence(args.seed).spawn(5)
@@ -138,10 +150,11 @@ def test_crelu_trains_by_autograd_without_being_told_to(tmp_path, capsys):
     assert {"plasticity/dead_fraction/conv_relu", "elr/hidden"} <= set(recorded(tmp_path / "auto"))
 
 
-@pytest.mark.parametrize("ratio, updates", [(0.25, 175), (2.0, 1400)])
-def test_updates_per_step(ratio, updates, tmp_path):
+@pytest.mark.parametrize("ratio, num_envs, updates", [(0.25, 1, 175), (2.0, 1, 1400), (0.25, 5, 175), (2.0, 5, 1400)])
+def test_updates_per_step(ratio, num_envs, updates, tmp_path):
     probe, schedule = script.ProbeArgs(every=100, size=16), script.ScheduleArgs(kind="linear-decay", period_steps=700)
-    script.main(short(tmp_path / "r", replay_ratio=ratio, probe=probe, schedule=schedule, log_every=25))
+    changes = {"probe": probe, "schedule": schedule, "log_every": 25}
+    script.main(short(tmp_path / "r", replay_ratio=ratio, num_envs=num_envs, **changes))
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]["counters"]["updates"] == updates
     rates = recorded(tmp_path / "r")["charts/learning_rate"]
     assert len(rates) == updates // 25 and rates[-1][0] == 900
@@ -159,10 +172,51 @@ def test_measuring_changes_nothing(tmp_path):
     assert off == {tag: on[tag] for tag in off}
 
 
-def test_the_same_seed_repeats_the_run(tmp_path):
-    for name in "ab":
-        script.main(short(tmp_path / name, nap=NapArgs(enabled=True)))
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_the_same_seed_repeats_the_run_and_another_does_not(num_envs, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        script.main(short(tmp_path / name, nap=NapArgs(enabled=True), num_envs=num_envs, seed=seed))
     assert recorded(tmp_path / "a") == recorded(tmp_path / "b")
+    assert recorded(tmp_path / "a")["losses/td_loss"] != recorded(tmp_path / "c")["losses/td_loss"]
+
+
+def test_steps_of_several_environments_are_counted_together(tmp_path):
+    """Exploration, target network, records, evaluations and checkpoints are all due in agent steps."""
+    args = short(
+        tmp_path / "r", num_envs=5, total_timesteps=903, exploration_steps=600, log_every=50, probe=SMALL_PROBE
+    )
+    script.main(args)
+    scalars, saved = recorded(tmp_path / "r"), load_checkpoint(tmp_path / "r" / "checkpoint.pt")
+    assert saved["step"] == 905  # the first whole step of all environments with at least 903
+    assert [step for step, _ in scalars["eval/episodic_return"]] == [400, 800, 905]
+    epsilon = dict(scalars["charts/epsilon"])
+    assert sorted(epsilon) == list(range(50, 901, 50))
+    assert epsilon[300] == pytest.approx(1 - 0.95 * 295 / 600)  # before the step that made it 300
+    assert {step % 5 for rows in scalars.values() for step, _ in rows} == {0}
+    assert saved["state"]["counters"]["updates"] == 705
+    assert len({step for step, _ in scalars["charts/episodic_return"]}) > 10
+
+
+@pytest.mark.parametrize("gradient", ["explicit", "autograd"])
+def test_several_environments_act_on_their_own_observations(gradient, tmp_path, monkeypatch):
+    """Greedy actions are those that the network of this moment would take in each environment alone."""
+    seen, real = [], script.RecentTDErrors.act
+    monkeypatch.setattr(script.RecentTDErrors, "act", lambda self, *a: seen.append(a[1].copy()) or real(self, *a))
+    script.main(
+        short(
+            tmp_path / "r", num_envs=5, start_e=0.0, end_e=0.0, learning_rate=1e-30, gradient=gradient,
+            total_timesteps=400, eval_every=0, eval_episodes=10,
+        )
+    )  # fmt: skip
+    state = load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"]
+    replay = TransitionMemory(500, state["replay"]["shape"][1:], 5)
+    replay.load_state_dict(state["replay"])
+    network = QNetwork(4, 3)
+    network.load_state_dict(state["q_network"])
+    greedy = [int(script.q_values(network, replay.obs[i : i + 1]).argmax()) for i in range(400)]
+    assert replay.actions[:400].tolist() == np.concatenate(seen).tolist() == greedy
+    assert len(set(greedy)) > 1
+    assert not np.array_equal(replay.obs[395], replay.obs[396])
 
 
 def test_each_stream_decides_its_own_draws(tmp_path, monkeypatch):
@@ -236,7 +290,8 @@ def test_adaptive_rewarms_when_new_errors_jump(tmp_path, monkeypatch):
     assert events and 500 <= events[0] <= 510  # update 300 is step 500
 
 
-def test_recent_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_recent_errors_are_those_of_the_transitions_in_the_replay_memory(num_envs, tmp_path, monkeypatch):
     """With a network that does not learn, every error can be computed again from what was stored."""
     errors, real = [], script.RecentTDErrors.read
     monkeypatch.setattr(script.RecentTDErrors, "read", lambda self: (errors.append(list(self._errors)), real(self))[1])
@@ -244,6 +299,7 @@ def test_recent_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_pat
     script.main(
         short(
             tmp_path / "r", **(SHORT | steps), env_id="MinAtar/Breakout-v0", network="plain", exploration_steps=300,
+            num_envs=num_envs,
             shift=script.ShiftArgs(kind="games", games=("MinAtar/Asterix-v0",), at_steps=(333, 500)),
             schedule=script.ScheduleArgs(kind="warmup-cosine", period_steps=100, low=1e-31),
             rewarm=script.RewarmArgs(trigger="cusum", threshold=1e6, block=5, refractory=20),
@@ -259,10 +315,17 @@ def test_recent_errors_are_those_of_the_transitions_in_the_replay_memory(tmp_pat
         q, next_q = (network(torch.from_numpy(obs[:700])).numpy() for obs in (replay.obs, replay.next_obs))
     chosen = q[np.arange(700), replay.actions[:700]]
     expected = (replay.rewards[:700] + args.gamma * next_q.max(1) * (1 - replay.terminated[:700]) - chosen) ** 2
-    cut = {332, 499}  # the transitions that a change truncated
-    # The error of an episode's last step is known at once, that of any other with the step after it.
-    order = sorted((i if replay.terminated[i] else i + 1, i) for i in range(699) if i not in cut)
-    assert [e for some in errors for e in some] == pytest.approx([expected[i] for _, i in order], rel=1e-4, abs=1e-7)
+    ends = replay.terminated[:700].astype(bool)
+    # The transitions that a change truncated: those of the step that reaches 333, and of the one that reaches 500.
+    changed = {i for at in (333, 500) for i in range(700) if i // num_envs == (at - 1) // num_envs}
+    # The error of an episode's last step is known at once, that of any other when the agent acts again.
+    order = sorted(
+        (i // num_envs + (not ends[i]), bool(ends[i]), i)
+        for i in range(700)
+        if ends[i] or (i < 700 - num_envs and i not in changed)
+    )
+    known = [expected[i] for *_, i in order]
+    assert [e for some in errors for e in some] == pytest.approx(known, rel=1e-4, abs=1e-7)
     assert replay.terminated[:700].sum() > 5 and len({int(a) for a in replay.actions[:700]}) == 6
 
 
@@ -316,6 +379,16 @@ def test_updates_converts_steps_by_the_replay_ratio():
         (["--batch-size", "64", "--buffer-size", "32"], ["--batch-size", "--buffer-size"]),
         (["--replay-ratio", "0"], ["--replay-ratio"]),
         (["--replay-ratio", "nan"], ["--replay-ratio"]),
+        (["--num-envs", "0"], ["--num-envs"]),
+        (
+            ["--num-envs", "16"],
+            ["--learning-starts 5000 and --target-network-frequency 1000 and --log-every 1000", "--num-envs 16"],
+        ),
+        (["--num-envs", "3", "--log-every", "999"], ["--buffer-size 100000", "multiples of --num-envs 3"]),
+        (
+            ["chain-fresh", "--shift.every-steps", "5004", "--num-envs", "5"],
+            ["--learning-starts 5000", "--num-envs 5", "5004"],
+        ),
         (["--end-e", "0.5", "--start-e", "0.2"], ["--end-e", "--start-e"]),
         (["--total-timesteps", "4000"], ["--learning-starts", "--total-timesteps"]),
         (["--gamma", "1"], ["--gamma 1"]),
@@ -357,6 +430,12 @@ def test_conflicting_and_mistyped_flags_are_refused_by_name(flags, named, capsys
     assert all(name in message for name in named), message
 
 
+def test_a_run_from_before_several_environments_had_one():
+    config = config_to_dict(Args(seed=3))
+    del config["num_envs"]
+    assert config_from_dict(Args, config) == Args(seed=3, num_envs=1)
+
+
 def test_flags_that_are_not_in_use_are_not_judged():
     """--schedule.period-steps 50000 at this ratio is less than one update, but the rate is constant."""
     parse(Args, script.PRESETS, ["--replay-ratio", "1e-5"])
@@ -365,11 +444,16 @@ def test_flags_that_are_not_in_use_are_not_judged():
 def test_every_preset_parses_and_differs(capsys):
     parsed = {name: parse(Args, script.PRESETS, [name, "--seed", "5"]) for name in script.PRESETS}
     named = {"baseline", "low", "cyclic", "cyclic-annealed", "nap", "nap-cyclic", "adaptive", "quickstart"}
+    named |= {f"replay-ratio-{ratio}{more}" for ratio in (2, 4, 8) for more in ("", "-nap")}
     named |= {f"chain-{arm}" for arm in ("plain", "fresh", "reset", "nap", "switch", "cusum", "crelu", *Q_BASELINES)}
     assert set(parsed) == named
     assert all(args.seed == 5 and args.exp_name == name for name, args in parsed.items())
     assert len({repr(dataclasses.replace(args, exp_name="")) for args in parsed.values()}) == len(named)
     assert dataclasses.replace(parsed["baseline"], exp_name="dqn", seed=1) == Args()
+    for ratio in (2, 4, 8):
+        plain, projected = (parsed[f"replay-ratio-{ratio}{more}"] for more in ("", "-nap"))
+        assert dataclasses.replace(plain, exp_name="dqn", seed=1) == Args(replay_ratio=float(ratio))
+        assert dataclasses.replace(projected, exp_name="nap", replay_ratio=1.0) == parsed["nap"]
     quick = parsed["quickstart"]  # measures often enough that TensorBoard shows curves
     assert (quick.total_timesteps - quick.learning_starts) // quick.probe.every >= 20
     assert quick.total_timesteps // quick.eval_every >= 5

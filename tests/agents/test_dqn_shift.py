@@ -56,6 +56,30 @@ def test_a_chain_of_games_changes_at_its_steps(tmp_path):
         assert not memory.next_obs[change - 1, channels:].any() and memory.next_obs[change - 1, :channels].any()
 
 
+def test_several_environments_change_together_at_the_first_step_that_reaches_the_number(tmp_path):
+    """The pauses after it count from that step."""
+    shift = ShiftArgs(kind="games", games=("MinAtar/Freeway-v0", "MinAtar/Seaquest-v0"), at_steps=(122, 240))
+    scalars = run(tmp_path / "kept", shift=shift, num_envs=5, log_every=5)
+    assert scalars["shift/boundary"] == [(125, 1.0), (240, 1.0)]
+    assert scalars["shift/task"] == [(0, 0.0), (125, 1.0), (240, 2.0)]
+    memory = TransitionMemory(2000, (10, 10, 10), num_envs=5)
+    memory.load_state_dict(saved(tmp_path / "kept")["replay"])
+    for change, before, after in ((125, 4, 7), (240, 7, 10)):
+        last, first = slice(change - 5, change), slice(change, change + 5)
+        assert not memory.terminated[last].any()  # truncated: the targets bootstrap
+        assert not memory.next_obs[last, before:].any() and memory.next_obs[last, :before].any((1, 2, 3)).all()
+        assert memory.obs[first, before:after].any((1, 2, 3)).all()  # of the new game, in every environment
+    everything = SwitchArgs(replay="clear", exploration="restart")
+    cleared = run(tmp_path / "cleared", shift=shift, num_envs=5, log_every=5, switch=everything)
+    state = saved(tmp_path / "cleared")
+    assert state["replay"]["shape"][0] == 400 - 240
+    assert state["counters"]["updates"] == (125 - 40) + (240 - 165) + (400 - 280)
+    learned = [step for step, _ in cleared["losses/td_loss"]]
+    assert [step for step in learned if 115 < step < 175] == [120, 125, 170]
+    epsilon = rows(cleared, "charts/epsilon")
+    assert epsilon[130] == 1.0 and epsilon[165] == pytest.approx(1 - 0.95 * 35 / 160)
+
+
 def test_by_default_only_the_task_changes(tmp_path):
     """Updates and exploration continue, and the rate stays."""
     scalars = run(tmp_path / "r")
@@ -249,7 +273,12 @@ CUSUM = [
 ]
 
 
-@pytest.mark.parametrize("flags", [FLAGS, ["chain-cusum", *FLAGS[1:], *CUSUM]], ids=["switch", "cusum"])
+ON_CUSUM = ["chain-cusum", *FLAGS[1:], *CUSUM]
+
+
+@pytest.mark.parametrize(
+    "flags", [FLAGS, ON_CUSUM, [*ON_CUSUM, "--num-envs", "5"]], ids=["switch", "cusum", "several-environments"]
+)
 def test_killed_in_the_middle_of_a_task_and_resumed_is_bit_identical(tmp_path, flags):
     script_path = Path(script.__file__)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

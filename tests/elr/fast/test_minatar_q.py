@@ -153,12 +153,16 @@ def test_the_shipped_network_and_loss_pass(normalised, double_q, seed):
     prove(normalised=normalised, double_q=double_q)
 
 
-def test_what_is_proved_works_on_the_networks_themselves():
+@pytest.mark.parametrize("num_envs", [1, 5, 40])
+def test_what_is_proved_works_on_the_networks_themselves(num_envs):
+    """Also in more environments than there are transitions in a batch."""
     torch.manual_seed(0)
     online, target = learning(QNetwork(4, 3)), QNetwork(4, 3)
     weights = [p.detach().clone() for p in online.parameters()]
     reference = partial(td_gradient, gamma=0.9, double_q=False)
-    gradient, act = proved(online, target, reference, q_values, gamma=0.9, double_q=False, batch_size=32)
+    gradient, act = proved(
+        online, target, reference, q_values, gamma=0.9, double_q=False, batch_size=32, num_envs=num_envs
+    )
     assert all(torch.equal(a, b) for a, b in zip(weights, online.parameters(), strict=True))
     assert all(not p.grad.any() for p in online.parameters()), "the proof wrote gradients into the network"
     batch = [a.astype(np.float32) if a.dtype == np.float64 else a for a in random_batch()]
@@ -167,7 +171,8 @@ def test_what_is_proved_works_on_the_networks_themselves():
     reference(online, target, batch)
     for a, p in zip(found, online.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(act(batch[0][:1]), q_values(online, batch[0][:1]), rtol=1e-4, atol=1e-6)
+    obs = random_batch(size=num_envs, seed=2)[0]
+    np.testing.assert_allclose(act(obs), q_values(online, obs), rtol=1e-4, atol=1e-6)
 
 
 def test_the_proof_draws_nothing_from_the_global_generators():
@@ -282,7 +287,7 @@ def test_another_loss_is_not_the_same(update):
 
 
 def test_another_way_to_act_is_not_the_same():
-    with pytest.raises(NotTheSame, match="one state"):
+    with pytest.raises(NotTheSame, match="to act on"):
         prove(values=lambda network, obs: -q_values(network, obs))
 
 

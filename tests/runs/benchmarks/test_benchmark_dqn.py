@@ -1,6 +1,7 @@
 """The DQN benchmark's parsing, arithmetic and patching, with a miniature in place of CleanRL's script."""
 
 import itertools
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -40,9 +41,9 @@ def make_env(env_id, seed, i, video, name):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for flag in ("--env-id", "--train-frequency", "--batch-size", "--buffer-size", "--start-e", "--end-e"):
+    for flag in ("--env-id", "--batch-size", "--buffer-size", "--start-e", "--end-e"):
         parser.add_argument(flag)
-    for flag in ("--learning-starts", "--total-timesteps"):
+    for flag in ("--learning-starts", "--total-timesteps", "--train-frequency"):
         parser.add_argument(flag, type=int)
     args = parser.parse_args()
     args.seed, args.num_envs = 1, 1
@@ -52,7 +53,7 @@ if __name__ == "__main__":
     )
     q_network = QNetwork(envs)
     obs, _ = envs.reset(seed=args.seed)
-    returns, truncated = [], 0
+    returns, truncated, updates = [], 0, []
     for global_step in range(args.total_timesteps):
         actions = q_network(torch.Tensor(obs)).argmax(dim=1).numpy()
         obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -63,6 +64,9 @@ if __name__ == "__main__":
         for idx, trunc in enumerate(truncations):
             if trunc:
                 truncated += infos["final_observation"][idx].shape == (10, 10, 4)
+        if global_step > args.learning_starts:
+            if global_step % args.train_frequency == 0:
+                updates.append(global_step)
 """
 
 
@@ -172,12 +176,12 @@ def test_substitute_names_the_edit_that_does_not_match_once(text, count):
         helpers.substitute(text, [Substitution("the name", "a", "b")])
 
 
-@pytest.mark.parametrize("edit", dqn.substitutions(threads=1), ids=lambda edit: edit.name)
+@pytest.mark.parametrize("edit", dqn.substitutions(threads=1, updates=2), ids=lambda edit: edit.name)
 def test_every_substitution_is_needed_once(edit):
     assert MINIATURE.count(edit.old) == 1
     for damaged in (MINIATURE.replace(edit.old, ""), MINIATURE + edit.old):
         with pytest.raises(RunError, match="exactly once"):
-            helpers.substitute(damaged, dqn.substitutions(threads=1))
+            helpers.substitute(damaged, dqn.substitutions(threads=1, updates=2))
 
 
 def test_threads_are_set_only_if_given():
@@ -186,17 +190,21 @@ def test_threads_are_set_only_if_given():
     assert "set_num_threads" not in as_shipped
 
 
-def test_patched_dqn_script_runs_and_records_its_episodes(clone, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize(("ratio", "made"), [(0.25, 7), (1.0, 29), (2.0, 58), (8.0, 232)])
+def test_patched_dqn_script_runs_records_its_episodes_and_makes_its_updates(ratio, made, clone, monkeypatch, capsys):
     script = clone / "patched.py"
-    script.write_text(helpers.substitute(MINIATURE, dqn.substitutions(threads=1)))
+    frequency, updates = dqn.cadence(ratio)
+    script.write_text(helpers.substitute(MINIATURE, dqn.substitutions(threads=1, updates=updates)))
     flags = [*dqn.SHARED_FLAGS, "--learning-starts", "10", "--total-timesteps", "40"]
+    flags += ["--train-frequency", str(frequency)]
     monkeypatch.setattr(sys, "argv", [str(script), *flags])
     monkeypatch.syspath_prepend(clone)
     state = runpy.run_path(str(script), run_name="__main__")
     assert helpers.timed_rate(capsys.readouterr().out) > 0
     assert len(state["returns"]) >= 40 // 3 and all(np.ndim(value) == 0 for value in state["returns"])
     assert state["truncated"] >= 1  # final_obs was found; the unpatched key would raise
-    assert state["global_step"] == 39
+    assert state["global_step"] == 39 and len(state["updates"]) == made  # of the 29 steps after step 10
 
 
 # the network
@@ -225,15 +233,21 @@ def test_network_reads_channels_from_the_last_axis():
 # running and reporting
 
 
-@pytest.mark.parametrize(("ratio", "frequency"), [(1.0, 1), (0.5, 2), (0.25, 4), (1 / 3, 3)])
-def test_train_frequency(ratio, frequency):
-    assert dqn.train_frequency(ratio) == frequency
+@pytest.mark.parametrize(
+    ("ratio", "steps", "updates"), [(1.0, 1, 1), (0.5, 2, 1), (0.25, 4, 1), (1 / 3, 3, 1), (2.0, 1, 2), (8.0, 1, 8)]
+)
+def test_cadence(ratio, steps, updates):
+    assert dqn.cadence(ratio) == (steps, updates)
 
 
-@pytest.mark.parametrize("ratio", [0.0, -1.0, 2.0, 0.3])
-def test_train_frequency_refuses_what_cleanrl_cannot_do(ratio):
-    with pytest.raises(ValueError, match="must be 1/k"):
-        dqn.train_frequency(ratio)
+@pytest.mark.parametrize("ratio", [0.0, -1.0, 0.3, 0.75, 1.5, 2.5, math.inf, math.nan])
+def test_cadence_refuses_what_cleanrl_cannot_do(ratio):
+    with pytest.raises(ValueError, match=r"must be k or 1/k"):
+        dqn.cadence(ratio)
+
+
+def test_ratios_above_and_below_one_are_measured_by_default(clone):
+    assert set(Args(cleanrl=clone).replay_ratios) == {0.25, 1.0, 2.0, 4.0, 8.0}
 
 
 def test_args_refuse_a_directory_without_a_clone(tmp_path):
@@ -243,7 +257,7 @@ def test_args_refuse_a_directory_without_a_clone(tmp_path):
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"repeats": 0}, {"threads": -1}, {"replay_ratios": (0.3,)}])
 def test_args_refuse_bad_numbers(clone, bad):
-    with pytest.raises(ValueError, match=r"must be at least|must be 1/k"):
+    with pytest.raises(ValueError, match=r"must be at least|must be k or 1/k"):
         Args(cleanrl=clone, **bad)
 
 

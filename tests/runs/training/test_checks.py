@@ -62,6 +62,8 @@ def test_flags_that_do_not_go_together_are_named_together():
 def test_multiples():
     require_multiples(ARGS, "ten zero", of="one")
     assert message_of(require_multiples, ARGS, "ten one", of="ten") == "--one 1 must be a multiple of --ten 10"
+    both = "--one 1 and --one 1 must be multiples of --ten 10"
+    assert message_of(require_multiples, ARGS, "one ten one", of="ten") == both
 
 
 def test_threads_are_limited_by_the_cores_of_the_machine(monkeypatch):
