@@ -266,7 +266,7 @@ def main(args: Args) -> None:
     table = [
         row
         for name, (group, by_seed) in arms.items()
-        for row in rows(name, by_seed, fresh, group.config["shift.kind"] != "games")
+        for row in rows(name, by_seed, fresh, group.config.get("shift.kind") != "games")
     ]
     print(markdown(heads, table))
     if fresh is not None:

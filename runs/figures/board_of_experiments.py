@@ -15,8 +15,8 @@ from runs.sweeps.results import results_of
 def gathered(
     jobs: Sequence[Job], results: Mapping[str, Result], curve: str
 ) -> tuple[dict[str, dict[str, dict[str, Points]]], dict[str, Marks]]:
-    """Curves of the finished runs, {task: {"arm, n = 3": {tag: points}}}, of the tags that all seeds of an arm have, and
-    by task the changes to mark.
+    """Curves of the finished runs, {task: {"arm, n = 3": {tag: points}}}, of the tags that all seeds of an arm have;
+    and the changes to mark, by task.
     """
 
     def wanted(tag: str) -> bool:

@@ -1,7 +1,7 @@
 """Where the task changed, and how often arms were re-warmed, as lines of a TensorBoard page of arms.
 
-TensorBoard draws no vertical lines. The changes are a run of their own, with its own colour, that is in every chart: its
-line lies at the lowest value of the chart, with a peak up to the highest value at each change.
+TensorBoard draws no vertical lines. The changes are a run of their own, with its own colour, that is in every chart:
+its line lies at the lowest value of the chart, with a peak up to the highest value at each change.
 """
 
 from __future__ import annotations

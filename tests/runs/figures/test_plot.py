@@ -41,8 +41,10 @@ def test_curves_of_a_run(tmp_path):
 
 def test_labels_name_the_directory_only_where_needed(tmp_path):
     first, second = recorded(tmp_path / "run"), recorded(tmp_path / "b" / "run")
-    assert plot.labels([first]) == ["nap, seed 4"]
-    assert plot.labels([first, second]) == [f"nap, seed 4 ({first})", f"nap, seed 4 ({second})"]
+    config = {"exp_name": "nap", "seed": 4}
+    assert plot.labels([first], [config]) == ["nap, seed 4"]
+    assert plot.labels([first], [{}]) == ["run"]
+    assert plot.labels([first, second], [config, config]) == [f"nap, seed 4 ({first})", f"nap, seed 4 ({second})"]
 
 
 def test_picture_is_written_in_the_colours_of_all_pictures(tmp_path, monkeypatch):
