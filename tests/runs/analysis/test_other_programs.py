@@ -1,4 +1,4 @@
-"""Event files written by other programs' own code, against the commands: what works, and what is refused in one line."""
+"""Event files written by other programs' own code, and the commands: what works, and what is refused in one line."""
 
 import importlib
 import json
@@ -136,9 +136,11 @@ def test_a_folder_of_runs_is_told_where_they_are(runs, tmp_path):
 
 
 def test_unusual_tags_are_listed(tmp_path):
-    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter(str(tmp_path / "r"))
+    directory = str(tmp_path / "r")
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter(directory)
     writer.add_scalar("my/score", 1.0, 5)
     writer.close()
-    assert re.search(
-        "nothing that is usually drawn; name .* by --tags. It holds my/score", refused("plot", [str(tmp_path / "r")])
-    )
+    told = refused("plot", [directory])
+    assert re.search("nothing that is usually drawn; name .* by --tags. It holds my/score", told)
+    configured(tmp_path / "r", 1)
+    assert refused("around", [directory]).endswith(REFUSALS["around"])  # not asked for --tags, which would not help
