@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runs.analysis.events import PATTERN, Events, hyperparameters, read_events
+from runs.analysis.events import PATTERN, Events, event_files, hyperparameters, is_event_file, read_events
 from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
 from runs.recording.config import flat
 from runs.recording.directory import LOCK
@@ -90,9 +90,9 @@ def read_drawn(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Curve]]:
 
 
 def _read_events(path: Path) -> tuple[dict[str, Any], Events]:
-    if path.is_file() and not path.match(PATTERN):
+    if path.is_file() and not is_event_file(path):
         raise RunError(f"{path} is a file, but not an event file by its name ({PATTERN}): give run directories")
-    if path.is_dir() and not any(path.glob(PATTERN)):
+    if path.is_dir() and not event_files(path):
         inside = any(any(path.glob(f"*/{name}")) for name in (PATTERN, _TABLE))
         hint = f"; there are runs in {path / '*'}" if inside else ""
         raise RunError(f"{path} is not a run: it holds neither {_TABLE} nor event files ({PATTERN}){hint}")
@@ -117,9 +117,16 @@ def _from_events(path: Path) -> Recorded:
     end = max((int(steps.max()) for steps, _ in curves.values()), default=0)
     unfinished = "ends in the middle of a record: it is still running, or was killed" if events.cut else ""
     total = config.get("total_timesteps", 0)
-    if isinstance(total, int) and end < _WHOLE * total:
+    if isinstance(total, int) and end < min(_WHOLE * total, _whole_iterations(total, config)):
         unfinished = f"holds {end:,} of its {total:,} steps, so it is not finished"
     return Recorded(path, config, curves, end, unfinished)
+
+
+def _whole_iterations(total: int, config: Mapping[str, Any]) -> int:
+    """The last step of a run of CleanRL's PPO, which makes as many whole iterations as fit into its steps."""
+    size = [config.get(name) for name in ("num_envs", "num_steps")]
+    steps = size[0] * size[1] if all(isinstance(one, int) and one > 0 for one in size) else 1
+    return total // steps * steps if steps <= total else total
 
 
 def as_curve(points: Sequence[tuple[int, float]], path: Path) -> Curve:
