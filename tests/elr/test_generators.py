@@ -43,7 +43,7 @@ def of_moments(several):
 
 def of_projection(several):
     net = network()
-    projection = elr.Projection(net, heads=several("3"))
+    projection = elr.Projection(net, heads=several("3"), allow_scale_dependent=True)
     with torch.no_grad():
         net[0].weight.mul_(3)
     projection.step(0.1)
