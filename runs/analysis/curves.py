@@ -124,8 +124,8 @@ def _from_events(path: Path) -> Recorded:
 
 def _whole_iterations(total: int, config: Mapping[str, Any]) -> int:
     """The last step of a run of CleanRL's PPO, which makes as many whole iterations as fit into its steps."""
-    size = [config.get(name) for name in ("num_envs", "num_steps")]
-    steps = size[0] * size[1] if all(isinstance(one, int) and one > 0 for one in size) else 1
+    envs, steps = config.get("num_envs"), config.get("num_steps")
+    steps = envs * steps if isinstance(envs, int) and isinstance(steps, int) and envs * steps > 0 else 1
     return total // steps * steps if steps <= total else total
 
 

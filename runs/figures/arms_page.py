@@ -112,7 +112,7 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
 
 def banded(curves: Mapping[str, Points]) -> dict[str, Band]:
     """Mean, lowest and highest seed of each tag, at the steps where every seed has a value."""
-    bands = {}
+    bands: dict[str, Band] = {}
     for tag, (x, values) in curves.items():
         known = np.isfinite(values).all(axis=0)
         values = values[:, known]
@@ -122,7 +122,7 @@ def banded(curves: Mapping[str, Points]) -> dict[str, Band]:
 
 def marked(arms: Sequence[Mapping[str, Band]], changes: Sequence[int]) -> dict[str, Band]:
     """The line that marks the changes, in the chart of each tag whose values differ."""
-    bands = {}
+    bands: dict[str, Band] = {}
     for tag in dict.fromkeys(tag for arm in arms for tag in arm):
         drawn = [arm[tag] for arm in arms if tag in arm and len(arm[tag][0])]
         low = min((float(low.min()) for _, _, low, _ in drawn), default=0.0)

@@ -1,6 +1,7 @@
 """Draw scalars of finished or running runs over their steps: one panel per tag, one curve per run.
 
-RUN is a run directory, or one with TensorBoard event files of another program.
+RUN is a run directory, or one with TensorBoard event files of another program. Runs of several arms are coloured by
+their exp_name.
 
     python -m runs plot runs/logs/RUN_A runs/logs/RUN_B --tags charts/episodic_return elr/hidden --out curves.png
 
@@ -37,7 +38,8 @@ class Args:
     """Draw scalars of runs."""
 
     directories: Directories
-    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique"""
+    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique; one colour per arm
+    if there are several"""
     tags: tuple[str, ...] = ()
     """one panel each; default: see above"""
     out: Path = Path("curves.png")
@@ -86,6 +88,20 @@ def labels(directories: Sequence[Path], configs: Sequence[Mapping[str, Any]]) ->
     return [f"{s} ({d})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
 
 
+def by_arm(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each curve is called and coloured by: several runs of several arms by their exp_name, with all its seeds, as
+    "nap, seeds 1, 2". Otherwise each run by its own label.
+    """
+    arms = [str(c.get("exp_name", name)) for c, name in zip(configs, names, strict=True)]
+    if not 1 < len(set(arms)) < len(names):
+        return list(names)
+    seeds = {arm: [str(c.get("seed", "?")) for c, its in zip(configs, arms, strict=True) if its == arm] for arm in arms}
+    return [
+        f"{arm}, seeds {', '.join(seeds[arm])}" if len(seeds[arm]) > 1 else name
+        for arm, name in zip(arms, names, strict=True)
+    ]
+
+
 def curves(
     directory: Path, table: Mapping[str, Curve], tags: Sequence[str], window: int, until: int | None
 ) -> list[Curve]:
@@ -121,7 +137,8 @@ def main(args: Args) -> None:
     if not args.directories:
         raise RunError("there are no runs to draw: give run directories")
     read = [read_drawn(directory) for directory in args.directories]
-    names = labels(args.directories, [config for config, _ in read])
+    configs = [config for config, _ in read]
+    names = by_arm(labels(args.directories, configs), configs)
     looks = style.looks(names)
     tables = [table for _, table in read]
     if args.history:

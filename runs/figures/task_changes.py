@@ -57,9 +57,9 @@ def marks(arms: Mapping[str, Sequence[Mapping[str, Curve]]]) -> Marks:
             notes.append(f"{arm}: the changes of its task are not marked, its seeds have them at different steps")
         else:
             steps[arm] = longest
-    longest = max(steps.values(), key=len, default=())
-    if all(list(its) == [step for step in longest if step <= max(map(_end, arms[arm]))] for arm, its in steps.items()):
-        return Marks({NAME: longest} if longest else {}, notes)
+    common: Sequence[int] = max(steps.values(), key=len, default=[])
+    if all(list(its) == [step for step in common if step <= max(map(_end, arms[arm]))] for arm, its in steps.items()):
+        return Marks({NAME: common} if common else {}, notes)
     return Marks({f"{NAME} of {arm}": its for arm, its in steps.items()}, notes)
 
 
