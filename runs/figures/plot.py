@@ -38,8 +38,8 @@ class Args:
     """Draw scalars of runs."""
 
     directories: Directories
-    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique; one colour per arm
-    if there are several"""
+    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique; one
+    colour per arm if there are several"""
     tags: tuple[str, ...] = ()
     """one panel each; default: see above"""
     out: Path = Path("curves.png")
