@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ class Probe:
         self,
         network: nn.Module,
         inputs: Tensor,
-        layers: Sequence[str],
+        layers: Iterable[str],
         *,
         every: int,
         tau: float = 0.1,
@@ -257,7 +257,8 @@ def _digest(inputs: Tensor) -> str:
     return hashlib.sha256(f"{inputs.dtype}{tuple(inputs.shape)}".encode() + raw).hexdigest()
 
 
-def _modules_by_name(network: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+def _modules_by_name(network: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
+    layers = layers if isinstance(layers, str) else list(layers)  # a generator can be read once
     if isinstance(layers, str) or not layers:
         raise ValueError(f"layers={layers!r} must be a non-empty sequence of module names")
     if len(set(layers)) != len(layers):

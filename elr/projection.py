@@ -25,7 +25,7 @@ from elr.states import check_keys
 from elr.weights import choose
 
 
-def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None:
+def project_to_norms_(weights: Iterable[Tensor], norms: Iterable[float]) -> None:
     """Rescale each weight in place to its recorded Frobenius norm.
 
     W_l <- W_l * rho_l / ||W_l||_F,  rho_l = ||W_l(0)||_F   (arXiv:2507.20057, Eq. 2)
@@ -44,13 +44,14 @@ def project_to_norms_(weights: Sequence[Tensor], norms: Sequence[float]) -> None
 
     Deviation: none.
     """
+    weights, norms = list(weights), list(norms)  # generators can be read once
     if len(weights) != len(norms):
         raise ValueError(f"got {len(weights)} weights and {len(norms)} norms: give one norm per weight")
     require_positive(norms)
     Rescaling(weights, [None] * len(weights), norms).apply_()
 
 
-def project_gains_(gains: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> None:
+def project_gains_(gains: Iterable[Tensor], offsets: Iterable[Tensor | None]) -> None:
     """Rescale the gain and offset of each normalisation layer jointly, in place; does not wait for a device.
 
     (g, b) <- (g, b) * sqrt(d) / sqrt(||g||^2 + ||b||^2),  d = number of gains   (arXiv:2407.01800)
@@ -67,6 +68,7 @@ def project_gains_(gains: Sequence[Tensor], offsets: Sequence[Tensor | None]) ->
 
     Deviation: none.
     """
+    gains, offsets = list(gains), list(offsets)
     if len(gains) != len(offsets):
         raise ValueError(f"got {len(gains)} gains and {len(offsets)} offsets: give an offset or None for each gain")
     Rescaling(gains, offsets, gain_radii(gains)).apply_()

@@ -114,7 +114,6 @@ class ArrayVectorEnv(MinAtarVectorEnv):
                 self._streams[i] = np.random.RandomState(seed)
                 self._last_actions[i] = 0
         # Game and sticky actions draw from one stream, in the same order as in the package.
-        self._uniforms = [stream.random_sample for stream in self._streams]
         self._games.restart(np.ones(len(seeds), dtype=np.bool_))
         self._returns = np.zeros(len(seeds), dtype=np.float64)
         self._lengths = np.zeros(len(seeds), dtype=np.int64)
@@ -124,7 +123,7 @@ class ArrayVectorEnv(MinAtarVectorEnv):
     ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Play one action in every game; see `MinAtarVectorEnv.step`."""
         chosen = self._chosen(actions)
-        repeat = np.array([uniform() for uniform in self._uniforms]) < self._config["sticky_action_prob"]
+        repeat = np.array([stream.random_sample() for stream in self._streams]) < self._config["sticky_action_prob"]
         self._last_actions = np.where(repeat, self._last_actions, chosen)
         rewards, terminated = self._games.act(self._last_actions)
         self._returns += rewards

@@ -382,7 +382,6 @@ class _Seat:
     def _use_stream(self, stream: np.random.RandomState) -> None:
         # Game and sticky actions draw from one stream, in the same order as in the package.
         self.stream = self.game.random = stream
-        self._uniform = stream.random_sample
 
     def reset(self, seed: int | None) -> None:
         if seed is not None:
@@ -393,7 +392,7 @@ class _Seat:
         self.episode_length = 0
 
     def act(self, action: int) -> tuple[float, bool]:
-        if self._uniform() < self.sticky_action_prob:
+        if self.stream.random_sample() < self.sticky_action_prob:
             action = self.last_action
         self.last_action = action
         reward, terminal = self.game.act(action)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class ContinualBackprop:
     def __init__(
         self,
         network: nn.Module,
-        layers: Sequence[str],
+        layers: Iterable[str],
         inputs: Tensor,
         *,
         optimizer: torch.optim.Optimizer | None = None,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 
-def tensor_pairs(network: nn.Module, fresh: nn.Module, modules: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+def tensor_pairs(network: nn.Module, fresh: nn.Module, modules: Iterable[str]) -> list[tuple[Tensor, Tensor]]:
     """Every tensor of the named modules ("" is the whole network) with its counterpart in a network that matches."""
     _check_match(_tensors(network), _tensors(fresh))
     known = [name for name, module in network.named_modules(remove_duplicate=False) if _tensors(module)]
+    modules = modules if isinstance(modules, str) else list(modules)  # a generator can be read once
     if isinstance(modules, str) or not modules:
         raise ValueError(
             f"modules must be a list of names, got {modules!r}: give names such as {known[-1:]}, or None for all"

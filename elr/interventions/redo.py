@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class ReDo:
     def __init__(
         self,
         network: nn.Module,
-        layers: Sequence[str],
+        layers: Iterable[str],
         inputs: Tensor,
         *,
         optimizer: torch.optim.Optimizer | None = None,

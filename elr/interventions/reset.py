@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ def reset_(
     network: nn.Module,
     fresh: nn.Module,
     *,
-    modules: Sequence[str] | None = None,
+    modules: Iterable[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     moments: Moments = "keep",
 ) -> None:

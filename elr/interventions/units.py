@@ -9,7 +9,7 @@ name the units, and looks where they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class Hidden:
         return features.abs().mean(dim=self.other_dims)
 
 
-def hidden_units(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> list[Hidden]:
+def hidden_units(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> list[Hidden]:
     """The units of the named nonlinearities, found by sending numbers through the network.
 
     The nonlinearity's input must be the output of a linear or convolutional layer, with nothing but norm layers
@@ -78,6 +78,7 @@ def hidden_units(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> l
         ValueError: a name does not exist, or its units are not made and read in that way.
     """
     modules = dict(network.named_modules())
+    layers = layers if isinstance(layers, str) else list(layers)  # a generator can be read once
     if isinstance(layers, str) or not layers:
         raise ValueError(f"layers must be a list of names, got {layers!r}")
     if len(set(layers)) < len(layers):

@@ -91,8 +91,9 @@ def main(args: Args) -> None:
     """Read the runs, print the table."""
     table = []
     for group in read_groups(args.directories):
-        if (trigger := group.config["rewarm.trigger"]) != "cusum":
-            raise RunError(f"{group.name} has --rewarm.trigger {trigger}, which detects nothing: leave it out")
+        if (trigger := group.config.get("rewarm.trigger")) != "cusum":
+            has = f"has --rewarm.trigger {trigger}, which detects nothing" if trigger else "has no --rewarm.trigger"
+            raise RunError(f"{group.name} {has}: leave it out")
         runs = [(visits(run), [int(step) for step, _ in run.scalars.get("rewarm/event", ())]) for run in group.runs]
         table.append(row(group.name, runs, args.within))
     print(markdown(("arm", "n", "changes", "found", "delay", "chance", "false"), table))

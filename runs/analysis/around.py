@@ -134,6 +134,8 @@ def chosen(groups: Sequence[RunGroup], asked: Sequence[str]) -> list[str]:
         RunError: a run lacks one that is asked for, or all of TAGS.
     """
     runs = [run for one in groups for run in one.runs]
+    for run in runs:
+        spans(run)  # a run without changes is refused, whatever its numbers
     for tag in asked:
         for run in runs:
             if tag not in run.curves:

@@ -246,6 +246,20 @@ def draw(arms: Mapping[str, tuple[RunGroup, Mapping[int, Sequence[Visit]]]], out
     style.save(figure, [out])
 
 
+LEGEND = (
+    "start, end: mean return of the episodes that ended in the first and in the last tenth of the visit; drop: end of "
+    "the\nprevious visit - start; again: end - end of the first visit to this task. A dash: a seed has no such episode"
+)
+FRESH_LEGEND = (
+    "steps: until 90 % of the fresh agent's gain is reached (k/n: by k of n seeds); gap: the fresh agent's end - end"
+)
+
+
+def no_numbers(table: Sequence[Sequence[str]]) -> bool:
+    """Whether no row has a start or an end."""
+    return all(row[5] == row[6] == "–" for row in table)
+
+
 def main(args: Args) -> None:
     """Read the runs, print the tables, draw the picture."""
     arms = read(args.directories)
@@ -266,9 +280,16 @@ def main(args: Args) -> None:
     table = [
         row
         for name, (group, by_seed) in arms.items()
-        for row in rows(name, by_seed, fresh, group.config["shift.kind"] != "games")
+        for row in rows(name, by_seed, fresh, group.config.get("shift.kind") != "games")
     ]
     print(markdown(heads, table))
+    print(LEGEND if fresh is None else f"{LEGEND}\n{FRESH_LEGEND}")
+    if no_numbers(table):
+        print(
+            "No arm has numbers: in no tenth at the start or end of a visit did an episode end in every seed. Make the "
+            "visits longer than an episode, or run more environments"
+        )
+    print()
     if fresh is not None:
         heads = ("arm", "n", "share", "least", f"minus {args.against}".strip(), "differs")
         shares = share_rows({name: by_seed for name, (_, by_seed) in arms.items()}, fresh, args.against)

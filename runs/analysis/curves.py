@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runs.analysis.events import PATTERN, hyperparameters, read_events
+from runs.analysis.events import PATTERN, Events, event_files, hyperparameters, is_event_file, read_events
 from runs.recording import RunError, read_json, read_scalars, read_status, require_whole
 from runs.recording.config import flat
 from runs.recording.directory import LOCK
@@ -61,7 +61,7 @@ def read_run(directory: Path) -> Recorded:
     Raises:
         RunError: it is none of these, has no configuration, or its files are damaged or have lost lines.
     """
-    if any((directory / name).exists() for name in (_TABLE, *_OURS)):
+    if is_ours(directory):
         config = read_json(directory / _CONFIG)
         status = read_status(directory)
         if finished := status["status"] == "finished":
@@ -69,30 +69,64 @@ def read_run(directory: Path) -> Recorded:
         unfinished = "" if finished else f"is {status['status']}, not finished"
         stopped = status["status"] in ("interrupted", "failed") or not is_held(directory / LOCK)
         return Recorded(directory, flat(config), read_table(directory), int(status["step"]), unfinished, stopped)
-    if directory.is_file() and not directory.match(PATTERN):
-        raise RunError(f"{directory} is a file, but not an event file by its name ({PATTERN}): give run directories")
-    if directory.is_dir() and not any(directory.glob(PATTERN)):
-        raise RunError(f"{directory} is not a run: it holds neither {_TABLE} nor event files ({PATTERN})")
     return _from_events(directory)
 
 
-def _from_events(path: Path) -> Recorded:
+def is_ours(directory: Path) -> bool:
+    """Whether it is a run directory of ours, even if it has lost its table."""
+    return any((directory / name).exists() for name in (_TABLE, *_OURS))
+
+
+def read_drawn(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Curve]]:
+    """What a picture of one run needs: its configuration, which is empty if event files have none, and its curves.
+
+    Raises:
+        RunError: as `read_run`, except that an unfinished table may be damaged at its end.
+    """
+    if is_ours(path):
+        return flat(read_json(path / _CONFIG)), read_table(path)
+    config, events = _read_events(path)
+    return config, _curves(events, path)
+
+
+def _read_events(path: Path) -> tuple[dict[str, Any], Events]:
+    if path.is_file() and not is_event_file(path):
+        raise RunError(f"{path} is a file, but not an event file by its name ({PATTERN}): give run directories")
+    if path.is_dir() and not event_files(path):
+        inside = any(any(path.glob(f"*/{name}")) for name in (PATTERN, _TABLE))
+        hint = f"; there are runs in {path / '*'}" if inside else ""
+        raise RunError(f"{path} is not a run: it holds neither {_TABLE} nor event files ({PATTERN}){hint}")
     events = read_events(path)
     folder = path if path.is_dir() else path.parent
     written = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else hyperparameters(events.texts)
-    if not written:
+    return flat(written), events
+
+
+def _curves(events: Events, path: Path) -> dict[str, Curve]:
+    return {tag: as_curve(points, path) for tag, points in events.scalars.items() if points}
+
+
+def _from_events(path: Path) -> Recorded:
+    config, events = _read_events(path)
+    if not config:
         raise RunError(
             f"{path} has no configuration: neither {_CONFIG} nor a text 'hyperparameters' like CleanRL's. Write a "
             f"{_CONFIG} with exp_name, seed and env_id next to it"
         )
-    config = flat(written)
-    curves = {tag: as_curve(points, path) for tag, points in events.scalars.items() if points}
+    curves = _curves(events, path)
     end = max((int(steps.max()) for steps, _ in curves.values()), default=0)
     unfinished = "ends in the middle of a record: it is still running, or was killed" if events.cut else ""
     total = config.get("total_timesteps", 0)
-    if isinstance(total, int) and end < _WHOLE * total:
+    if isinstance(total, int) and end < min(_WHOLE * total, _whole_iterations(total, config)):
         unfinished = f"holds {end:,} of its {total:,} steps, so it is not finished"
     return Recorded(path, config, curves, end, unfinished)
+
+
+def _whole_iterations(total: int, config: Mapping[str, Any]) -> int:
+    """The last step of a run of CleanRL's PPO, which makes as many whole iterations as fit into its steps."""
+    envs, steps = config.get("num_envs"), config.get("num_steps")
+    steps = envs * steps if isinstance(envs, int) and isinstance(steps, int) and envs * steps > 0 else 1
+    return total // steps * steps if steps <= total else total
 
 
 def as_curve(points: Sequence[tuple[int, float]], path: Path) -> Curve:

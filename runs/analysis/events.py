@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PATTERN = "*tfevents*"
 """names of event files, as TensorBoard finds them"""
+_NO_EVENTS = ("~", ".swp", ".part", ".filepart", ".crdownload", ".tmp")
+"""ends of the names of what lies next to event files: backups of editors, copies under way"""
 
 _HYPERPARAMETERS = (
     "hyperparameters/text_summary",
@@ -54,6 +56,18 @@ class Events:
     cut: bool = False
 
 
+def event_files(directory: Path) -> list[Path]:
+    """The event files directly in a directory, in the order of their names. Hidden files, such as macOS's `._*` and
+    what rsync has not finished, are none, nor are backups and partial copies.
+    """
+    return sorted(p for p in directory.glob(PATTERN) if is_event_file(p))
+
+
+def is_event_file(path: Path) -> bool:
+    """Whether a file is an event file by its name."""
+    return path.match(PATTERN) and not path.name.startswith(".") and not path.name.endswith(_NO_EVENTS)
+
+
 def read_events(path: Path) -> Events:
     """Read an event file, or all event files directly in a directory.
 
@@ -65,7 +79,7 @@ def read_events(path: Path) -> Events:
         RunError: there is no event file, or one is damaged: a checksum is wrong, or a record is not an event.
     """
     path = Path(path)
-    files = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
+    files = event_files(path) if path.is_dir() else [path]
     if not files:
         raise RunError(f"{path} holds no event file ({PATTERN})")
     events = Events()
@@ -82,7 +96,8 @@ def read_events(path: Path) -> Events:
 def hyperparameters(texts: dict[str, str]) -> dict[str, Any]:
     """The configuration that CleanRL records: a Markdown table |param|value| as a text named hyperparameters.
 
-    Numbers, True, False and None are converted; everything else, also a list, stays text. Empty without such a text.
+    True, False, None and numbers as Python prints them are converted. Everything else stays text: lists, and names such
+    as 007, 1e5 and 2024_01_15. Empty without such a text.
     """
     text = next((texts[tag] for tag in _HYPERPARAMETERS if tag in texts), "")
     rows = re.findall(r"^\|([^|\n]*)\|(.*)\|\s*$", text, re.M)[2:]  # after the head and the rule below it
@@ -95,9 +110,11 @@ def _plain(text: str) -> Any:
         return words[text]
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if repr(number) == text:
+            return number
     return text
 
 

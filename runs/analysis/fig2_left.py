@@ -84,6 +84,8 @@ def read_runs(directories: Sequence[Path]) -> dict[Setting, list[Points]]:
     by_setting: dict[Setting, list[Points]] = {}
     seeds: set[tuple[Setting, int]] = set()
     for directory in directories:
+        if not (directory / "scalars.csv").exists():
+            raise RunError(f"{directory} is not a run of agents/grokking.py: it has no scalars.csv")
         curve = read_scalars(directory).get("test/accuracy")
         if not curve:
             raise RunError(f"{directory} has recorded no test/accuracy")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runs.analysis.events import PATTERN
+from runs.analysis.events import PATTERN, event_files, is_event_file
 from runs.recording import RunError
 
 _FILES = ("scalars.csv", "status.json")
@@ -15,7 +15,7 @@ _FILES = ("scalars.csv", "status.json")
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run of ours, or event files of another program."""
-    return any((path / name).exists() for name in _FILES) or any(path.glob(PATTERN))
+    return any((path / name).exists() for name in _FILES) or bool(event_files(path))
 
 
 def found_runs(words: Sequence[str], page: str) -> list[Path]:
@@ -41,7 +41,7 @@ def found_runs(words: Sequence[str], page: str) -> list[Path]:
 
 def _below(path: Path, page: str) -> Iterator[Path]:
     if path.is_file():
-        if path.match(PATTERN):  # others that a pattern matches, as logs, are left out
+        if is_event_file(path):  # others that a pattern matches, as logs, are left out
             yield path
         return
     for folder, below, files in os.walk(path, followlinks=False):

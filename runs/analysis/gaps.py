@@ -117,15 +117,16 @@ def read(directories: Sequence[Path]) -> list[RunGroup]:
     """The runs by arm.
 
     Raises:
-        RunError: as `read_groups`, or a run has no gap.
+        RunError: as `read_groups`, or a run lacks the gap, an accuracy, or the switches.
     """
     arms = read_groups(directories)
     for arm in arms:
         for run in arm.runs:
-            if "test/gap" not in run.scalars:
-                raise RunError(
-                    f"{run.directory} has recorded no test/gap: it has no control, or is not a run of warm_start.py"
-                )
+            for tag in ("test/gap", WARM, FRESH, "shift/boundary"):
+                if tag not in run.scalars:
+                    raise RunError(
+                        f"{run.directory} has recorded no {tag}: it has no control, or is not a run of warm_start.py"
+                    )
     return arms
 
 

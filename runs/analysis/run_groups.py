@@ -173,7 +173,12 @@ def _require_same(
 def differences(one: Recorded, other: Recorded) -> list[str]:
     """Settings that differ, or that only one of the two has."""
     keys = sorted(one.config.keys() | other.config.keys())
-    return [key for key in keys if one.config.get(key, _MISSING) != other.config.get(key, _MISSING)]
+    return [key for key in keys if not _equal(one.config.get(key, _MISSING), other.config.get(key, _MISSING))]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equal, where a nan equals another, also in a list."""
+    return bool(one == other) or repr(one) == repr(other)
 
 
 def covers(names: Iterable[str], key: str) -> bool:

@@ -1,4 +1,5 @@
-"""A TensorBoard page of arms: for each task a folder, in it for each arm a TensorBoard run with mean and band.
+"""A TensorBoard page of arms: for each task a folder, in it for each arm a TensorBoard run with mean and band, and one
+that marks the changes of the task.
 
 The page is written next to the old one and then put in its place. A folder that holds other files is refused.
 """
@@ -15,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runs.analysis.curves import Curve, over_seeds
+from runs.figures.task_changes import NONE, Marks, peaks, rewarmed
 from runs.recording import RunError, one_line_errors
 from runs.recording.events_file import EventFile, number_of
-from runs.recording.glance import FIRST, glance
+from runs.recording.glance import FIRST, REWARMED, glance
 from runs.recording.layout import Layout
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "return": ("charts/episodic_return", "charts/iteration_return", "eval/", "rollout/ep_rew_mean"),
     "accuracy and loss": ("train/", "test/"),
-    "rate and realised ELR": ("charts/learning_rate", "elr/", "elr_nominal/", "rewarm/statistic"),
+    "rate and realised ELR": ("charts/learning_rate", "elr/", "elr_nominal/", "rewarm/statistic", REWARMED),
     "feature learning": ("plasticity/delta_c/", "plasticity/delta_a/", "plasticity/flipped_fraction/"),
     "plasticity": ("plasticity/",),
     "norms": ("norms/",),
@@ -54,6 +56,8 @@ Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """x [points], values [seeds, points]"""
 Arms: TypeAlias = Mapping[str, Mapping[str, Points]]
 """points by tag, by the arm's name"""
+Band: TypeAlias = tuple[NDArray[np.float64], ...]
+"""x, the line, and the two ends of its band, each [points]"""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,15 @@ def group_of(tag: str) -> str | None:
 
 
 def averaged(seeds: Sequence[Mapping[str, Curve]], curve: str) -> dict[str, Points]:
-    """The curves of an arm at common steps, of the tags that have a chart, or are `curve`, and that all seeds have."""
-    return {
+    """The curves of an arm at common steps, of the tags that have a chart, or are `curve`, and that all seeds have,
+    and how often they were re-warmed.
+    """
+    shared = {
         tag: over_seeds(tag, [run[tag] for run in seeds])
         for tag in seeds[0]
         if (group_of(tag) or tag == curve) and all(tag in run for run in seeds)
     }
+    return {**shared, **rewarmed(seeds)}
 
 
 def margin(tag: str) -> list[str]:
@@ -103,18 +110,37 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
     }
 
 
-def write_arm(directory: Path, curves: Mapping[str, Points], layout: Layout, number: int = 0) -> None:
-    """One TensorBoard run: mean, lowest and highest seed of each tag at the steps where every seed has a value. Its
-    event file has this number.
-    """
+def banded(curves: Mapping[str, Points]) -> dict[str, Band]:
+    """Mean, lowest and highest seed of each tag, at the steps where every seed has a value."""
+    bands: dict[str, Band] = {}
+    for tag, (x, values) in curves.items():
+        known = np.isfinite(values).all(axis=0)
+        values = values[:, known]
+        bands[tag] = x[known], values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    return bands
+
+
+def marked(arms: Sequence[Mapping[str, Band]], changes: Sequence[int]) -> dict[str, Band]:
+    """The line that marks the changes, in the chart of each tag whose values differ."""
+    bands: dict[str, Band] = {}
+    for tag in dict.fromkeys(tag for arm in arms for tag in arm):
+        drawn = [arm[tag] for arm in arms if tag in arm and len(arm[tag][0])]
+        low = min((float(low.min()) for _, _, low, _ in drawn), default=0.0)
+        high = max((float(high.max()) for _, _, _, high in drawn), default=0.0)
+        if low < high:
+            x, line = peaks(changes, max(float(x[-1]) for x, *_ in drawn), low, high)
+            bands[tag] = x, line, line, line
+    return bands
+
+
+def write_lines(directory: Path, bands: Mapping[str, Band], layout: Layout, number: int = 0) -> None:
+    """One TensorBoard run. Its event file has this number."""
     directory.mkdir(parents=True)
     events = EventFile(directory, number=number, purge_step=0 if number else None)
     events.add_layout(layout)
-    for tag, (x, values) in curves.items():
-        known = np.isfinite(values).all(axis=0)
-        lines = zip(margin(tag), (values.mean(axis=0), values.min(axis=0), values.max(axis=0)), strict=True)
-        for name, line in lines:
-            for step, value in zip(x[known].tolist(), line[known].tolist(), strict=True):
+    for tag, (x, *lines) in bands.items():
+        for name, line in zip(margin(tag), lines, strict=True):
+            for step, value in zip(x.tolist(), line.tolist(), strict=True):
                 events.add(name, value, round(step))
     events.file.close()
 
@@ -139,7 +165,7 @@ def require_ours(folder: Path) -> int:
     return max(numbers)
 
 
-def write_page(folder: Path, tasks: Mapping[str, Arms], curve: str) -> None:
+def write_page(folder: Path, tasks: Mapping[str, Arms], curve: str, marks: Mapping[str, Marks] | None = None) -> None:
     """Write the arms of each task; replaces the page that this command wrote there before.
 
     Event files get a new number: a TensorBoard that is open notices new files, and not that one was replaced.
@@ -148,6 +174,7 @@ def write_page(folder: Path, tasks: Mapping[str, Arms], curve: str) -> None:
         folder: of the page.
         tasks: the arms by task; a task with an empty name has no folder of its own.
         curve: tag of the first chart.
+        marks: the changes of the task to mark, by task.
     Raises:
         RunError: the folder holds something else, or it cannot be written.
     """
@@ -157,12 +184,15 @@ def write_page(folder: Path, tasks: Mapping[str, Arms], curve: str) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             made, old = Path(temporary) / "new", Path(temporary) / "old"
             made.mkdir()
-            written = [Path(task) / arm for task, arms in tasks.items() for arm in arms]
+            steps = {task: (marks or {}).get(task, NONE).steps for task in tasks}
+            written = [Path(task) / name for task, arms in tasks.items() for name in (*arms, *steps[task])]
             (made / MARK).write_text("\n".join(map(str, written)), encoding="utf-8")
             for task, arms in tasks.items():
                 layout = charts(list(dict.fromkeys(tag for curves in arms.values() for tag in curves)), curve)
-                for arm, curves in arms.items():
-                    write_arm(made / task / arm, curves, layout, number)
+                bands = {arm: banded(curves) for arm, curves in arms.items()}
+                bands |= {name: marked(list(bands.values()), changes) for name, changes in steps[task].items()}
+                for name, its in bands.items():
+                    write_lines(made / task / name, its, layout, number)
             if folder.exists():
                 folder.rename(old)  # removed with the temporary folder
             made.rename(folder)

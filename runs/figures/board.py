@@ -10,7 +10,8 @@ LOGS/board-arms. Each game or other task gets its own folder, because returns of
 *Custom Scalars* then shows the main curve, the learning rate, and ELR and plasticity of the last hidden layer first.
 Below are the other quantities of every layer (but no speeds and no events). A line is the mean of the seeds, its band
 goes from the lowest seed to the highest, and the arm's name carries n. Episodes are averaged over windows of steps. A
-tag that one seed lacks has no line. Run the command again to rebuild the page.
+tag that one seed lacks has no line. The TensorBoard run "task changes" marks where the task changed. Run the command
+again to rebuild the page.
 
 RUN is a run directory, a folder of runs, or a pattern. Runs that differ only in seed and task form an arm. It is called
 by its exp_name, and by settings that differ if two arms have the same exp_name (--by names others). Unfinished runs are

@@ -10,6 +10,7 @@ from runs.analysis.comparison import MAIN_TAGS, choose_tag
 from runs.analysis.curves import Recorded, read_run
 from runs.analysis.found_runs import found_runs
 from runs.figures.arms_page import MARK, Points, Written, averaged, write_page
+from runs.figures.task_changes import marks, unmarked
 from runs.recording import RunError
 
 _MOST = 8
@@ -46,9 +47,17 @@ def write_runs(words: Sequence[str], folder: Path, *, tag: str, by: Sequence[str
     for arm, by_task in arms.runs.items():
         for task, seeds in by_task.items():
             page.setdefault(task, {})[counted(arm, seeds)] = averaged([run.curves for run in seeds], curve)
-    write_page(folder, page, curve)
+    changes = {
+        task: marks(
+            {arm: [run.curves for run in by_task[task]] for arm, by_task in arms.runs.items() if task in by_task}
+        )
+        for task in page
+    }
+    write_page(folder, page, curve, changes)
     under_way = sum(bool(run.unfinished) and not run.stopped for run in every)
-    return Written([folder / task for task in sorted(page)], under_way, notes(every, early, arms, finished))
+    return Written(
+        [folder / task for task in sorted(page)], under_way, [*notes(every, early, arms, finished), *unmarked(changes)]
+    )
 
 
 def reached(run: Recorded) -> int:

@@ -1,5 +1,8 @@
 """Draw scalars of finished or running runs over their steps: one panel per tag, one curve per run.
 
+RUN is a run directory, or one with TensorBoard event files of another program. Runs of several arms are coloured by
+their exp_name.
+
     python -m runs plot runs/logs/RUN_A runs/logs/RUN_B --tags charts/episodic_return elr/hidden --out curves.png
 
 Without --tags it draws the return or the accuracy, the learning rate, and the realised ELR and the flipped features of
@@ -12,18 +15,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from runs.analysis.curves import Curve, read_table, windowed, with_history
+from runs.analysis.curves import Curve, is_ours, read_drawn, windowed, with_history
 from runs.figures import style
 from runs.positionals import Directories
-from runs.recording import RunError, read_json
+from runs.recording import RunError
 
-SCORES = ("charts/episodic_return", "test/accuracy")
+SCORES = ("charts/episodic_return", "test/accuracy", "rollout/ep_rew_mean")
+RATES = ("charts/learning_rate", "train/learning_rate")
+"""the last of each is Stable-Baselines3's"""
 LAYERED = ("elr/", "plasticity/flipped_fraction/")
 WINDOWS = 50
-LOGARITHMIC = ("charts/learning_rate", "elr/", "elr_nominal/")
+LOGARITHMIC = (*RATES, "elr/", "elr_nominal/")
 EMPTY: Curve = (np.empty(0, dtype=np.int64), np.empty(0))
 
 
@@ -32,7 +38,8 @@ class Args:
     """Draw scalars of runs."""
 
     directories: Directories
-    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique"""
+    """run directories; curves are labelled with exp_name and seed, and the directory where these are not unique; one
+    colour per arm if there are several"""
     tags: tuple[str, ...] = ()
     """one panel each; default: see above"""
     out: Path = Path("curves.png")
@@ -54,7 +61,7 @@ def usual_tags(tables: Sequence[Mapping[str, Curve]]) -> tuple[str, ...]:
     """What is drawn without --tags: of each kind the first score, and the last layer, that a run has recorded."""
     recorded = list(dict.fromkeys(tag for table in tables for tag in table))
     scores = [tag for tag in SCORES if tag in recorded][:1]
-    rate = [tag for tag in recorded if tag == "charts/learning_rate"]
+    rate = [tag for tag in RATES if tag in recorded][:1]
     layers = [[tag for tag in recorded if tag.startswith(prefix)][-1:] for prefix in LAYERED]
     return (*scores, *rate, *(tag for one in layers for tag in one))
 
@@ -72,13 +79,27 @@ def windowed_means(curve: Curve, window: int) -> Curve:
     return np.minimum(edges[1:], last)[known].astype(np.int64), means[known]
 
 
-def labels(directories: Sequence[Path]) -> list[str]:
-    """exp_name and seed from each config.json; with the directory where they are not unique."""
-    configs = [read_json(d / "config.json") for d in directories]
+def labels(directories: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """exp_name and seed from each configuration; with the directory where they are not unique."""
     short = [
-        f"{c.get('exp_name', d.name)}, seed {c.get('seed', '?')}" for c, d in zip(configs, directories, strict=True)
+        str(c.get("exp_name", d.name)) + (f", seed {c['seed']}" if "seed" in c else "")
+        for c, d in zip(configs, directories, strict=True)
     ]
     return [f"{s} ({d})" if short.count(s) > 1 else s for s, d in zip(short, directories, strict=True)]
+
+
+def by_arm(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each curve is called and coloured by: several runs of several arms by their exp_name, with all its seeds, as
+    "nap, seeds 1, 2". Otherwise each run by its own label.
+    """
+    arms = [str(c.get("exp_name", name)) for c, name in zip(configs, names, strict=True)]
+    if not 1 < len(set(arms)) < len(names):
+        return list(names)
+    seeds = {arm: [str(c.get("seed", "?")) for c, its in zip(configs, arms, strict=True) if its == arm] for arm in arms}
+    return [
+        f"{arm}, seeds {', '.join(seeds[arm])}" if len(seeds[arm]) > 1 else name
+        for arm, name in zip(arms, names, strict=True)
+    ]
 
 
 def curves(
@@ -115,13 +136,21 @@ def main(args: Args) -> None:
     """Read the runs, draw the panels, write the picture."""
     if not args.directories:
         raise RunError("there are no runs to draw: give run directories")
-    names = labels(args.directories)
+    read = [read_drawn(directory) for directory in args.directories]
+    configs = [config for config, _ in read]
+    names = by_arm(labels(args.directories, configs), configs)
     looks = style.looks(names)
-    tables = [read_table(directory) for directory in args.directories]
+    tables = [table for _, table in read]
     if args.history:
-        tables = [with_history(directory, table) for directory, table in zip(args.directories, tables, strict=True)]
+        tables = [
+            with_history(directory, table) if is_ours(directory) else table
+            for directory, table in zip(args.directories, tables, strict=True)
+        ]
     if not (tags := args.tags or usual_tags(tables)):
-        raise RunError(f"{args.directories[0]} holds nothing that is usually drawn; name what to draw by --tags")
+        held = ", ".join(sorted(tables[0])) or "nothing"
+        raise RunError(
+            f"{args.directories[0]} holds nothing that is usually drawn; name what to draw by --tags. It holds {held}"
+        )
     longest = max(int(steps.max(initial=0)) for table in tables for steps, _ in table.values())
     window = args.window or max(1, longest // WINDOWS)
     by_run = [

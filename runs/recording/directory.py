@@ -297,6 +297,7 @@ class Run:
                 closing.callback(self._tracker.finish, status == "finished")
             if status == "finished":
                 files = self._opened_files()  # cuts the table of a resumed run that recorded nothing
+                files[1].hold_task(step)
             else:
                 files = self._files or ()
                 closing.callback(self._write_status, status, message)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FILE_VERSION = "brain.Event:2"
 _NAME = "events.out.tfevents."
+_STEPPED = "shift/task"
 
 
 def number_of(path: Path) -> int | None:
@@ -48,12 +49,27 @@ class EventFile:
         self.file = AppendFile(directory / f"{_NAME}{number:06d}")
         self._records = RecordWriter(self.file)
         self._write(self._event(wall_time=time.time(), file_version=_FILE_VERSION))
+        self._task: tuple[int, float] | None = None
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(self._event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def add(self, tag: str, value: float, step: int) -> None:
-        """Append one number; event files hold 32-bit floats."""
+        """Append one number; event files hold 32-bit floats. Before another task comes the last step of the old one, so
+        that TensorBoard, which joins points by lines, draws steps.
+        """
+        if tag == _STEPPED:
+            self.hold_task(step - 1)
+            self._task = step, value
+        self._add(tag, value, step)
+
+    def hold_task(self, step: int) -> None:
+        """Append the latest task once more, at this step."""
+        if self._task is not None and self._task[0] < step:
+            self._task = step, self._task[1]
+            self._add(_STEPPED, self._task[1], step)
+
+    def _add(self, tag: str, value: float, step: int) -> None:
         summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])
         self._write(self._event(wall_time=time.time(), step=step, summary=summary))
 

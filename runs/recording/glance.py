@@ -8,6 +8,8 @@ FIRST = "at a glance"
 """name of the group"""
 _GLANCE = ("delta_c", "delta_a", "dead_fraction", "dormant_fraction", "effective_rank", "stable_rank")
 _DEAD = "plasticity/dead_fraction/"
+REWARMED = "rewarm/events_so_far"
+"""how often an arm was re-warmed up to a step; on pages of arms, where single events have no chart"""
 
 
 def weight_before(feature: str, weights: Sequence[str]) -> str | None:
@@ -20,8 +22,8 @@ def weight_before(feature: str, weights: Sequence[str]) -> str | None:
 
 
 def glance(tags: Sequence[str], *curves: str) -> list[str]:
-    """The tags of the first charts: the curves that matter most, the learning rate, and ELR, feature learning and
-    plasticity of the last probed layer; of an actor and a critic, the actor's. Only those in `tags`.
+    """The tags of the first charts: the curves that matter most, the learning rate and its restarts, and ELR, feature
+    learning and plasticity of the last probed layer; of an actor and a critic, the actor's. Only those in `tags`.
     """
     features = [tag.removeprefix(_DEAD) for tag in tags if tag.startswith(_DEAD)]
     features = [name for name in features if not name.startswith("critic.")] or features
@@ -30,6 +32,7 @@ def glance(tags: Sequence[str], *curves: str) -> list[str]:
     wanted = [
         *curves,
         "charts/learning_rate",
+        REWARMED,
         f"elr/{weight}",
         *(f"plasticity/{name}/{feature}" for name in _GLANCE for feature in features[-1:]),
         f"norms/parameter/{weight}",

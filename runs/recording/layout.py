@@ -17,6 +17,7 @@ _RETURNS = {
 }
 """A chart for each: within a chart, TensorBoard draws all curves of a run in one colour."""
 _SCORES = ("charts/average_return", "eval/episodic_return")
+_TASK = "shift/task"
 
 
 def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, Sequence[str]] | None = None) -> Layout:
@@ -28,7 +29,7 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
         charts: charts of this experiment only, tags by the chart's name; they form the third group.
     Returns:
         {group: {chart: ("Multiline", [regular expression that matches one tag exactly, ...])}}. The first group shows
-        the scores and the last hidden layer.
+        the scores, the task if `charts` has it, and the last hidden layer.
     Raises:
         ValueError: a tag is not documented.
     """
@@ -43,6 +44,7 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
         for expression in expressions
     ]
     best = ["test/accuracy"] if supervised else list(_SCORES)
+    best += [_TASK] if [_TASK] in map(list, (charts or {}).values()) else []
     return {
         FIRST: {tag: _chart(tag) for tag in glance([*best, *tags], *best)},
         "accuracy and loss" if supervised else "return": scores,

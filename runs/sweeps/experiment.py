@@ -258,6 +258,8 @@ def load(name: str) -> Experiment:
     if name.endswith(".py"):
         return _load_file(Path(name))
     if name not in names():
+        if Path(name).exists():
+            raise RunError(f"{name} is no experiment (python -m runs list); for runs, use board, compare or plot")
         near = [known for known in names() if known.startswith(name)] or difflib.get_close_matches(name, names())
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
         raise RunError(f"there is no experiment {name}; {hint} (or give the path of a .py file)")

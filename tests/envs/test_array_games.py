@@ -3,6 +3,8 @@
 `python -m pytest -m slow tests/envs/test_array_games.py` compares at least 200,000 steps of each game.
 """
 
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
@@ -120,6 +122,15 @@ def test_a_saved_environment_continues_exactly(game):
     other.load_state_dict(saved)
     other.reset(seed=1)
     np.testing.assert_equal(saved, kept)  # neither has changed the saved state
+
+
+def test_a_copy_has_streams_of_its_own(game):
+    """A bound method of a stream, kept in the environment, stays that of the original under NumPy before 2."""
+    package, arrays = MinAtarVectorEnv(game.v1, 3), game.arrays(game.v1, 3)
+    assert_same(package.reset(seed=9), arrays.reset(seed=9))
+    copies = copy.deepcopy(package), copy.deepcopy(arrays)
+    play(package, copies[1], at_random(package), 200)
+    play(copies[0], arrays, at_random(package), 200)
 
 
 def test_a_state_holds_plain_types_and_arrays(game):

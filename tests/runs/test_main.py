@@ -139,7 +139,7 @@ def test_unknown_command_is_one_line_with_a_suggestion(words, message, capsys):
         (["gaps"], "give run directories"),
         (["alarms"], "give run directories"),
         (["fig2-left"], "give run directories"),
-        (["board"], "name an experiment"),
+        (["board"], "give runs, folders of runs"),
     ],
 )
 def test_missing_and_unknown_names_are_refused(words, message):

@@ -87,6 +87,20 @@ def test_drop_needs_one_game_and_gap_needs_a_fresh_arm(tmp_path, capsys):
     assert line == "| arm | 2 | 1 | 1,000 | 1 | 0 | 9 | – | – | – | – |"
 
 
+def test_columns_are_explained_and_a_table_without_numbers_is_too(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    runs = [recorded(tmp_path / f"r{seed}", climbing, seed=seed) for seed in (1, 2)]
+    changes.main(changes.Args(tuple(runs)))
+    told = capsys.readouterr().out
+    assert all(f"{column}: " in told for column in ("start, end", "drop", "again")) and "gap: " not in told
+    assert "No arm has numbers" not in told
+    changes.main(changes.Args(tuple(runs), fresh="arm"))
+    assert "gap: the fresh agent's end" in capsys.readouterr().out
+    long = recorded(tmp_path / "long", climbing, boundaries=(0,), end=58, name="long")
+    changes.main(changes.Args((long,)))
+    assert "No arm has numbers: " in capsys.readouterr().out
+
+
 def test_shares_by_hand(tmp_path, capsys):
     # Shares by seed, over the visits from step 1,000 on: a 3 and 4; b 1 (0.5 and 1.5) and 1.5 (1 and 2).
     runs = [recorded(tmp_path / f"f{s}", lambda step, s=s: 2 * s, seed=s, name="fresh") for s in (2, 1)]

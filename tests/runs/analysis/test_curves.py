@@ -98,6 +98,13 @@ def test_cleanrl_run_is_read_from_event_files(tmp_path):
     assert curves.read_run(file).config["seed"] == 3  # the file itself can be given
 
 
+def test_a_run_of_cleanrls_ppo_ends_with_its_last_whole_iteration(tmp_path):
+    table = "|param|value|\n|-|-|\n|seed|3|\n|total_timesteps|1000|\n|num_envs|4|\n|num_steps|{}|"
+    assert curves.read_run(foreign(tmp_path / "a", table.format(150), last=600)).unfinished == ""  # 1 x 600
+    assert "holds 550 of its 1,000" in curves.read_run(foreign(tmp_path / "b", table.format(150), last=550)).unfinished
+    assert "holds 600 of its 1,000" in curves.read_run(foreign(tmp_path / "c", table.format(500), last=600)).unfinished
+
+
 def test_configuration_next_to_event_files_is_read(tmp_path):
     with pytest.raises(RunError, match=r"has no configuration: .* Write a config.json with exp_name"):
         curves.read_run(foreign(tmp_path, table=""))

@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from runs.analysis import events
+from runs.analysis.found_runs import found_runs, is_run
 from runs.recording import Run, RunError, read_scalars
 from runs.recording.events_file import EventFile
 
@@ -111,6 +112,20 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path):
     assert events.read_events(tmp_path).scalars == {"a": [(5, 2.0)]}
 
 
+@pytest.mark.parametrize(
+    "name", ["._{}", ".{}.swp", ".{}.x7Kq2a", "{}~", "{}.part", "{}.filepart", "{}.crdownload", "{}.tmp"]
+)
+def test_what_lies_next_to_an_event_file_is_left_out(tmp_path, name):
+    path = records(tmp_path / "events.out.tfevents.1", [scalar("a", 1.0, 5)])
+    (tmp_path / name.format(path.name)).write_bytes(b"Mac OS X" * 8)
+    assert events.read_events(tmp_path).scalars == {"a": [(5, 1.0)]}
+    assert events.event_files(tmp_path) == [path]
+    path.unlink()
+    assert not is_run(tmp_path)
+    with pytest.raises(RunError, match=r"no run in .*: it holds no run"):
+        found_runs([str(tmp_path)], "page")
+
+
 def test_incomplete_record_is_left_out(tmp_path):
     path = records(tmp_path / "events.out.tfevents.1", [scalar("a", 1.0, 1), scalar("a", 2.0, 2)])
     whole = path.read_bytes()
@@ -153,6 +168,13 @@ def test_files_that_are_not_event_files_are_refused(tmp_path):
         events.read_events(path)
     with pytest.raises(RunError, match="a record at byte 43 that is not an event"):
         events.read_events(records(tmp_path / "b.tfevents", [b"\xff\xff\xff"]))
+
+
+def test_only_numbers_as_python_prints_them_are_converted():
+    values = {"a": 7, "b": -0.5, "c": 1e-05, "d": True, "e": None, "f": 1e20, "g": float("inf")}
+    names = {"h": "2024_01_15", "i": "1e5", "j": "007", "k": "+1", "l": "1_000.0", "m": "Infinity", "n": "[1, 2]"}
+    rows = "\n".join(f"|{key}|{value}|" for key, value in {**values, **names}.items())
+    assert events.hyperparameters({"hyperparameters": f"|param|value|\n|-|-|\n{rows}"}) == {**values, **names}
 
 
 def test_texts_without_a_table_have_no_configuration():

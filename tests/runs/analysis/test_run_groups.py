@@ -86,6 +86,12 @@ def test_runs_of_an_arm_differ_only_in_seed_and_task():
     assert len(run_groups.group(runs, allow=["gamma"]).arms["plain"]["Pong"]) == 2
 
 
+def test_a_nan_equals_itself():
+    nan = [run(f"a{seed}", seed=seed, gamma=float("nan"), betas=[float("nan"), 1]) for seed in (1, 2)]
+    assert len(run_groups.group(nan).arms["plain"]["all"]) == 2
+    assert run_groups.differences(nan[0], run("a", gamma=0.5, betas=[0.5, 1])) == ["betas", "directory", "gamma"]
+
+
 def test_runs_that_cannot_be_grouped_are_refused():
     with pytest.raises(RunError, match="nothing to compare"):
         run_groups.group([])

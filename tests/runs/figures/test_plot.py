@@ -41,8 +41,29 @@ def test_curves_of_a_run(tmp_path):
 
 def test_labels_name_the_directory_only_where_needed(tmp_path):
     first, second = recorded(tmp_path / "run"), recorded(tmp_path / "b" / "run")
-    assert plot.labels([first]) == ["nap, seed 4"]
-    assert plot.labels([first, second]) == [f"nap, seed 4 ({first})", f"nap, seed 4 ({second})"]
+    config = {"exp_name": "nap", "seed": 4}
+    assert plot.labels([first], [config]) == ["nap, seed 4"]
+    assert plot.labels([first], [{}]) == ["run"]
+    assert plot.labels([first, second], [config, config]) == [f"nap, seed 4 ({first})", f"nap, seed 4 ({second})"]
+
+
+def test_several_runs_of_several_arms_are_in_one_colour_each(tmp_path, monkeypatch):
+    runs = [("nap", 1), ("nap", 2), ("plain", 1)]
+    configs = [{"exp_name": name, "seed": seed} for name, seed in runs]
+    names = [f"{name}, seed {seed}" for name, seed in runs]
+    assert plot.by_arm(names, configs) == ["nap, seeds 1, 2", "nap, seeds 1, 2", "plain, seed 1"]
+    assert plot.by_arm(names[:2], configs[:2]) == names[:2] and plot.by_arm(names[1:], configs[1:]) == names[1:]
+    assert plot.by_arm(["a", "b"], [{}, {}]) == ["a", "b"]
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, paths: figures.append(figure))
+    for name, seed in runs:
+        with Run.create(tmp_path / f"{name}{seed}", {"exp_name": name, "seed": seed}, argv=["x.py"]) as run:
+            for step in (10, 20):
+                run.scalar("test/accuracy", 0.5, step)
+    plot.main(plot.Args(tuple(tmp_path / f"{name}{seed}" for name, seed in runs), out=tmp_path / "a.png"))
+    assert len({line.get_color() for line in figures[0].axes[0].lines}) == 2
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["nap, seeds 1, 2", "plain, seed 1"]
 
 
 def test_picture_is_written_in_the_colours_of_all_pictures(tmp_path, monkeypatch):

@@ -129,7 +129,8 @@ def test_first_group_shows_returns_apart_and_the_last_hidden_layer_only():
     groups = layout(measured, charts={"task": ["shift/task"]})
     first = list(groups[FIRST])
     assert next(iter(groups)) == FIRST
-    assert first[:4] == ["charts/average_return", "eval/episodic_return", "charts/learning_rate", "elr/hidden"]
+    scores = ["charts/average_return", "eval/episodic_return", "shift/task"]
+    assert first[:5] == [*scores, "charts/learning_rate", "elr/hidden"]
     assert "plasticity/dead_fraction/hidden_relu" in first
     assert not [tag for tag in first if "conv" in tag]
     assert all(len(expressions) == 1 for _, expressions in groups["return"].values())  # no two in one colour
