@@ -203,7 +203,8 @@ class Args(RunArgs):
         require(decays, self, "start_e end_e", "--switch.exploration restart changes nothing")
 
 
-NAP, CYCLIC, DECAY = NapArgs(enabled=True), ScheduleArgs("cyclic"), ScheduleArgs("warmup-cosine", period_steps=200_000)
+NAP, CYCLIC = NapArgs(enabled=True), ScheduleArgs("cyclic")
+DECAY = ScheduleArgs("warmup-cosine", period_steps=200_000)
 CHAIN: dict[str, Any] = {  # Breakout, Freeway, Space Invaders, twice; -v0: the same six actions in each
     "env_id": "MinAtar/Breakout-v0", "total_timesteps": 1_200_000,
     "shift": ShiftArgs("games", games=("MinAtar/Freeway-v0", "MinAtar/SpaceInvaders-v0"), every_steps=200_000),
@@ -217,32 +218,36 @@ PRESETS = presets(
         "cyclic-annealed": ("three cycles, then the low rate", {"schedule": ScheduleArgs("cyclic-then-constant")}),
         "nap": ("normalize-and-project, constant high rate", {"nap": NAP}),
         "nap-cyclic": ("normalize-and-project, rate cycles", {"nap": NAP, "schedule": CYCLIC}),
-        "quickstart":
-            ("nap-cyclic on Breakout in a few minutes",
-             {"nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
-              "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
-              "eval_every": 10_000, "probe": ProbeArgs(every=2_000, meter_every=500)}),  # enough points for a curve
-        "adaptive":
-            ("normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
-             {"nap": NAP, "schedule": ScheduleArgs("warmup-cosine"), "rewarm": RewarmArgs("cusum")}),
+        "quickstart": (
+            "nap-cyclic on Breakout in a few minutes",
+            {
+                "nap": NAP, "schedule": ScheduleArgs("cyclic", period_steps=18_000), "total_timesteps": 59_000,
+                "exploration_steps": 30_000,  # 5,000 steps before learning and three cycles
+                "eval_every": 10_000, "probe": ProbeArgs(every=2_000, meter_every=500),  # enough points for a curve
+            },
+        ),
+        "adaptive": (
+            "normalize-and-project, rate decays, re-warmed when CUSUM detects a change in new TD errors",
+            {"nap": NAP, "schedule": ScheduleArgs("warmup-cosine"), "rewarm": RewarmArgs("cusum")},
+        ),
         "replay-ratio-2": ("2 updates per agent step", {"replay_ratio": 2.0}),
         "replay-ratio-4": ("4 updates per agent step", {"replay_ratio": 4.0}),
         "replay-ratio-8": ("8 updates per agent step", {"replay_ratio": 8.0}),
-        "replay-ratio-2-nap": ("2 updates per agent step, normalize-and-project", {"replay_ratio": 2.0, "nap": NAP}),
-        "replay-ratio-4-nap": ("4 updates per agent step, normalize-and-project", {"replay_ratio": 4.0, "nap": NAP}),
-        "replay-ratio-8-nap": ("8 updates per agent step, normalize-and-project", {"replay_ratio": 8.0, "nap": NAP}),
         "chain-plain": ("three games in turn, twice: the agent does not react", CHAIN),
         "chain-fresh": ("the same games, a fresh agent for each", {"switch": SwitchArgs(fresh_agent=True), **CHAIN}),
-        "chain-reset":
-            ("the same games, network and Adam's moments reset at each change, the rest kept",
-             {"switch": SwitchArgs(intervention="reset", optimizer="reset"), **CHAIN}),
+        "chain-reset": (
+            "the same games, network and Adam's moments reset at each change, the rest kept",
+            {"switch": SwitchArgs(intervention="reset", optimizer="reset"), **CHAIN},
+        ),
         "chain-nap": ("the same games, normalize-and-project, constant rate", {"nap": NAP, **CHAIN}),
-        "chain-switch":
-            ("the same games, normalize-and-project, rate decays, re-warmed at each change",
-             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN}),
-        "chain-cusum":
-            ("the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
-             {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN}),
+        "chain-switch": (
+            "the same games, normalize-and-project, rate decays, re-warmed at each change",
+            {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("switch"), **CHAIN},
+        ),
+        "chain-cusum": (
+            "the same games, normalize-and-project, rate decays, re-warmed when CUSUM detects a change",
+            {"nap": NAP, "schedule": DECAY, "rewarm": RewarmArgs("cusum"), **CHAIN},
+        ),
         "chain-crelu": ("the same games, the agent of chain-plain with CReLU", {"activation": "crelu", **CHAIN}),
         **{
             f"chain-{name}": (
