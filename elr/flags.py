@@ -421,11 +421,12 @@ class RewarmArgs:
                 f"{rising:g} steps, --schedule.warmup-frac of --schedule.period-steps, but --shift changes the task "
                 f"after {shift.shortest_gap}"
             )
-        every = shift.every_steps if shift.shortest_gap else 0
-        if every and "period_steps" in schedule.READS[schedule.kind] and schedule.period_steps > every:
+        every, period = shift.every_steps if shift.shortest_gap else 0, schedule.period_steps
+        if every and "period_steps" in schedule.READS[schedule.kind] and (period or total) > every:
+            length = f"{period} are over" if period else "0, the whole run, are over"
             raise ValueError(
                 f"--rewarm.trigger switch restarts the schedule every {every} steps, before its "
-                f"--schedule.period-steps {schedule.period_steps} are over: give at most {every}"
+                f"--schedule.period-steps {length}: give 1 to {every}"
             )
 
     def _check_detector(self, shift: Changes, updates: ToUpdates, learning: int, starts: int, pause: int) -> None:

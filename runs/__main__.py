@@ -151,6 +151,8 @@ def run_from_command_line() -> None:
             stream.reconfigure(errors="replace")  # ± or a name must not end a command whose output cannot encode it
     chosen = _choose("python -m runs", str(__doc__), _ALL, sys.argv[1:])
     try:
+        import tyro  # noqa: F401  each command reads its flags with it
+
         from runs.recording.interrupt import exit_with_one_line
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -47,7 +47,7 @@ class Recorded:
     unfinished: str
     """why it does not count as finished; empty if it does"""
     stopped: bool = False
-    """it was interrupted or has failed, and nothing writes to it"""
+    """of a run of ours: nothing writes to it, because it has ended or was killed"""
 
     @cached_property
     def scalars(self) -> Scalars:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import math
 import re
 import shutil
@@ -144,10 +145,11 @@ def _refuse_beside_seeds(words: Sequence[str]) -> None:
         after = given[given.index("--seeds") + 1 :]
         if words[given.index("--seeds")] == "--seeds" and (not after or after[0].startswith("--")):
             raise RunError("--seeds needs numbers, such as --seeds 1 2 3")
-        if after and re.fullmatch(r"\d+(,\d*)+", after[0]):
-            raise RunError(
-                f"--seeds takes numbers with spaces between them: --seeds {after[0].replace(',', ' ').strip()}"
-            )
+        value = words[given.index("--seeds")].partition("=")[2]
+        numbers = list(itertools.takewhile(re.compile(r"[\d,]+").fullmatch, [value] * bool(value) + after))
+        if any("," in word for word in numbers):
+            spaced = " ".join(" ".join(numbers).replace(",", " ").split())
+            raise RunError(f"--seeds takes numbers with spaces between them: --seeds {spaced}")
         for flag, why in _BESIDE_SEEDS.items():
             if flag in given:
                 raise RunError(f"--seeds and {flag} cannot be given together: {why}")
@@ -236,9 +238,8 @@ def _recorded(cls: type[T], directory: Path, action: str, preset: str | None, fl
         if script := _made_by_another(directory):
             this = Path(sys.argv[0]).name
             raise RunError(f"cannot {action} {directory} with {this}: {script} made this run; {error}") from error
-        raise RunError(
-            f"cannot {action} {directory}: {error} (flags that the script has gained since can be named in Args.LATER)"
-        ) from error
+        gained = " (flags that the script has gained since can be named in Args.LATER)"
+        raise RunError(f"cannot {action} {directory}: {error}{gained * ('missing keys' in str(error))}") from error
 
 
 def _made_by_another(directory: Path) -> str:

@@ -22,8 +22,10 @@ def is_held(path: Path) -> bool:
     """Whether a process holds the lock; True where that cannot be found out. The file is not changed."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False  # no lock file, no writer
+    except OSError:
+        return True
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -62,6 +62,11 @@ class Args:
     out: Path = Path()
     """folder of the file"""
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.out / f"{self.name.replace('-', '_')}.py"
+
     def __post_init__(self) -> None:
         """Refuse names that cannot be a file or a folder of runs."""
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name, re.ASCII):
@@ -70,7 +75,8 @@ class Args:
             )
         if self.name.replace("_", "-") in names():
             raise ValueError(f"there is an experiment {self.name} already; give yours its own name")
-        if importlib.util.find_spec(self.name.replace("-", "_")) is not None:
+        found = importlib.util.find_spec(self.path.stem)
+        if found is not None and not (found.origin and self.path.resolve() == Path(found.origin).resolve()):
             raise ValueError(f"{self.name} is the name of a Python module, which the file would hide; give another")
 
 
@@ -80,7 +86,7 @@ def main(args: Args) -> None:
     Raises:
         RunError: the file exists, or cannot be written.
     """
-    path = args.out / f"{args.name.replace('-', '_')}.py"
+    path = args.path
     with failures_named(f"write {path.name}", path):
         try:
             with path.open("x", encoding="utf-8") as file:

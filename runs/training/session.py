@@ -254,8 +254,6 @@ class Session:
                     self._branch.load(name, part, state[name], updates=taken)
                 else:
                     part.load_state_dict(state[name])
-            if unknown := sorted(state.keys() - self._parts.keys() - {"counters", "generators"}):
-                raise ValueError(f"it has {', '.join(unknown)}, which the script does not keep")
             for name, generator in self._generators.items():
                 restore_rng(generator, state["generators"][name])
             counters = dict(state["counters"])
@@ -263,6 +261,8 @@ class Session:
             if counters.keys() != vars(self._counters).keys():
                 raise ValueError(f"it counts {sorted(counters)}, the script {sorted(vars(self._counters))}")
             vars(self._counters).update(counters)
+            if unknown := sorted(state.keys() - self._parts.keys() - {"counters", "generators"}):
+                raise ValueError(f"it has {', '.join(unknown)}, which the script does not keep")
         if self._branch is not None:
             if self._shifts and (task := task_of(self._parts.get("env"))) is not None:
                 self.scalar("shift/task", task)

@@ -17,13 +17,14 @@ from runs.analysis.curves import read_table, with_history
 from runs.recording import (
     RunError,
     config_from_dict,
+    config_to_dict,
     exit_with_one_line,
     load_checkpoint,
     parse,
     read_scalars,
     read_status,
 )
-from runs.training.branching import HONOURED, IN_PHASES, OWN, REFUSED, rule
+from runs.training.branching import HONOURED, IN_PHASES, OWN, REFUSED, Branch, rule
 from tests.agents import scripts
 from tests.agents.scripts import assert_same
 
@@ -412,6 +413,22 @@ def test_no_rule_is_of_a_flag_that_does_not_exist_or_is_there_twice():
     known = flags | {f"{flag.partition('.')[0]}.*" for flag in flags if "." in flag}
     assert set(HONOURED) | set(REFUSED) | set(IN_PHASES) | set(OWN) <= known
     assert not set(HONOURED) & set(REFUSED)
+
+
+def test_a_flag_of_a_copied_script_that_has_no_rule_cannot_change(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Copied(module_of("ppo_control").Args):
+        dropout: float = 0.0
+        """share of units set to zero"""
+
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(Copied())))
+    Branch(parse(Copied, {}, ["--branch", str(tmp_path)]))
+    with pytest.raises(RunError) as refusal:
+        Branch(parse(Copied, {}, ["--branch", str(tmp_path), "--dropout", "0.5"]))
+    assert str(refusal.value) == (
+        "--dropout cannot change in a branch: no rule says what that would mean; add one to HONOURED or REFUSED in "
+        "runs/training/branching.py"
+    )
 
 
 # flags that are read when they are needed

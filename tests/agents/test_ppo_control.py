@@ -1057,6 +1057,10 @@ def test_levels_add_another_constant_to_each_observation():
             shlex.split("levels-nap-switch --shift.every-steps 8000 --total-timesteps 24000"),  # rises for 16,000
             ["--rewarm.trigger switch", "--schedule.period-steps", "--schedule.warmup-frac", "after 8000"],
         ),
+        (
+            ["levels-nap-switch", "--shift.every-steps", "159200"],
+            ["--rewarm.trigger switch", "every 159200 steps", "--schedule.period-steps 160000", "give 1 to 159200"],
+        ),
         # the script's own
         (["--num-minibatches", "7"], ["--num-minibatches 7", "--num-envs 8", "--num-steps 100"]),
         (["--num-minibatches", "800", "--norm-adv", "minibatch"], ["--num-minibatches 800", "--norm-adv minibatch"]),
@@ -1093,7 +1097,7 @@ def test_what_is_next_to_a_refusal_is_accepted():
         ["--num-minibatches", "800"],
         ["--num-minibatches", "800", "--norm-adv", "off"],
         ["levels-plain", "--shift.every-steps", "800"],
-        ["levels-nap-switch", "--shift.every-steps", "16800"],  # rises for 16,000 of them
+        shlex.split("levels-nap-switch --shift.every-steps 0 --shift.at-steps 160000 176800"),  # rises for 16,000
         ["--shift.kind", "offsets", "--shift.rate", "0.01"],  # several may come in an iteration
         shlex.split("--rewarm.trigger every --switch.when trigger --switch.optimizer reset"),  # without a change
     ):

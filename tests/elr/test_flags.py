@@ -235,6 +235,19 @@ REFUSED = [
         lambda: check(RewarmArgs("switch", moments="reset"), switch=SwitchArgs(optimizer="reset"), shift=OFTEN),
         ["--switch.optimizer reset", "--rewarm.moments reset"],
     ),
+    *[
+        (
+            lambda kind=kind, period=period: check(
+                RewarmArgs("switch"), LowScheduleArgs(kind, period_steps=period), shift=OFTEN
+            ),
+            ["--rewarm.trigger switch", "every 100000 steps", f"--schedule.period-steps {said}", "give 1 to 100000"],
+        )
+        for kind, period, said in (
+            ("linear-decay", 100_001, "100001 are over"),
+            ("cyclic", 100_001, "100001 are over"),
+            ("linear-decay", 0, "0, the whole run, are over"),
+        )
+    ],
     (
         lambda: check(RewarmArgs("cusum", burn_in=20), total=7_000, starts=5_000),
         ["--rewarm.trigger cusum", "--rewarm.burn-in is 20 blocks x 100", "2000 updates in the run", "--rewarm.block"],
@@ -319,6 +332,12 @@ def test_what_is_next_to_a_refusal_is_accepted():
     check(RewarmArgs("every", moments="reset"), schedule=ScheduleArgs())
     check(RewarmArgs("switch"), shift=OFTEN)
     check(RewarmArgs("switch"), switch=SwitchArgs(optimizer="reset"), shift=OFTEN)
+    check(RewarmArgs("switch"), LowScheduleArgs("linear-decay", period_steps=100_000), shift=OFTEN)
+    for times in ({"at_steps": (100_000, 200_000)}, {"rate": 1e-5}):  # only equal distances are certain
+        shift = ShiftArgs("actions", **times)
+        check(RewarmArgs("switch"), LowScheduleArgs("linear-decay", period_steps=150_000), shift=shift)
+    often = ShiftArgs("actions", every_steps=10_000)
+    check(RewarmArgs("switch", moments="reset"), LowScheduleArgs("constant"), shift=often)  # reads no period
     ResetArgs(at_steps=(1, 99)).check(total=100)
     ProbeArgs(every=0, size=9).check(size_is_read=True)
     ProbeArgs(every=0, meter_every=0).check()

@@ -170,6 +170,30 @@ def test_lines_are_redrawn_in_place_on_a_terminal(tmp_path, monkeypatch):
     assert max(map(len, out.getvalue().splitlines())) <= 39 + len("\x1b[2F\x1b[J")
 
 
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_away_from_a_terminal_an_agent_that_has_ended_is_shown_once(tmp_path, state):
+    shown, jobs, out = watched(tmp_path, live=False)
+    for news in (News(jobs[0].id, state, ""), News(jobs[1].id, "running", "started")):
+        shown.take(news)
+    for _ in range(3):
+        shown._drawn_at -= 10
+        shown.show()
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["plain", *["rewarmed"] * 3]
+    assert out.getvalue().count(state) == 1
+    shown.take(News(jobs[1].id, "finished", ""))
+    shown.close()
+    shown.close()
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["plain", *["rewarmed"] * 4]
+
+
+def test_on_a_terminal_an_agent_that_has_ended_keeps_its_line(tmp_path):
+    shown, jobs, out = watched(tmp_path, live=True)
+    shown.take(News(jobs[0].id, "finished", ""))
+    shown.show()
+    shown.close()
+    assert out.getvalue().count("plain") == out.getvalue().count("rewarmed") == 2
+
+
 def test_what_is_unusual_has_its_own_line(tmp_path):
     shown, jobs, out = watched(tmp_path, live=False)
     shown.take(News(jobs[0].id, "blocked", "another launcher, or a run left by one, has it"))

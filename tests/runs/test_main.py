@@ -139,7 +139,7 @@ def test_unknown_command_is_one_line_with_a_suggestion(words, message, capsys):
         (["gaps"], "give run directories"),
         (["alarms"], "give run directories"),
         (["fig2-left"], "give run directories"),
-        (["board"], "give runs, folders of runs"),
+        (["board"], "give runs, folders of runs, patterns or experiments"),
     ],
 )
 def test_missing_and_unknown_names_are_refused(words, message):
@@ -159,6 +159,15 @@ def test_error_of_a_command_is_one_line_and_code_2(words, message):
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(message)
+
+
+def test_a_python_without_the_packages_is_named_in_one_line():
+    result = called("list", options=("-S", "-E"))
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == (
+        f"python -m runs list: tyro is not installed in {sys.executable}: use the Python of an environment with "
+        "rewarm, such as .venv/bin/python\n"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp932"])

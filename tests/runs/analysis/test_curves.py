@@ -74,6 +74,14 @@ def test_our_run_is_read_with_its_state(tmp_path):
         curves.read_run(tmp_path)
 
 
+def test_a_run_counts_as_stopped_when_nobody_writes_to_it(tmp_path):
+    run = Run.create(tmp_path, {"seed": 3}, argv=["x.py"])
+    assert not curves.read_run(tmp_path).stopped
+    run._lock.release()  # as the operating system does for a killed process; the status is still running
+    killed = curves.read_run(tmp_path)
+    assert killed.stopped and killed.unfinished == "is running, not finished"
+
+
 def foreign(directory, table="|param|value|\n|-|-|\n|seed|3|\n|total_timesteps|1000|", last=1000):
     writer = SummaryWriter(str(directory))
     if table:

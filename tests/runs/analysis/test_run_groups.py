@@ -97,8 +97,12 @@ def test_runs_that_cannot_be_grouped_are_refused():
         run_groups.group([])
     with pytest.raises(RunError, match="a is given twice"):
         run_groups.group([run("a"), run("a")])
-    with pytest.raises(RunError, match="a and b are both plain, seed 1: leave one out"):
-        run_groups.group([run("a"), run("b")])
+    for branch in ({}, {"branch": "p@8"}):
+        with pytest.raises(RunError, match=r"a and b are both plain, seed 1: leave one out$"):
+            run_groups.group([run("a", **branch), run("b", **branch)])
+    for branch in ({}, {"branch": "p@4"}):
+        with pytest.raises(RunError, match=r"seed 1: leave one out, or give each its own --exp-name$"):
+            run_groups.group([run("a", **branch), run("b", branch="p@8")])
     with pytest.raises(RunError, match=r"a has no setting nap: it is a group: name one of nap.enabled, nap.every"):
         run_groups.group([run("a", nap__enabled=True, nap__every=1)], by=["nap"])
     with pytest.raises(RunError, match="a has no setting env_id: its configuration lacks it"):

@@ -164,7 +164,9 @@ def test_missing_runs_and_names_are_refused(tmp_path):
         board.main(Args(("toy",), logs=tmp_path))
     with pytest.raises(RunError, match=f"no experiment has a finished run at laptop in {tmp_path}"):
         board.main(Args(("all",), logs=tmp_path))
-    with pytest.raises(RunError, match="give runs, folders of runs, patterns or experiments"):
+    with pytest.raises(
+        RunError, match=r"^give runs, folders of runs, patterns or experiments \(python -m runs list\)$"
+    ):
         board.main(Args((), logs=tmp_path))
 
 

@@ -281,3 +281,18 @@ def test_watching_outlasts_a_run_that_is_just_being_made(tmp_path, monkeypatch, 
     main(words(tmp_path, "--watch", "1"))
     assert "not written: " in capsys.readouterr().out
     assert arms(tmp_path / "logs" / "board-arms") == ["nap, n = 1"]
+
+
+def test_watching_ends_when_the_last_run_is_killed(tmp_path, monkeypatch, capsys):
+    run = ours(tmp_path / "runs" / "a", until=500, end=None)
+    (page,) = board.pages(board.Args((str(tmp_path / "runs"),)))
+    before = page.state()
+    assert page.state() == before
+
+    def kill():
+        run._lock.release()  # the operating system does this; no file changes
+        assert page.state() != before
+
+    sleeps = Sleeps(monkeypatch, kill)
+    main(words(tmp_path, "--watch", "1"))
+    assert not sleeps.things and capsys.readouterr().out.endswith("no run is under way\n")

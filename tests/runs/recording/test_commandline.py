@@ -128,6 +128,13 @@ def test_several_seeds_are_at_least_one(capsys):
     assert "--seeds needs numbers" in refused(capsys, "--seeds", "--no-normalise")
 
 
+@pytest.mark.parametrize("words", [["1,2"], ["1,", "2"], ["1", "2,"], ["--seeds=1,2"]])
+def test_seeds_with_commas_get_a_hint(capsys, words):
+    words = words if words[0].startswith("-") else ["--seeds", *words]
+    message = refused(capsys, *words, "--sizes", "3", "4")
+    assert message.endswith("--seeds takes numbers with spaces between them: --seeds 1 2\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -262,16 +269,28 @@ def test_resume_refuses_presets_and_directories_without_a_run(capsys, monkeypatc
     assert "no such directory" in refused(capsys, "--resume", str(tmp_path / "none"))
     assert "no config.json" in refused(capsys, "--resume", str(tmp_path))
     (run_dir / "config.json").write_text("{")
-    assert "not valid JSON" in refused(capsys, "--resume", str(run_dir))
-    (run_dir / "config.json").write_text("{}")
-    assert "missing keys" in refused(capsys, "--resume", str(run_dir))
+    message = refused(capsys, "--resume", str(run_dir))
+    assert f"cannot resume {run_dir}: {run_dir}/config.json is not valid JSON" in message
+
+
+@pytest.mark.parametrize(("flag", "action"), [("--resume", "resume"), ("--branch", "branch from")])
+def test_a_run_whose_flags_are_not_those_of_the_script_is_named(capsys, monkeypatch, run_dir, flag, action):
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    config = config_to_dict(Args())
+    later = " (flags that the script has gained since can be named in Args.LATER)\n"
+    (run_dir / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "span"}))
+    message = refused(capsys, flag, str(run_dir))
+    assert message.endswith(f": cannot {action} {run_dir}: the configuration has missing keys: span{later}")
+    (run_dir / "config.json").write_text(json.dumps({**config, "old": 1}))
+    message = refused(capsys, flag, str(run_dir))
+    assert message.endswith(f": cannot {action} {run_dir}: the configuration has unknown keys: old\n")
 
 
 def test_a_run_of_another_script_is_named(capsys, monkeypatch, run_dir):
     monkeypatch.setattr("sys.argv", ["agents/other.py"])
     (run_dir / "config.json").write_text(json.dumps({"seed": 4, "width": 3}))
     message = refused(capsys, "--resume", str(run_dir))
-    assert f"cannot resume {run_dir} with other.py: script.py made this run" in message
+    assert f"cannot resume {run_dir} with other.py: script.py made this run; the configuration has" in message
 
 
 @given(

@@ -19,6 +19,7 @@ from runs.recording import directory as directory_module
 from runs.recording import provenance as provenance_module
 from runs.recording.directory import kept_steps, read_state
 from runs.recording.events_file import EventFile
+from runs.recording.lock import RunLock, is_held
 from runs.recording.provenance import git_state, provenance
 
 CONFIG = {"seed": 3, "rewarm": {"trigger": "cusum"}}
@@ -504,3 +505,36 @@ def test_full_disk_while_keeping_leaves_the_checkpoint_before(tmp_path, monkeypa
     again.checkpoint(2, {"x": 2}, keep=["a"])
     assert load_checkpoint(tmp_path / "r" / "checkpoint.pt")["state"] == read_state(tmp_path / "r", 2).state == {"x": 2}
     assert not [path for path in (tmp_path / "r").rglob("*.tmp")]
+
+
+def test_a_lock_is_held_while_its_process_lives(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_held(path) and not path.exists()
+    code = (
+        "import sys; from pathlib import Path; from runs.recording.lock import RunLock\n"
+        "lock = RunLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        before = path.read_bytes(), path.stat().st_mtime_ns
+        assert before[0] == f"process {process.pid}\n".encode()
+        assert is_held(path) and is_held(path)  # asking does not release it
+        process.kill()
+    assert not is_held(path) and before == (path.read_bytes(), path.stat().st_mtime_ns)
+    lock = RunLock(path)
+    assert is_held(path)
+    lock.release()
+    assert not is_held(path)
+
+
+def test_a_lock_that_cannot_be_looked_at_counts_as_held(tmp_path, monkeypatch):
+    (tmp_path / "lock").touch()
+    assert not is_held(tmp_path / "lock" / "lock")  # in an event file, there is none
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert is_held(tmp_path / "lock")

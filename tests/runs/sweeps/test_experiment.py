@@ -1,11 +1,13 @@
 """Experiments as data: flags as words, planning, names, and errors."""
 
+import random
+import sys
 from pathlib import Path
 
 import pytest
 
 from runs.recording import RunError
-from runs.sweeps.experiment import Arm, Experiment, Scale, Verdict, as_words, load, names, plan
+from runs.sweeps.experiment import REPOSITORY, Arm, Experiment, Scale, Verdict, as_words, load, names, plan
 
 
 def experiment(**changes):
@@ -98,6 +100,31 @@ def test_unknown_names_are_refused_with_suggestions(tmp_path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     with pytest.raises(RunError, match="defines no EXPERIMENT"):
         load(str(tmp_path / "mine.py"))
+
+
+def own(path, name="fig3"):
+    """An experiment of a user: one of ours under this name."""
+    path.write_text(
+        f"import dataclasses\nfrom runs.sweeps.experiment import load\n"
+        f"EXPERIMENT = dataclasses.replace(load('fig3'), name={name!r})\n"
+    )
+    return str(path)
+
+
+def test_a_file_elsewhere_cannot_have_the_name_of_one_of_our_experiments(tmp_path):
+    """Its runs and its page would overwrite those of ours."""
+    path = own(tmp_path / "mine.py")
+    with pytest.raises(RunError) as refusal:
+        load(path)
+    assert str(refusal.value) == f"{path}: the name fig3 is that of another experiment; give yours its own name"
+    assert load(own(tmp_path / "mine.py", "mine")).name == "mine"
+    assert load(str(REPOSITORY / "runs" / "experiments" / "fig3.py")).name == "fig3"
+
+
+def test_a_file_named_like_a_module_is_loaded_and_does_not_replace_the_module(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "random", random)  # put back, should it be replaced
+    assert load(own(tmp_path / "random.py", "mine")).name == "mine"
+    assert sys.modules["random"] is random
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,31 @@ def test_a_name_that_is_no_file_is_refused(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, f"there is an experiment {name} already") for name in ("fig3", "chain-of-games", "chain_of_games")),
+        *((name, f"{name} is the name of a Python module") for name in ("random", "agents", "typing-extensions")),
+    ],
+)
+def test_the_name_of_another_experiment_or_of_a_module_is_refused(name, reason, tmp_path):
+    with pytest.raises(RunError, match=reason):
+        main(["new", name, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_no_module_that_it_would_hide(tmp_path, monkeypatch):
+    """`python -m` can import the files of the folder that it is called in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["new", "my-question"])
+    with pytest.raises(RunError, match=r"my_question\.py exists and is not overwritten"):
+        main(["new", "my-question"])
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(RunError, match="is the name of a Python module"):
+        main(["new", "my-question", "--out", "sub"])
+
+
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(RunError, match=r"cannot write mine\.py"):
         main(["new", "mine", "--out", str(tmp_path / "none")])

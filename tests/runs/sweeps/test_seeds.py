@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runs.recording import RunError, read_json, read_scalars, read_status
+from runs.recording.terminal import tensorboard_command
 from runs.sweeps import run_job as run_job_module
 from runs.sweeps import seeds as module
 from runs.sweeps.seeds import run_seeds, seed_jobs, without_seeds
@@ -26,10 +27,10 @@ def quick_polls(monkeypatch):
     monkeypatch.setattr(run_job_module, "_POLL_SECONDS", 0.02)
 
 
-def launched(monkeypatch, folder, *words, seeds=(1, 2, 3), **flags):
+def launched(monkeypatch, folder, *words, seeds=(1, 2, 3), name="run-s{}", **flags):
     """The exit code of the fake script with these words and --seeds."""
     monkeypatch.setattr(sys, "argv", [f"{FAKE}.py", *words, "--seeds", *map(str, seeds)])
-    return run_seeds(RunArgs(seeds=seeds, **flags), {seed: folder / f"run-s{seed}" for seed in seeds})
+    return run_seeds(RunArgs(seeds=seeds, **flags), {seed: folder / name.format(seed) for seed in seeds})
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_all_seeds_are_trained_and_shown(tmp_path, monkeypatch, capsys):
         assert read_status(directory)["status"] == "finished" and read_json(directory / "config.json")["seed"] == seed
         assert f"seed {seed}: {directory}\n" in out
     assert "3 runs: 3 run, 0 failed" in out
-    *_, last = out.splitlines()
-    assert re.fullmatch(rf"look at them with: .*tensorboard\S* --logdir_spec s1:{tmp_path}/run-s1,s2:\S+,s3:\S+", last)
+    *_, looks, _ = out.splitlines()
+    assert re.fullmatch(rf"look at them with: .*tensorboard\S* --logdir_spec s1:{tmp_path}/run-s1,s2:\S+,s3:\S+", looks)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "run-s1",
         "run-s2",
@@ -83,6 +84,22 @@ def test_one_that_fails_does_not_stop_the_others_and_gives_code_1(tmp_path, monk
     out = capsys.readouterr().out
     assert [read_status(tmp_path / f"run-s{seed}")["status"] for seed in (1, 3)] == ["finished"] * 2
     assert "seed 2 failed: " in out and "3 runs: 2 run, 1 failed" in out
+
+
+def test_the_last_lines_name_the_runs_that_began(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "my runs"
+    directories = {seed: folder / f"nap__x__s{seed}__t" for seed in (1, 2, 3)}
+    for seed in (1, 3):
+        directories[seed].mkdir(parents=True)
+    (directories[1] / "config.json").write_text("{}")  # the script refuses it
+    assert launched(monkeypatch, folder, name="nap__x__s{}__t") == 1
+    *_, looks, board = capsys.readouterr().out.splitlines()
+    assert looks == f"look at them with: {tensorboard_command({f's{seed}': directories[seed] for seed in (2, 3)})}"
+    pattern = folder / "nap__x__s*__t"
+    assert board == f"their mean and range: {shlex.quote(sys.executable)} -m runs board {shlex.quote(str(pattern))}"
+    assert launched(monkeypatch, folder, name="nap__x__s{}__t", seeds=(1,)) == 1
+    out = capsys.readouterr().out
+    assert "their mean and range" not in out and out.count("look at them with") == 1
 
 
 def test_ctrl_c_stops_all_at_checkpoints_and_says_how_to_resume(tmp_path, monkeypatch, capsys):

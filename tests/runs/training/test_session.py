@@ -233,7 +233,8 @@ def test_a_checkpoint_names_its_pieces_and_lets_go_of_older_ones(tmp_path):
     run.generator("env")
     run.generator("action")
     run.counters(first=0, name="")
-    run.keep(rows=rows)
+    others = SimpleNamespace(load_state_dict=lambda state: None)
+    run.keep(rows=rows, network=others, optimizer=others, late=others)
     with run.open():
         run.restore()
     assert rows.rows == [1, 2, 3, 4, 5, 6]
@@ -257,6 +258,10 @@ MISFITS = {
     "counter": (
         lambda run: run.counters(second=0),
         "it counts ['first', 'name'], the script ['first', 'name', 'second']",
+    ),
+    "part that is not kept": (
+        lambda run: run.keep(rows=Rows()),
+        "it has network, optimizer, which the script does not keep",
     ),
 }
 """Ways in which a script no longer fits the checkpoint of `train`, and what is said of it."""
