@@ -30,7 +30,7 @@ from runs.demo.watch import Watch
 from runs.recording import RunError
 from runs.recording.files import failures_named
 from runs.recording.terminal import tensorboard_command
-from runs.sweeps.experiment import LOGS, Job
+from runs.sweeps.experiment import LOGS, Job, require_scripts
 from runs.sweeps.launcher import Local, available_cores, follow, make_slots
 from runs.sweeps.run_job import end_of_log, inspect
 
@@ -106,9 +106,10 @@ def main(args: Args, size: Size | None = None) -> int:
     """
     size = size or Size()
     folder = next_folder(args.logs, args.seed, size)
+    jobs = planned(folder, args.seed, size)
+    require_scripts(jobs)
     with failures_named("make runs", folder / "plain"):
         folder.mkdir(parents=True, exist_ok=True)
-    jobs = planned(folder, args.seed, size)
     slots = make_slots(jobs, None, False, available_cores())
     how = "side by side" if len(slots) > 1 else "one after the other, on the one core there is"
     print(

@@ -12,7 +12,18 @@ from typing import Any, Literal
 
 from runs import positionals
 from runs.recording import RunError, read_json
-from runs.sweeps.experiment import LOGS, REPOSITORY, Job, as_words, chosen, load, names, plan, with_parents
+from runs.sweeps.experiment import (
+    LOGS,
+    REPOSITORY,
+    Job,
+    as_words,
+    chosen,
+    load,
+    names,
+    plan,
+    require_scripts,
+    with_parents,
+)
 
 
 @dataclass(frozen=True)
@@ -172,6 +183,7 @@ def run(args: RunArgs) -> int:
     if args.dry_run:
         print(f"cd {shlex.quote(str(REPOSITORY))}", *(shlex.join(job.command()) for job in jobs), sep="\n")
         return 0
+    require_scripts(jobs)
     for job in jobs:  # refuse now rather than after hours
         inspect(job)
     if args.engine == "local":

@@ -382,6 +382,13 @@ def _parent(
     return siblings[name], int(step) if at else None
 
 
+def require_scripts(jobs: Sequence[Job]) -> None:
+    """Refuse (RunError) jobs whose script is not there: it is part of a clone, not of a wheel."""
+    for job in jobs:
+        if not (script := job.folder / "agents" / f"{job.script}.py").exists():
+            raise RunError(f"there is no {script}: the scripts come with a clone, installed by pip install -e .")
+
+
 def with_parents(jobs: Sequence[Job]) -> list[Job]:
     """The jobs, and before each the runs that it branches from."""
     found: dict[str, Job] = {}

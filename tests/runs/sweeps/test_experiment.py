@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from runs.__main__ import main
 from runs.recording import RunError
 from runs.sweeps.experiment import REPOSITORY, Arm, Experiment, Scale, Verdict, as_words, load, names, plan
 
@@ -144,3 +145,11 @@ def test_a_file_named_like_a_module_is_loaded_and_does_not_replace_the_module(tm
 def test_contradictory_experiments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         experiment(**changes)
+
+
+@pytest.mark.parametrize("words", [["run", "theory", "--scale", "smoke"], ["demo"]])
+def test_a_wheel_without_scripts_says_so_in_one_line(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("runs.sweeps.experiment.REPOSITORY", tmp_path)
+    with pytest.raises(RunError, match=r"there is no .*agents/.*\.py: the scripts come with a clone"):
+        main([*words, "--logs", str(tmp_path / "logs")])
+    assert not (tmp_path / "logs").exists()
