@@ -19,7 +19,7 @@ from runs.analysis.curves import Curve, over_seeds
 from runs.figures.task_changes import NONE, Marks, peaks, rewarmed
 from runs.recording import RunError, one_line_errors
 from runs.recording.events_file import EventFile, number_of
-from runs.recording.glance import FIRST, REWARMED, glance
+from runs.recording.glance import FIRST, REWARMED, glance, title
 from runs.recording.layout import Layout
 
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -98,7 +98,7 @@ def margin(tag: str) -> list[str]:
 
 def charts(tags: Sequence[str], curve: str) -> Layout:
     """The page: for each tag a chart with a line and a band per arm, in groups."""
-    groups = {FIRST: glance(tags, curve)}
+    groups = {FIRST: glance(tags, curve, "eval/episodic_return")}
     for group in GROUPS:
         inside = [tag for tag in tags if group_of(tag) == group]
         groups[group] = sorted(
@@ -106,7 +106,9 @@ def charts(tags: Sequence[str], curve: str) -> Layout:
         )  # keeps all layers of one metric together
     # TensorBoard (2.21) shows the margin charts of a group from the last to the first
     return {
-        group: {tag: ("Margin", margin(tag)) for tag in reversed(inside)} for group, inside in groups.items() if inside
+        group: {title(tag) if group == FIRST else tag: ("Margin", margin(tag)) for tag in reversed(inside)}
+        for group, inside in groups.items()
+        if inside
     }
 
 

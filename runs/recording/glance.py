@@ -12,6 +12,34 @@ REWARMED = "rewarm/events_so_far"
 """how often an arm was re-warmed up to a step; on pages of arms, where single events have no chart"""
 
 
+_TITLES = {
+    "charts/average_return": "training return, running mean",
+    "charts/episodic_return": "training return",
+    "eval/episodic_return": "evaluation return",
+    "test/accuracy": "test accuracy",
+    "shift/task": "task",
+    "charts/learning_rate": "learning rate",
+    REWARMED: "re-warmings so far",
+    "elr/": "effective learning rate",
+    "plasticity/delta_c/": "change of features, delta_c",
+    "plasticity/delta_a/": "change of active units, delta_a",
+    "plasticity/dead_fraction/": "dead units, share",
+    "plasticity/dormant_fraction/": "dormant units, share",
+    "plasticity/effective_rank/": "effective rank of features",
+    "plasticity/stable_rank/": "stable rank of features",
+    "norms/parameter/": "norm of weights",
+}
+
+
+def title(tag: str) -> str:
+    """What a chart shows, in words: `dead units, share (actor.relu3)`."""
+    start = next((start for start in _TITLES if tag == start or (start.endswith("/") and tag.startswith(start))), None)
+    if start is None:
+        return tag
+    layer = tag.removeprefix(start)
+    return f"{_TITLES[start]} ({layer})" if layer else _TITLES[start]
+
+
 def weight_before(feature: str, weights: Sequence[str]) -> str | None:
     """The weight that produces a probed feature: `hidden` for `hidden_relu`, `value_hidden` for `value_relu`; or the
     last one of the feature's block, `blocks.0.down` for `blocks.0.relu`. None if there is neither.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from runs.recording.glance import FIRST, glance
+from runs.recording.glance import FIRST, glance, title
 from runs.recording.tags import check_tag
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
@@ -46,7 +46,7 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
     best = ["test/accuracy"] if supervised else list(_SCORES)
     best += [_TASK] if [_TASK] in map(list, (charts or {}).values()) else []
     return {
-        FIRST: {tag: _chart(tag) for tag in glance([*best, *tags], *best)},
+        FIRST: {title(tag): _chart(tag) for tag in glance([*best, *tags], *best)},
         "accuracy and loss" if supervised else "return": scores,
         **({"this experiment": own} if own else {}),
         **measured,

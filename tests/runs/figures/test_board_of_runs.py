@@ -76,7 +76,7 @@ def test_two_arms_made_by_hand(tmp_path, capsys):
     middle, value = scalars["charts/episodic_return"][-1]
     assert scalars["lowest/charts/episodic_return"][-1] == (middle, pytest.approx(value / 2))
     assert scalars["highest/charts/episodic_return"][-1] == (middle, pytest.approx(value * 1.5))
-    assert [chart.title for chart in layout.category[0].chart][-1] == "charts/episodic_return"
+    assert [chart.title for chart in layout.category[0].chart][-1] == "training return"
 
 
 def test_ours_and_cleanrls_are_on_one_page_and_tasks_apart(tmp_path):
@@ -152,7 +152,7 @@ def test_the_first_curve_and_the_arms_can_be_chosen(tmp_path):
     ours(tmp_path / "runs" / "b", 2, rate=1, width=2)
     main(words(tmp_path, "--by", "rate", "--tag", "elr/fc"))
     _, layout = read(tmp_path / "logs" / "board-arms" / "rate=1, n = 2")
-    assert layout.category[0].chart[-1].title == "elr/fc"
+    assert layout.category[0].chart[-1].title == "effective learning rate (fc)"
 
 
 def test_bad_input_is_one_line(tmp_path):

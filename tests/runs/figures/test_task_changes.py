@@ -95,7 +95,7 @@ def test_a_page_marks_the_changes_in_every_chart(tmp_path, capsys):
     top = [step for step, value in scalars["charts/episodic_return"] if value > 1000]
     assert top == [400, 800]
     assert [chart.title for chart in layout.category[0].chart][::-1] == [
-        "charts/episodic_return", "charts/learning_rate", REWARMED,
+        "training return", "learning rate", "re-warmings so far",
     ]  # fmt: skip
     nap, _ = read(tmp_path / "page" / "nap, n = 2")
     assert nap[REWARMED] == [(0, 0.0), (449, 0.0), (450, 0.5), (1000, 0.5)]

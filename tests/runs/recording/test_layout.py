@@ -6,7 +6,7 @@ import pytest
 
 import elr
 from runs.recording import TAGS, check_tag, layout
-from runs.recording.glance import FIRST
+from runs.recording.glance import FIRST, title
 
 LAYERS = ["fc1", "fc10", "encoder.0"]
 
@@ -111,7 +111,7 @@ def test_layers_that_no_tag_may_name_are_refused(name):
 def test_supervised_layout_starts_with_accuracy_and_loss():
     groups = layout(elr.layout(LAYERS), supervised=True)
     assert list(groups)[:2] == [FIRST, "accuracy and loss"] and "return" not in groups
-    assert next(iter(groups[FIRST])) == "test/accuracy"
+    assert next(iter(groups[FIRST])) == "test accuracy"
     assert groups["accuracy and loss"]["accuracy"] == ("Multiline", ["^train/accuracy$", "^test/accuracy$"])
     assert {name: groups[name] for name in list(groups)[2:]} == elr.layout(LAYERS)
 
@@ -129,13 +129,19 @@ def test_first_group_shows_returns_apart_and_the_last_hidden_layer_only():
     groups = layout(measured, charts={"task": ["shift/task"]})
     first = list(groups[FIRST])
     assert next(iter(groups)) == FIRST
-    scores = ["charts/average_return", "eval/episodic_return", "shift/task"]
-    assert first[:5] == [*scores, "charts/learning_rate", "elr/hidden"]
-    assert "plasticity/dead_fraction/hidden_relu" in first
-    assert not [tag for tag in first if "conv" in tag]
+    scores = ["training return, running mean", "evaluation return", "task"]
+    assert first[:5] == [*scores, "learning rate", "effective learning rate (hidden)"]
+    assert groups[FIRST]["dead units, share (hidden_relu)"][1] == ["^plasticity/dead_fraction/hidden_relu$"]
+    assert not [name for name in first if "conv" in name or "/" in name]
     assert all(len(expressions) == 1 for _, expressions in groups["return"].values())  # no two in one colour
 
 
 def test_first_group_without_measurements():
     groups = layout(elr.layout([], rewarming=False))
-    assert list(groups[FIRST]) == ["charts/average_return", "eval/episodic_return", "charts/learning_rate"]
+    assert list(groups[FIRST]) == ["training return, running mean", "evaluation return", "learning rate"]
+
+
+def test_titles_are_words_where_there_are_any():
+    assert title("plasticity/delta_c/blocks.0.relu") == "change of features, delta_c (blocks.0.relu)"
+    assert title("charts/learning_rate") == "learning rate" and title("elr/w") == "effective learning rate (w)"
+    assert title("my/own") == "my/own" and title("charts/learning_rate_2") == "charts/learning_rate_2"
