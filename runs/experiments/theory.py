@@ -71,6 +71,8 @@ EXPERIMENT = Experiment(
         WITHOUT: lambda run: deviation(run, "cosine", unscaled),
     },
     judge=judge,
-    note="A step of these runs is a rate: 0.05 is the first, 20 the last, evenly in the logarithm.",
+    note='A step of these runs is a rate: 0.05 is the first, 20 the last, evenly in the logarithm. The words "if its '
+    'gradient is Gaussian and independent of the weights" were added to the claim after the runs; the rule was not '
+    "changed.",
     curve="theory/cosine",
 )
