@@ -422,7 +422,8 @@ class RewarmArgs:
                 f"after {shift.shortest_gap}"
             )
         every, period = shift.every_steps if shift.shortest_gap else 0, schedule.period_steps
-        if every and "period_steps" in schedule.READS[schedule.kind] and (period or total) > every:
+        again = 0 < every < total / 2  # it is restarted by two changes or more
+        if again and "period_steps" in schedule.READS[schedule.kind] and (period or total) > every:
             length = f"{period} are over" if period else "0, the whole run, are over"
             raise ValueError(
                 f"--rewarm.trigger switch restarts the schedule every {every} steps, before its "

@@ -155,6 +155,7 @@ def run_from_command_line() -> None:
 
         from runs.recording.interrupt import exit_with_one_line
     except KeyboardInterrupt:
+        print(f"{chosen[0]}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except ModuleNotFoundError as error:
         print(

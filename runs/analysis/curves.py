@@ -22,6 +22,7 @@ from runs.recording.config import flat
 from runs.recording.directory import LOCK
 from runs.recording.lock import is_held
 
+TASK = "shift/task"
 Scalars: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) pairs by tag, in the order of writing"""
 Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -183,6 +184,8 @@ def with_history(directory: Path, table: Mapping[str, Curve]) -> dict[str, Curve
         before = steps <= origin["step"]
         if before.any():
             own = table.get(tag, (steps[:0], values[:0]))
+            if tag == TASK:  # a branch says again in which task it begins
+                own = own[0][own[0] > origin["step"]], own[1][own[0] > origin["step"]]
             joined[tag] = np.concatenate([steps[before], own[0]]), np.concatenate([values[before], own[1]])
     return joined
 

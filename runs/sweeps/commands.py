@@ -15,6 +15,7 @@ from runs.recording import RunError, read_json
 from runs.sweeps.experiment import (
     LOGS,
     REPOSITORY,
+    Experiment,
     Job,
     as_words,
     chosen,
@@ -179,7 +180,8 @@ def run(args: RunArgs) -> int:
     from runs.sweeps.progress import Progress
     from runs.sweeps.run_job import inspect
 
-    jobs = with_data_folder(left_to_do(planned(args), args.join, args.scale), args.data_folder)
+    left = left_to_do(planned(args), args.join, args.scale, chosen(args.experiments, args.scale))
+    jobs = with_data_folder(left, args.data_folder)
     if args.dry_run:
         print(f"cd {shlex.quote(str(REPOSITORY))}", *(shlex.join(job.command()) for job in jobs), sep="\n")
         return 0
@@ -217,7 +219,9 @@ def planned(selection: Selection) -> list[Job]:
     )
 
 
-def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list[Job]:
+def left_to_do(
+    jobs: Sequence[Job], records: Sequence[Path], scale: str, experiments: Sequence[Experiment] = ()
+) -> list[Job]:
     """The jobs without those whose runs are in records of other machines, unless another branches from them.
 
     Raises:
@@ -232,7 +236,7 @@ def left_to_do(jobs: Sequence[Job], records: Sequence[Path], scale: str) -> list
         mine = [job for job in jobs if job.experiment == name]
         if not mine:
             raise RunError(f"{path} is of {name}, of which no run is planned here")
-        experiment = load(name)
+        experiment = next((one for one in experiments if one.name == name), None) or load(name)
         done |= {(name, key) for key in read(path, experiment, scale, plan(experiment, scale, Path())).runs}
     left = [job for job in jobs if (job.experiment, key_of(job)) not in done]
     if not left:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runs.analysis.curves import Scalars
+from runs.analysis.curves import TASK, Scalars
 from runs.recording import RunError, read_json, read_scalars
 from runs.recording.directory import CONFIG, PROVENANCE
 from runs.sweeps.experiment import Experiment, Job, Measured, Result
@@ -17,13 +17,16 @@ class Undefined(RunError):
 
 
 def result_of(job: Job) -> Result | None:
-    """What a job's run recorded; None if it is not finished.
+    """What a job's run recorded; None if it is not finished, or if one that it branches from is not.
 
     Raises:
         RunError: its directory holds another run than the planned one, or its table has lost lines.
     """
-    if inspect(job).state != "finished":
-        return None
+    above: Job | None = job
+    while above is not None:
+        if inspect(above).state != "finished":
+            return None
+        above = above.parent
     return Result(job.arm, job.world, job.seed, read_json(job.directory / CONFIG), scalars_of(job))
 
 
@@ -36,6 +39,8 @@ def scalars_of(job: Job) -> Scalars:
     before = {
         tag: [(at, value) for at, value in points if at <= branched] for tag, points in scalars_of(job.parent).items()
     }
+    if before.get(TASK):  # a branch says again in which task it begins
+        own = {**own, TASK: [(at, task) for at, task in own.get(TASK, ()) if at > branched]}
     joined = {tag: [*before.get(tag, ()), *own.get(tag, ())] for tag in [*before, *(own.keys() - before.keys())]}
     return {tag: points for tag, points in joined.items() if points}
 

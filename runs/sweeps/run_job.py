@@ -183,7 +183,7 @@ def _refuse_other_run(job: Job) -> None:
         config = read_json(job.directory / CONFIG)
         if not _is_branch(job, recorded := config.get("branch")):
             refuse("branch", recorded, _branch(job))
-        for name, value in job.flags.items():
+        for name, value in {**_inherited(job), **job.flags}.items():
             recorded = _at(config, name)
             if recorded != _plain(value):
                 refuse(name, recorded, value)
@@ -194,6 +194,17 @@ def _branch(job: Job) -> str | None:
     if job.parent is None:
         return None
     return job.parent.directory.name + ("" if job.branch_step is None else f"@{job.branch_step}")
+
+
+def _inherited(job: Job) -> dict[str, Any]:
+    """The planned flags of the runs that the job branches from, as far as it has them too: where it changes a flag of a
+    group, others of the group may return to their defaults.
+    """
+    if job.parent is None:
+        return {}
+    groups = {name.rpartition(".")[0] for name in job.flags} - {""}
+    above = {**_inherited(job.parent), **job.parent.flags}
+    return {name: value for name, value in above.items() if name.rpartition(".")[0] not in groups}
 
 
 def _is_branch(job: Job, recorded: str | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runs.recording import RunError, read_json, read_scalars
-from runs.sweeps import launcher
+from runs.sweeps import launcher, results
 from runs.sweeps.commands import RunArgs, left_to_do, planned
 from runs.sweeps.experiment import Arm, Experiment, Job, Scale, Verdict, plan, with_parents
 from runs.sweeps.launcher import Local, launch
@@ -161,8 +161,26 @@ def test_arms_are_trained_from_the_run_of_another_and_read_with_its_history(tmp_
     updates = [int(read_json(job.directory / "status.json")["step"]) for job in jobs]
     assert updates == [40, 40, 40, 60]
     assert launch(jobs, 2) == 0 and "40" in capsys.readouterr().out  # all are found finished
+    other = dataclasses.replace(jobs[0], flags={**jobs[0].flags, "hidden": 8})
+    with pytest.raises(RunError, match=r"same-s1 holds another run: its hidden is 16, that of x/smoke/same-s1 is 8"):
+        inspect(dataclasses.replace(jobs[1], parent=other))  # made from a parent that is planned otherwise now
     moved = dataclasses.replace(jobs[1], branch_step=10)
     with pytest.raises(RunError, match=r"its branch is '.*low-s1@20', that of x/smoke/same-s1 is 'low-s1@10'"):
         inspect(moved)
     with pytest.raises(RunError, match=r"its branch is .*, that of x/smoke/same-s1 is None"):
         inspect(dataclasses.replace(jobs[1], parent=None, branch_step=None))
+    jobs[2].directory.rename(tmp_path / "away")
+    assert result_of(jobs[3]) is None and result_of(jobs[1])  # what a branch of a missing run had before is not known
+
+
+def test_a_branch_begins_no_second_visit_of_its_task(monkeypatch):
+    tables = {
+        "parent": {"shift/task": [(0, 0.0), (5, 1.0), (20, 2.0)]},
+        "child": {"shift/task": [(10, 1.0), (15, 2.0)]},
+    }
+    monkeypatch.setattr(results, "read_scalars", lambda directory: tables[directory.name])
+    monkeypatch.setattr(results, "read_json", lambda path: {"branch": {"step": 10}})
+    joined = results.scalars_of(job("child", job("parent")))
+    assert joined == {"shift/task": [(0, 0.0), (5, 1.0), (15, 2.0)]}
+    tables["parent"] = {"test/loss": [(1, 3.0)]}  # of a parent whose task never changes
+    assert results.scalars_of(job("child", job("parent")))["shift/task"] == [(10, 1.0), (15, 2.0)]
