@@ -21,8 +21,8 @@ from runs.recording import RunError, read_json, read_scalars, read_status, requi
 from runs.recording.config import flat
 from runs.recording.directory import LOCK
 from runs.recording.lock import is_held
+from runs.recording.tags import TASK
 
-TASK = "shift/task"
 Scalars: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) pairs by tag, in the order of writing"""
 Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -179,15 +179,20 @@ def with_history(directory: Path, table: Mapping[str, Curve]) -> dict[str, Curve
     parent = Path(origin["directory"])
     if not (parent / _TABLE).exists():
         raise RunError(f"{directory} is a branch of {parent}, which is not there any more: leave out --history")
-    joined = dict(table)
-    for tag, (steps, values) in with_history(parent, read_table(parent)).items():
-        before = steps <= origin["step"]
+    return joined(with_history(parent, read_table(parent)), table, origin["step"])
+
+
+def joined(parent: Mapping[str, Curve], branch: Mapping[str, Curve], step: int) -> dict[str, Curve]:
+    """A parent's curves up to the step at which a branch left it, and the branch's own behind them."""
+    curves = dict(branch)
+    for tag, (steps, values) in parent.items():
+        before = steps <= step
         if before.any():
-            own = table.get(tag, (steps[:0], values[:0]))
+            own = branch.get(tag, (steps[:0], values[:0]))
             if tag == TASK:  # a branch says again in which task it begins
-                own = own[0][own[0] > origin["step"]], own[1][own[0] > origin["step"]]
-            joined[tag] = np.concatenate([steps[before], own[0]]), np.concatenate([values[before], own[1]])
-    return joined
+                own = own[0][own[0] > step], own[1][own[0] > step]
+            curves[tag] = np.concatenate([steps[before], own[0]]), np.concatenate([values[before], own[1]])
+    return curves
 
 
 def windowed(curve: Curve, edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from runs.recording.files import AppendFile
 from runs.recording.layout import Layout
+from runs.recording.tags import TASK
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 _FILE_VERSION = "brain.Event:2"
 _NAME = "events.out.tfevents."
-_STEPPED = "shift/task"
 
 
 def number_of(path: Path) -> int | None:
@@ -58,7 +58,7 @@ class EventFile:
         """Append one number; event files hold 32-bit floats. Before another task comes the last step of the old one, so
         that TensorBoard, which joins points by lines, draws steps.
         """
-        if tag == _STEPPED:
+        if tag == TASK:
             self.hold_task(step - 1)
             self._task = step, value
         self._add(tag, value, step)
@@ -67,7 +67,7 @@ class EventFile:
         """Append the latest task once more, at this step."""
         if self._task is not None and self._task[0] < step:
             self._task = step, self._task[1]
-            self._add(_STEPPED, self._task[1], step)
+            self._add(TASK, self._task[1], step)
 
     def _add(self, tag: str, value: float, step: int) -> None:
         summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])

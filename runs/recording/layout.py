@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from runs.recording.glance import FIRST, glance, title
-from runs.recording.tags import check_tag
+from runs.recording.tags import TASK, check_tag
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -17,7 +17,6 @@ _RETURNS = {
 }
 """A chart for each: within a chart, TensorBoard draws all curves of a run in one colour."""
 _SCORES = ("charts/average_return", "eval/episodic_return")
-_TASK = "shift/task"
 
 
 def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, Sequence[str]] | None = None) -> Layout:
@@ -44,7 +43,7 @@ def layout(measured: Layout, *, supervised: bool = False, charts: Mapping[str, S
         for expression in expressions
     ]
     best = ["test/accuracy"] if supervised else list(_SCORES)
-    best += [_TASK] if [_TASK] in map(list, (charts or {}).values()) else []
+    best += [TASK] if [TASK] in map(list, (charts or {}).values()) else []
     return {
         FIRST: {title(tag): _chart(tag) for tag in glance([*best, *tags], *best)},
         "accuracy and loss" if supervised else "return": scores,

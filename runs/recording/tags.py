@@ -10,6 +10,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+TASK = "shift/task"
+
 
 class Tag(NamedTuple):
     """What a tag means, and the unit of its value."""
@@ -74,7 +76,7 @@ TAGS: dict[str, Tag] = {
     "intervene/churn": Tag("divergence from the older network's outputs at the latest update", "loss"),
     "intervene/churn_strength": Tag("factor of that divergence in the next update's loss", "1"),
     "intervene/trac_scale": Tag("factor of TRAC for the displacement from the initial weights", "1"),
-    "shift/task": Tag("index of the task being trained on", "index"),
+    TASK: Tag("index of the task being trained on", "index"),
     "physics/<layer>": Tag("a number of the simulated world that drifts, by its name", "its own"),
     "shift/boundary": Tag("1 at the step at which the task changed", "1"),
     "train/loss": Tag("loss on the training set or the latest minibatch", "loss"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from runs.analysis.curves import TASK, Scalars
+import numpy as np
+
+from runs.analysis.curves import Curve, Scalars, joined, read_table
 from runs.recording import RunError, read_json, read_scalars
 from runs.recording.directory import CONFIG, PROVENANCE
 from runs.sweeps.experiment import Experiment, Job, Measured, Result
@@ -32,17 +34,17 @@ def result_of(job: Job) -> Result | None:
 
 def scalars_of(job: Job) -> Scalars:
     """What a run recorded; of a branch with what its parent recorded until then."""
-    own = read_scalars(job.directory)
+    if job.parent is None:
+        return read_scalars(job.directory)
+    return {tag: list(zip(*map(np.ndarray.tolist, curve), strict=True)) for tag, curve in curves_of(job).items()}
+
+
+def curves_of(job: Job) -> Mapping[str, Curve]:
+    """The same as arrays."""
+    own = read_table(job.directory)
     if job.parent is None:
         return own
-    branched = int(read_json(job.directory / PROVENANCE)["branch"]["step"])
-    before = {
-        tag: [(at, value) for at, value in points if at <= branched] for tag, points in scalars_of(job.parent).items()
-    }
-    if before.get(TASK):  # a branch says again in which task it begins
-        own = {**own, TASK: [(at, task) for at, task in own.get(TASK, ()) if at > branched]}
-    joined = {tag: [*before.get(tag, ()), *own.get(tag, ())] for tag in [*before, *(own.keys() - before.keys())]}
-    return {tag: points for tag, points in joined.items() if points}
+    return joined(curves_of(job.parent), own, int(read_json(job.directory / PROVENANCE)["branch"]["step"]))
 
 
 def results_of(jobs: Sequence[Job]) -> dict[str, Result]:

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runs.recording import RunError, read_json, read_scalars
@@ -174,13 +175,13 @@ def test_arms_are_trained_from_the_run_of_another_and_read_with_its_history(tmp_
 
 
 def test_a_branch_begins_no_second_visit_of_its_task(monkeypatch):
-    tables = {
-        "parent": {"shift/task": [(0, 0.0), (5, 1.0), (20, 2.0)]},
-        "child": {"shift/task": [(10, 1.0), (15, 2.0)]},
-    }
-    monkeypatch.setattr(results, "read_scalars", lambda directory: tables[directory.name])
+    def table(*points):
+        return {"shift/task": (np.array([step for step, _ in points]), np.array([task for _, task in points]))}
+
+    tables = {"parent": table((0, 0.0), (5, 1.0), (20, 2.0)), "child": table((10, 1.0), (15, 2.0))}
+    monkeypatch.setattr(results, "read_table", lambda directory: tables[directory.name])
     monkeypatch.setattr(results, "read_json", lambda path: {"branch": {"step": 10}})
-    joined = results.scalars_of(job("child", job("parent")))
-    assert joined == {"shift/task": [(0, 0.0), (5, 1.0), (15, 2.0)]}
-    tables["parent"] = {"test/loss": [(1, 3.0)]}  # of a parent whose task never changes
+    scalars = results.scalars_of(job("child", job("parent")))
+    assert scalars == {"shift/task": [(0, 0.0), (5, 1.0), (15, 2.0)]}
+    tables["parent"] = {"test/loss": (np.array([1]), np.array([3.0]))}  # of a parent whose task never changes
     assert results.scalars_of(job("child", job("parent")))["shift/task"] == [(10, 1.0), (15, 2.0)]
