@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from runs.experiments.shared.rules import column, decide, defined, last
-from runs.sweeps.experiment import Arm, Experiment, Measured, Result, Scale, Verdict, guessed_gpu_hours
+from runs.sweeps.experiment import Arm, Experiment, Flags, Measured, Result, Scale, Verdict, guessed_gpu_hours
 
-OFFSETS = (5_000, 8_000)
-DECAY = 4_000
-"""updates from the re-warming to the end"""
+BETAS = ("0.999", "0.95")
+"""of Adam's second moment"""
 TAG = "plasticity/flipped_fraction/blocks.0.relu"
 """of the MLP's activations; the attention's output, which is measured too, is not one"""
 END, BEFORE, AFTER = "test accuracy at the end", "flipped before", "largest flipped share after"
@@ -33,6 +32,23 @@ def after(result: Result) -> float:
     offset = result.config["rewarm"]["at_update"]
     values = [value for step, value in result.scalars[TAG] if step > offset]
     return defined(float(np.max(values)), AFTER, result)  # NumPy's max keeps a nan
+
+
+def timed(beta2: str, offsets: tuple[int, int], ends: tuple[int, int], every: int) -> dict[str, Flags]:
+    """Flags of the four arms by name. Until it is re-warmed, each is the same run: the first one, kept `every` so many
+    updates, and the others continue it."""
+    first = f"fig3-0.01-late-beta{beta2}"
+    found: dict[str, Flags] = {}
+    for peak in ("0.01", "0.001"):
+        for when, offset, end in zip(("late", "early"), reversed(offsets), reversed(ends), strict=True):
+            kept = (offset - 1) // every * every
+            own: Flags = (
+                {"branch": f"{first}@{kept}", "learning_rate": float(peak)}
+                if found
+                else {"checkpoint_every": every, "keep_checkpoints_every": every}
+            )
+            found[f"fig3-{peak}-{when}-beta{beta2}"] = {"rewarm.at_update": offset, "total_updates": end, **own}
+    return found
 
 
 def judge(runs: Sequence[Measured]) -> Verdict:
@@ -81,43 +97,31 @@ EXPERIMENT = Experiment(
     "before), and every run with peak 1e-3 ends below 50 % and its share does not double. Not reproduced if at most "
     "half of the runs of either peak do one of these. Undecided otherwise.",
     arms=[
-        Arm(
-            f"fig3-{peak}-{when}-beta{beta2}",
-            "grokking",
-            f"fig3-{peak}",
-            {"rewarm.at_update": offset, "total_updates": offset + DECAY, "adam_beta2": float(beta2)},
+        arm
+        for beta2 in BETAS
+        for (first, whole), *branches in [timed(beta2, (5_000, 8_000), (9_000, 12_000), every=500).items()]
+        for arm in (
+            Arm(first, "grokking", "fig3-0.01", {**whole, "adam_beta2": float(beta2)}),
+            *(Arm(name, "grokking", flags=flags) for name, flags in branches),
         )
-        for beta2 in ("0.999", "0.95")
-        for peak in ("0.01", "0.001")
-        for when, offset in zip(("early", "late"), OFFSETS, strict=True)
     ],
     scales={
         "smoke": Scale(
             seeds=(1,),
             estimate="1 min on two cores",
-            flags={
-                "rewarm.at_update": 60,
-                "total_updates": 120,
-                "schedule.warmup_updates": 10,
-                "schedule.decay_updates": 50,
-                "probe.every": 20,
-            },
-            arms=("fig3-0.01-early-beta0.999", "fig3-0.001-early-beta0.999"),
+            flags={"schedule.warmup_updates": 10, "schedule.decay_updates": 50, "probe.every": 20},
+            by_arm=timed("0.999", (60, 80), (120, 140), every=20),
+            arms=("fig3-0.01-late-beta0.999", "fig3-0.001-early-beta0.999"),
         ),
-        "laptop": Scale(seeds=(7, 8, 9, 10, 11), estimate="70 min on two cores"),
+        "laptop": Scale(seeds=(7, 8, 9, 10, 11), estimate="45 min on two cores"),
         "paper": Scale(
             seeds=(1, 2, 3),
-            estimate=guessed_gpu_hours(24, 1_000_000, 250),
-            flags={
-                "total_updates": 1_000_000,
-                "schedule.warmup_updates": 1_000,
-                "schedule.decay_updates": 600_000,
-            },
+            estimate=guessed_gpu_hours(24, 835_000, 250),  # on average: branches begin late
+            flags={"schedule.warmup_updates": 1_000, "schedule.decay_updates": 600_000},
             by_arm={
-                f"fig3-{peak}-{when}-beta{beta2}": {"rewarm.at_update": offset}
-                for beta2 in ("0.999", "0.95")
-                for peak in ("0.01", "0.001")
-                for when, offset in (("early", 200_000), ("late", 320_000))
+                name: flags
+                for beta2 in BETAS
+                for name, flags in timed(beta2, (200_000, 320_000), (1_000_000, 1_000_000), every=20_000).items()
             },
             gpus=0.25,
         ),

@@ -199,7 +199,7 @@ def test_list_and_show(capsys):
     assert "fig3  (Fig. 3 of Lyle et al. 2025)\n    A network" in capsys.readouterr().out
     assert main(["show", "fig3"]) == 0
     shown = capsys.readouterr().out
-    assert "Rule:\n    With Adam's beta2" in shown and "grokking.py fig3-0.01 --rewarm.at-update 5000" in shown
+    assert "Rule:\n    With Adam's beta2" in shown and "grokking.py fig3-0.01 --rewarm.at-update 8000" in shown
 
 
 def test_show_prints_what_a_scale_changes(capsys):

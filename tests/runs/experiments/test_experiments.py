@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -14,8 +15,9 @@ from runs.experiments import fig2_left, fig2_right, fig3, throughput
 from runs.experiments.shared import chains
 from runs.experiments.shared.atari import SCORE, TENTH
 from runs.experiments.shared.warm_start import ACCURACY, GAP, since_switch
-from runs.recording import parse
+from runs.recording import config_to_dict, parse
 from runs.sweeps.experiment import Measured, Result, guessed_gpu_hours, load, names, plan
+from runs.training.branching import Branch
 
 
 def script(name):
@@ -23,8 +25,8 @@ def script(name):
 
 
 @pytest.mark.parametrize("name", names())
-def test_smoke_commands_are_accepted_by_the_scripts(name):
-    for job in plan(load(name), "smoke", Path("logs")):
+def test_smoke_commands_are_accepted_by_the_scripts(name, tmp_path):
+    for job in plan(load(name), "smoke", tmp_path):
         module, errors = script(job.script), io.StringIO()
         try:
             with contextlib.redirect_stderr(errors):
@@ -32,7 +34,20 @@ def test_smoke_commands_are_accepted_by_the_scripts(name):
         except SystemExit:
             pytest.fail(f"{job.id}: {errors.getvalue()}")
         assert args.seed == job.seed and args.exp_name == job.arm and args.directory == job.directory
-        assert args == changed(module.PRESETS[job.preset].args, {**job.flags, "directory": job.directory})
+        assert dataclasses.replace(args, branch=None) == flags_of(job)
+        if job.parent is not None:
+            Branch(args)  # refuses flags that cannot change
+        job.directory.mkdir(parents=True)
+        # A branch takes its flags from there.
+        (job.directory / "config.json").write_text(json.dumps(config_to_dict(args)))
+
+
+def flags_of(job):
+    """The flags of a job's run: its preset's, or those of the run that it branches from, and what it changes."""
+    module = script(job.script)
+    start = module.PRESETS[job.preset].args if job.parent is None else flags_of(job.parent)
+    flags = {name: value for name, value in job.flags.items() if name != "device"}  # no GPU here
+    return changed(start, {**flags, "directory": job.directory})
 
 
 def changed(args, flags):
@@ -53,9 +68,11 @@ def test_flags_of_other_scales_exist_and_do_not_conflict(name):
     experiment = load(name)
     for scale in set(experiment.scales) - {"smoke"}:
         for job in plan(experiment, scale, Path("logs")):
-            module = script(job.script)
-            flags = {name: value for name, value in job.flags.items() if name != "device"}  # no GPU here
-            assert changed(module.PRESETS[job.preset].args, flags).seed == job.seed
+            args = flags_of(job)
+            assert args.seed == job.seed
+            if job.branch_step is not None:  # the parent keeps this step, and what the branch changes comes later
+                assert job.branch_step % flags_of(job.parent).keep_checkpoints_every == 0
+                assert job.branch_step < getattr(args.rewarm, "at_update", math.inf)
 
 
 @pytest.mark.parametrize("name", names())
