@@ -359,6 +359,8 @@ class Session:
         if self._args.resume is not None:  # the checkpoint has it
             return
         self._shifts = shifts
+        if getattr(self._args, "eval_every", None) == 0:
+            options["evaluations"] = False
         if not shifts:
             self._run.layout(measured, **options)
             return

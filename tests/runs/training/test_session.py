@@ -16,6 +16,7 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import nn
 
+import elr
 from elr.fast.flat_adam import FlatAdam
 from runs.recording import (
     NonFiniteError,
@@ -26,6 +27,7 @@ from runs.recording import (
     read_scalars,
     read_status,
 )
+from runs.recording.events_file import EventFile
 from runs.training import Session
 from runs.training import session as module
 
@@ -41,6 +43,7 @@ class Args:
     device: str = "cpu"
     exp_name: str = "name"
     log_every: int = 4
+    eval_every: int = 5
     directory: Path | None = None
     resume: Path | None = None
     seeds: tuple[int, ...] = ()
@@ -548,6 +551,16 @@ def test_a_run_whose_task_changes_has_a_chart_of_it_that_begins_at_task_0(tmp_pa
         (({"norms": {}},), {"supervised": True}),
         (({"norms": {}},), {"charts": {"task": ["shift/task"], "gap": ["test/accuracy"]}}),
     ]
+
+
+@pytest.mark.parametrize(("eval_every", "charts"), [(0, []), (5, ["evaluation return"])])
+def test_a_run_without_evaluations_has_no_chart_of_them(tmp_path, monkeypatch, eval_every, charts):
+    layouts = []
+    monkeypatch.setattr(EventFile, "add_layout", lambda file, layout: layouts.append(layout))
+    with opened(tmp_path / "r", eval_every=eval_every) as run:
+        run.layout(elr.layout([]))
+    named = [name for group in layouts[0].values() for name in group if "evaluation" in name]
+    assert sorted(set(named)) == charts and "training return, running mean" in layouts[0]["at a glance"]
 
 
 def read_scalars_now(run):
