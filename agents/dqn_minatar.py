@@ -44,6 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from elr import flags, layout
+from elr.fast.captured import Captured
 from elr.fast.flat_adam import FlatAdam
 from elr.fast.minatar_q import NotTheSame, proved
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
@@ -131,6 +132,8 @@ class Args(RunArgs):
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer and trains by autograd"""
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
     """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit where it can be"""
+    capture: bool = False
+    """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -187,7 +190,10 @@ class Args(RunArgs):
             updates=self.updates(max(1, self.total_timesteps - self.learning_starts)) + self.priming_updates,
             activation=self.activation,
         )  # fmt: skip
+        hooked = self.capture and self.intervene.watches
+        require(not hooked, self, "capture intervene.methods", "continual-backprop needs a forward pass per update")
         if self.gradient == "explicit":
+            require(not self.capture, self, "gradient capture", "explicit has no kernels to launch")
             require(self.device == "cpu", self, "gradient device", "explicit needs a CPU")
             require(not self.intervene.watches, self, "gradient intervene.methods", "continual-backprop needs autograd")
             require(self.activation == "relu", self, "gradient activation", "the one written by hand is that of ReLU")
@@ -314,7 +320,7 @@ def td_gradient(
     double Q-learning. A truncated episode bootstraps: only termination ends the return.
     """
     device = q_network.head.weight.device
-    obs, actions, rewards, next_obs, terminated = (torch.from_numpy(array).to(device) for array in batch)
+    obs, actions, rewards, next_obs, terminated = (torch.as_tensor(array, device=device) for array in batch)
     with torch.no_grad():
         next_q = target_network(next_obs)  # [B, A]
         next_actions = (q_network(next_obs) if double_q else next_q).argmax(1, keepdim=True)
@@ -351,7 +357,7 @@ def main(args: Args) -> None:
         replay = TransitionMemory(args.buffer_size, env.single_observation_space.shape, args.num_envs)
         by_autograd = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(by_autograd, q_network, target_network), partial(q_values, q_network)
-        autograd = args.intervene.watches or args.activation == "crelu"
+        autograd = args.intervene.watches or args.activation == "crelu" or args.capture
         if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not autograd):
             try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
@@ -361,6 +367,7 @@ def main(args: Args) -> None:
             except NotTheSame as error:
                 require(args.gradient == "auto", args, "gradient", str(error))
                 print(f"gradient by autograd, not the faster one written by hand: {error}")
+        gradient = Captured(gradient, run.device) if args.capture else gradient
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(q_network, heads=["head"])  # weights of conv and hidden, by name

@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr import flags, layout
+from elr.fast.captured import Captured
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.flags import TriggeredSwitchArgs as SwitchArgs
@@ -119,6 +120,8 @@ class Args(RunArgs):
     """units of each of the three hidden layers, in the policy's network and in the value's"""
     activation: Literal["leaky-relu", "crelu"] = "leaky-relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
+    capture: bool = False
+    """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -177,6 +180,8 @@ class Args(RunArgs):
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on, self.shift.unchanged,
             updates=self.updates(0), activation=self.activation,
         )  # fmt: skip
+        hooked = self.capture and self.intervene.watches
+        require(not hooked, self, "capture intervene.methods", "continual-backprop needs a forward pass per update")
         self.probe.check(size_is_read=self.nap.enabled)
         apart = (self.shift.on and self.shift.every_steps) or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -374,12 +379,23 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
+def ppo_gradient(
+    network: ActorCritic, optimizer: FlatAdam, args: Args, batch: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradient of the loss of a minibatch: write every .grad; return the loss [] and its parts."""
+    loss, parts = ppo_loss(network, batch, args)
+    optimizer.zero_grad()
+    loss.backward()
+    return loss.detach(), {name: part.detach() for name, part in parts.items()}
+
+
 def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
     """What is recorded of a minibatch's loss."""
-    log_ratio = parts.pop("log_ratio").detach()
-    parts["approx_kl"] = (log_ratio.exp() - 1 - log_ratio).mean()
-    parts["clipfrac"] = ((log_ratio.exp() - 1).abs() > clip_coef).double().mean()
-    return {f"losses/{name}": float(part.detach()) for name, part in parts.items()}
+    log_ratio = parts["log_ratio"]
+    numbers = {name: parts[name] for name in ("policy_loss", "value_loss", "entropy")}
+    numbers["approx_kl"] = (log_ratio.exp() - 1 - log_ratio).mean()
+    numbers["clipfrac"] = ((log_ratio.exp() - 1).abs() > clip_coef).double().mean()
+    return {f"losses/{name}": float(number) for name, number in numbers.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ main
@@ -401,6 +417,8 @@ def main(args: Args) -> None:
         network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, *env.single_observation_space.shape)
+        gradient = partial(ppo_gradient, network, optimizer, args)
+        gradient = Captured(gradient, run.device) if args.capture else gradient
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of the hidden layers, by name
@@ -492,15 +510,13 @@ def main(args: Args) -> None:
                 order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
                 shuffled = [x[order].chunk(args.num_minibatches) for x in samples.values()]
                 for batch in zip(*shuffled, strict=True):
-                    loss, parts = ppo_loss(network, dict(zip(samples, batch, strict=True)), args)
-                    optimizer.zero_grad()
-                    loss.backward()
+                    loss, parts = gradient(dict(zip(samples, batch, strict=True)))  # writes every .grad
                     if args.intervene.on:
                         policy_loss = parts["policy_loss"] - args.ent_coef * parts["entropy"]
-                        methods.before_step(reference, policy_loss.detach())
+                        methods.before_step(reference, policy_loss)
                     if args.max_grad_norm:
                         optimizer.clip_(args.max_grad_norm)
-                    run.require_finite(loss=loss.detach())
+                    run.require_finite(loss=loss)
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection

@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elr import flags, layout
+from elr.fast.captured import Captured
 from elr.fast.flat_adam import FlatAdam
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
 from elr.interventions import CReLU, policy_divergence
@@ -122,6 +123,8 @@ class Args(RunArgs):
     """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
     activation: Literal["relu", "crelu"] = "relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
+    capture: bool = False
+    """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)
@@ -179,6 +182,8 @@ class Args(RunArgs):
             self.rewarm.trigger, self.nap.enabled, self.switch, self.learning_rate, self.shift.on,
             updates=self.updates(0), activation=self.activation,
         )  # fmt: skip
+        hooked = self.capture and self.intervene.watches
+        require(not hooked, self, "capture intervene.methods", "continual-backprop needs a forward pass per update")
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -378,6 +383,16 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
+def ppo_gradient(
+    network: ActorCritic, optimizer: FlatAdam, args: Args, batch: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradient of the loss of a minibatch: write every .grad; return the loss [] and its parts."""
+    loss, parts = ppo_loss(network, batch, args)
+    optimizer.zero_grad()
+    loss.backward()
+    return loss.detach(), parts
+
+
 # ------------------------------------------------------------------------------------------------------------ main
 
 
@@ -396,6 +411,8 @@ def main(args: Args) -> None:
         network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
+        gradient = partial(ppo_gradient, network, optimizer, args)
+        gradient = Captured(gradient, run.device) if args.capture else gradient
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
         layers = scalable_weights(network, heads=network.heads)  # weights of conv and hidden, by name
@@ -487,14 +504,12 @@ def main(args: Args) -> None:
             for _ in range(args.update_epochs):
                 order = torch.from_numpy(minibatch_rng.permutation(args.iteration_steps)).to(run.device)
                 for index in order.chunk(args.num_minibatches):
-                    loss, parts = ppo_loss(network, {name: x[index] for name, x in samples.items()}, args)
-                    optimizer.zero_grad()
-                    loss.backward()
+                    loss, parts = gradient({name: x[index] for name, x in samples.items()})  # writes every .grad
                     if args.intervene.on:
                         policy_loss = parts["losses/policy_loss"] - args.ent_coef * parts["losses/entropy"]
-                        methods.before_step(reference, policy_loss.detach())
+                        methods.before_step(reference, policy_loss)
                     optimizer.clip_(args.max_grad_norm)
-                    run.require_finite(loss=loss.detach())
+                    run.require_finite(loss=loss)
                     meter.before_step()
                     optimizer.step()
                     meter.after_step()  # measures the step really taken, before the projection

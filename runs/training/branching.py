@@ -31,7 +31,8 @@ READ = (
     "keep_checkpoints_every checkpoint_every log_every "
     "eval_every eval_episodes eval_epsilon evaluations_per_decade record_video "
     "learning_rate gamma gae_lambda value_lambda norm_adv clip_coef clip_vloss ent_coef vf_coef max_grad_norm "
-    "batch_size n_step target_network_frequency double_q start_e end_e exploration_steps gradient loss_dtype augment "
+    "batch_size n_step target_network_frequency double_q start_e end_e exploration_steps gradient capture loss_dtype "
+    "augment "
     "prioritized_replay_beta prioritized_replay_uniform data_folder cache rewarm.peak_factor rewarm.moments "
     "switch.* reset.layers"
 )
