@@ -67,6 +67,7 @@ BENCHMARKS: Mapping[str, Command] = {
     for name in (
         "dqn",
         "ppo",
+        "peers",
         "control",
         "atari",
         "minatar",
@@ -85,6 +86,7 @@ _BENCH_HELP = """Measure on this machine: python -m runs bench NAME ...
 
     dqn            agents/dqn_minatar.py against CleanRL's dqn.py
     ppo            agents/ppo_minatar.py against CleanRL's ppo.py
+    peers          both MinAtar scripts against Stable-Baselines3, SBX, and one compiled loop in JAX
     control        agents/ppo_control.py against CleanRL's ppo.py
     atari          environments, DQN and parts of Rainbow against CleanRL's
     minatar        MinAtar games as arrays against the package's games

@@ -19,7 +19,7 @@ else:  # pytest itself depends on tomli there
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("elr", "envs", "runs", "agents")
 # Import names of which the distribution is called otherwise, or that need one more than their own.
-DISTRIBUTIONS = {"PIL": "pillow", "ale_py": "ale-py", "torch.utils.tensorboard": "tensorboard"}
+DISTRIBUTIONS = {"PIL": "pillow", "ale_py": "ale-py", "sbx": "sbx-rl", "torch.utils.tensorboard": "tensorboard"}
 
 
 def pyproject() -> dict:
@@ -66,6 +66,8 @@ def test_every_import_is_declared():
     drawing = {"runs/figures/style.py", "runs/training/picture.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
     assert undeclared.pop("runs/recording/weights_and_biases.py") <= extras["track"]  # imported with --track
+    for path in [path for path in undeclared if path.startswith("runs/benchmarks/peer_")]:
+        assert undeclared.pop(path) <= extras["peers"], path
     frameworks = [path for path in undeclared if path.startswith("elr/integrations/") or path.endswith("_elr.py")]
     for path in frameworks:
         assert undeclared.pop(path) <= extras["integrations"], path
@@ -85,8 +87,8 @@ def test_every_test_import_is_declared():
     needed = set().union(*(third_party(imports_of(path)) for path in sources("tests") if path not in inside))
     extra = {name_of(r) for r in project["optional-dependencies"]["integrations"]}
     assert set().union(*(third_party(imports_of(path)) for path in inside)) - declared <= extra
-    # ray, wandb: in tests that are skipped without them
-    assert needed - declared <= {"tomli", "ray", "wandb"}
+    # ray, wandb, jax: in tests that are skipped without them
+    assert needed - declared <= {"tomli", "ray", "wandb", "jax"}
 
 
 def test_dependencies_have_lower_bounds_and_no_upper_ones():
