@@ -133,7 +133,7 @@ def _choose(
 
 
 def _run(prog: str, command: Command, words: Sequence[str]) -> int:
-    from runs.recording.commandline import read_flags
+    from runs.recording.reading import read_flags
 
     module = importlib.import_module(command.module)
     cls = getattr(module, command.args)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
-import io
 import itertools
-import math
 import re
-import shutil
 import sys
-import textwrap
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from runs.recording import flag_help
-from runs.recording.config import config_from_dict, config_to_dict, own_fields_first
+from runs.recording.config import config_from_dict, config_to_dict
 from runs.recording.directory import CONFIG, PROVENANCE, read_json, read_status
 from runs.recording.errors import RunError
 from runs.recording.interrupt import fail
+from runs.recording.mistakes import refuse_stray, refuse_unknown
+from runs.recording.reading import ask_tyro, values_of, with_checks, without_checks
 
 T = TypeVar("T")
 
@@ -94,7 +90,7 @@ def parse(
             raise RunError("--extend needs --resume RUN, the run that it makes longer")
         if branch is not None:
             return _branched(cls, branch, preset, words, presets, prog_description)
-        return _checked(cls, _ask(cls, base, words, presets, prog_description))
+        return with_checks(cls, _ask(cls, base, words, presets, prog_description))
     except (RunError, ValueError) as error:
         conflict = preset in presets and isinstance(error, ValueError) and bool(words)
         fail(f"{error} (flags not on your command line come from the preset {preset})" if conflict else str(error))
@@ -208,8 +204,8 @@ def _branched(
         for group, heads in HEADS.items():
             given, theirs = getattr(asked, group, None), getattr(recorded, group, None)
             if any(getattr(given, head, None) != getattr(theirs, head, None) for head in heads):
-                base = _unchecked(cls)(**{**_values(base), group: getattr(cls(), group)})
-        return _checked(cls, _ask(cls, base, words, presets, description))
+                base = without_checks(cls)(**{**values_of(base), group: getattr(cls(), group)})
+        return with_checks(cls, _ask(cls, base, words, presets, description))
     except ValueError as error:
         raise RunError(f"{error} (flags not on your command line come from {directory / CONFIG})") from error
 
@@ -254,188 +250,12 @@ def _made_by_another(directory: Path) -> str:
 
 def _ask(cls: type[T], base: T, words: Sequence[str], presets: Mapping[str, Preset[T]], description: str) -> T:
     """The flags over `base`, before `cls` has checked them."""
-    unchecked, words = _unchecked(cls), ["--help" if word == "--help-all" else word for word in words]
-    _refuse_unknown(cls, words)
-    _refuse_stray(cls, words, presets)
+    unchecked, words = without_checks(cls), ["--help" if word == "--help-all" else word for word in words]
+    refuse_unknown(cls, words)
+    refuse_stray(cls, words, presets)
     described = {name: preset.description for name, preset in presets.items()}
     listed = f"\n\n{flag_help.preset_help(described)}" if described else ""
-    return _ask_tyro(unchecked, words, default=unchecked(**_values(base)), description=description + listed)
-
-
-def read_flags(cls: type[T], words: Sequence[str], *, prog: str, description: str) -> T:
-    """Read the command line of a tool.
-
-    Args:
-        cls: a dataclass; fields may be `tyro.conf.Positional`. Its `__post_init__` may raise ValueError.
-        words: the command line.
-        prog: what --help calls the tool.
-        description: what the tool does, for --help; its indented lines are printed as they are.
-    Raises:
-        RunError: the words cannot be read, or `cls` refuses them; one line.
-        SystemExit: 0, after --help.
-    """
-    if not {"-h", "--help"}.isdisjoint(words):
-        print(f"{_filled(description)}\n")  # tyro would put each paragraph on one line
-    try:
-        return _checked(cls, _ask_tyro(_unchecked(cls), words, prog=prog, description=""))
-    except ValueError as error:
-        raise RunError(str(error)) from error
-
-
-def _filled(text: str) -> str:
-    """Paragraphs wrapped for the terminal; a paragraph with indented lines stays as it is."""
-    width = min(shutil.get_terminal_size().columns, 100)
-    paragraphs = text.strip().split("\n\n")
-    return "\n\n".join(one if "\n " in f"\n{one}" else textwrap.fill(one, width) for one in paragraphs)
-
-
-def _unchecked(cls: type[T]) -> type[T]:
-    """`cls` without its checks, its own flags before those that it inherits: a ValueError should become one line, and
-    tyro would put a frame around it."""
-
-    class Unchecked(cls):  # type: ignore[valid-type, misc]
-        def __post_init__(self) -> None:
-            pass
-
-    Unchecked.__dataclass_fields__ = {field.name: field for field in own_fields_first(cls)}
-    return Unchecked
-
-
-def _ask_tyro(cls: type[T], words: Sequence[str], **options: Any) -> T:
-    """Let tyro read the words. Its framed messages become a RunError of one line."""
-    import tyro
-
-    _refuse_unknown(cls, words)
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(cls, args=list(words), **options)  # type: ignore[no-any-return]
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        raise RunError(f"{_without_frame(message.getvalue())}; --help lists all flags") from leaving
-
-
-_VIDEO = "`python -m runs evaluate RUN --video` films an agent"
-_DEVICE = "give --device cpu or --device cuda"
-ELSEWHERE: Mapping[str, str] = {
-    "--capture-video": _VIDEO, "--record-video": _VIDEO,
-    "--cuda": _DEVICE, "--no-cuda": _DEVICE,
-    "--torch-deterministic": "runs on a CPU repeat exactly by themselves",
-    "--no-torch-deterministic": "runs on a CPU repeat exactly by themselves",
-    "--save-model": "a finished agent leaves weights.pt in its run directory",
-    "--anneal-lr": "give --schedule.kind linear-decay",
-    "--num-envs": "the PPO and Atari scripts step several environments, this one does not",
-    "--preset": "a preset is the first word, without a flag",
-    "--nap": "give --nap.enabled",
-}  # fmt: skip
-"""CleanRL's flags, and other guesses, by what does the same here"""
-HERE: Mapping[str, str] = {"--capture-video": "--record-video"}
-"""CleanRL's flags by the name that they have here, in scripts that have it"""
-
-
-def _refuse_stray(cls: Any, words: Sequence[str], presets: Mapping[str, Any]) -> None:
-    """Refuse a word that belongs to no flag: a preset that is not first, or the value of a switch; and 1e6 as a whole
-    number."""
-    hints, flag, room = dict(_flag_types(cls, "--")), "", 0.0
-    for word in words:
-        if re.match(r"--[a-zA-Z]|-h$", word):
-            flag, has_value, value = word.partition("=")
-            flag = flag.replace("_", "-")
-            room = _words_of(hints.get(flag))
-            if has_value:
-                _refuse_value(flag, hints.get(flag), value)
-                room = math.inf if room == math.inf else 0
-        elif room > 0:
-            room -= 1
-            _refuse_value(flag, hints.get(flag), word)
-        elif flag in hints and hints[flag] is bool:
-            _refuse_value(flag, bool, word)
-        elif word in presets:
-            raise RunError(f"the preset {word} must be the first word, before all flags, and the only preset")
-        else:
-            raise RunError(f"{word!r} belongs to no flag" + (f": {flag} is complete without it" if flag else ""))
-
-
-def _refuse_value(flag: str, hint: Any, value: str) -> None:
-    if hint is bool:
-        group, _, name = flag.rpartition(".")
-        on = f"{group}.{name}" if group else name
-        on = re.sub(r"(^--|\.)no-", r"\1", on) if "no-" in name else on
-        off = re.sub(r"^(--(?:.*\.)?)", r"\1no-", on)
-        raise RunError(f"{flag} takes no value, got {value}: give {on}, or {off} to turn it off")
-    if _single(hint) is int and re.fullmatch(r"[\d.]+(e\+?\d+)?", value, re.I):
-        with contextlib.suppress(ValueError):
-            if not value.isdecimal() and float(value).is_integer():
-                raise RunError(f"{flag} is a whole number: write {float(value):.0f} for {value}")
-
-
-def _words_of(hint: Any) -> float:
-    """How many words a flag of this type takes."""
-    if hint is bool:
-        return 0
-    if get_origin(hint) is tuple:
-        items = get_args(hint)
-        return math.inf if items[-1:] == (...,) else len(items)
-    return max(map(_words_of, get_args(hint)), default=1) if get_origin(hint) in (Union, types.UnionType) else 1
-
-
-def _single(hint: Any) -> Any:
-    """The type of one word: int for int, for int | None and for tuple[int, ...]."""
-    parts = {part for part in get_args(hint) if part not in (type(None), ...)}
-    return parts.pop() if len(parts) == 1 and get_origin(hint) is not Literal else hint
-
-
-def _refuse_unknown(cls: Any, words: Sequence[str]) -> None:
-    known = sorted(_flag_names(cls, "--"))
-    for word in words:
-        flag = word.partition("=")[0].replace("_", "-")
-        if (
-            re.fullmatch(r"--[a-zA-Z][\w.-]*", flag)
-            and flag not in known
-            and not flag.startswith(("--help", "--tyro-"))
-        ):
-            moved = re.sub(r"^--no-(.+)\.", r"--\1.no-", flag)  # --no-nap.enabled is --nap.no-enabled
-            near = [moved] if moved in known else difflib.get_close_matches(flag, known, n=1, cutoff=0.76)
-            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
-            if HERE.get(flag) in known:
-                raise RunError(f"unknown flag {flag}; give {HERE[flag]}")
-            raise RunError(f"unknown flag {flag}; {ELSEWHERE.get(flag, hint)}")
-
-
-def _flag_names(cls: Any, prefix: str) -> Iterator[str]:
-    """Every flag of a dataclass and its groups, also as --no-flag."""
-    yield from (name for name, _ in _flag_types(cls, prefix))
-
-
-def _flag_types(cls: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every flag of a dataclass and its groups, also as --no-flag, with its type."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name = field.name.replace("_", "-")
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _flag_types(hints[field.name], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hints[field.name]
-            if hints[field.name] is bool:
-                yield f"{prefix}no-{name}", bool
-
-
-def _without_frame(text: str) -> str:
-    """What a framed message says, as one line: its first section, without the title."""
-    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()][1:]
-    if lines and not lines[0].strip("─-"):  # the frame in ASCII has a rule below the title
-        lines = lines[1:]
-    rule = next((k for k, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
-    return " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0].rstrip(".")
-
-
-def _checked(cls: type[T], unchecked: T) -> T:
-    return cls(**_values(unchecked))
-
-
-def _values(args: Any) -> dict[str, Any]:
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    return ask_tyro(unchecked, words, default=unchecked(**values_of(base)), description=description + listed)
 
 
 def _flags(config: Mapping[str, Any], prefix: str = "--") -> Iterator[tuple[str, Any]]:
