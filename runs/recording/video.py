@@ -98,4 +98,4 @@ def write_gif(
     first.save(encoded, "GIF", save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
     with failures_named(f"write {path.name}", path):
         path.parent.mkdir(exist_ok=True)
-    write_atomically(path, encoded.getbuffer())
+    write_atomically(path, encoded.getvalue())

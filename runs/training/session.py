@@ -457,7 +457,7 @@ class Session:
         if self._unit == "step" and isinstance(network, nn.Module):
             weights, encoded = network.state_dict(), io.BytesIO()  # torch hides why a file cannot be written
             torch.save({name: weight.detach().cpu().clone() for name, weight in weights.items()}, encoded)
-            write_atomically(self.directory / WEIGHTS, encoded.getbuffer())
+            write_atomically(self.directory / WEIGHTS, encoded.getvalue())
 
     def farewell(self, *lines: str) -> None:
         """Print what a finished run says: length, directory, these lines, the last evaluation, how to look at it."""

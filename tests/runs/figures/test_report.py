@@ -574,9 +574,10 @@ def test_published_numbers_give_the_published_pages(tmp_path, monkeypatch, capsy
         args = Args((one["experiment"],), one["scale"], out=tmp_path, from_json=True, partial=partial)
         page = report.write(args, experiment_module.load(one["experiment"]))
         assert page.read_text() == path.with_suffix(".md").read_text(), path.stem
-        for kind in ("json", "csv.gz"):
-            again = page.with_name(f"{path.stem}.{kind}").read_bytes()
-            assert again == path.with_name(f"{path.stem}.{kind}").read_bytes(), path.stem
+        assert page.with_name(path.name).read_bytes() == path.read_bytes(), path.stem
+        # Python 3.13 writes another header, and other builds of zlib compress otherwise.
+        again, kept = (gzip.decompress((at / f"{path.stem}.csv.gz").read_bytes()) for at in (page.parent, path.parent))
+        assert again == kept, path.stem
         assert capsys.readouterr().out == "", path.stem  # verdict, claim and rule are those recorded
 
 

@@ -45,7 +45,7 @@ def starts(job: Job) -> int:
     return sum(line.startswith("--- ") for line in job.log.read_text().splitlines())
 
 
-def wait_until(true: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 300.0) -> None:
     """Return as soon as the condition holds."""
     until = time.monotonic() + seconds
     while not true():
