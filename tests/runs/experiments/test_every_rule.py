@@ -225,6 +225,7 @@ CASES = {
     "fig3": Case(fig3_values),
     "fig4": Case(fig4_values),
     "fig4-features": Case(fig4_features_values),
+    "fig4-resnet": Case(fig4_values, scale="paper"),
     "fig5-left": Case(fig5_left_values),
     "fig5-right": Case(fig5_right_values),
     "fig6-left": Case(fig6_left_values, "paper"),

@@ -1,0 +1,32 @@
+"""Fig. 4 with the paper's other network, a ResNet-18."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from runs.experiments.fig4 import EXPERIMENT as FIG4
+from runs.experiments.shared.warm_start import PAPER, SEEDS, SMOKE
+from runs.sweeps.experiment import Scale, guessed_gpu_hours
+
+EXPERIMENT = dataclasses.replace(
+    FIG4,
+    name="fig4-resnet",
+    source="Sec. 5 and App. A.2 of Lyle et al. 2025, which name a ResNet-18 next to the CNN of Fig. 4",
+    claim=FIG4.claim.replace("a projected network", "a projected ResNet-18"),
+    arms=[dataclasses.replace(arm, flags={"model": "resnet18"}) for arm in FIG4.arms],
+    scales={
+        "smoke": Scale(
+            seeds=(1,),
+            estimate="1 min on two cores",
+            flags={**SMOKE, "phase_updates": 20, "eval_every": 10, "checkpoint_every": 20, "probe.size": 32},
+            arms=("fig4-projected-0.1", "fig4-unconstrained-0.1"),
+        ),
+        "paper": Scale(
+            seeds=SEEDS,
+            estimate=guessed_gpu_hours(30, 420_000, 150, gpus=0.5),
+            flags=PAPER,
+            gpus=0.5,
+        ),
+    },
+    note="No laptop scale: an update of 32 images takes half a second or more on a CPU core.",
+)
