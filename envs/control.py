@@ -246,7 +246,8 @@ class ControlVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments."""
-        self._engine.close()
+        if hasattr(self, "_engine"):  # before Gymnasium 1.4 also called of an object whose constructor refused
+            self._engine.close()
 
 
 def _spec(env_id: str) -> EnvSpec:
