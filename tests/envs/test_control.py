@@ -152,6 +152,10 @@ def test_the_loop_equals_gymnasium_with_its_own_time_limit(env_id, monkeypatch):
     assert ended.sum() > 2
 
 
+def test_an_environment_whose_constructor_refused_can_be_closed():
+    ControlVectorEnv.__new__(ControlVectorEnv).close()
+
+
 def test_which_of_the_two_plays():
     for env_id in CLASSIC:
         arrays, faster_from = FASTER_FROM[gymnasium.spec(env_id).entry_point]
