@@ -88,7 +88,7 @@ def test_every_test_import_is_declared():
     extra = {name_of(r) for r in project["optional-dependencies"]["integrations"]}
     assert set().union(*(third_party(imports_of(path)) for path in inside)) - declared <= extra
     # ray, wandb, jax: in tests that are skipped without them
-    assert needed - declared <= {"tomli", "ray", "wandb", "jax"}
+    assert needed - declared <= {"tomli", "tomllib", "ray", "wandb", "jax"}  # tomllib is there from Python 3.11 on
 
 
 def test_dependencies_have_lower_bounds_and_no_upper_ones():

@@ -995,7 +995,7 @@ def test_plain_ppo_on_levels_has_the_published_constants():
     assert args.switch == SwitchArgs() and args.intervene == InterveneArgs() and args.env_id == "CartPole-v1"
     checked = {*published, "shift", "schedule", "rewarm", "nap", "switch", "intervene", "env_id"}
     of_every_run = {field.name for field in dataclasses.fields(RunArgs)}
-    elsewhere = {"seed", "probe", "eval_every", "eval_episodes", "checkpoint_every", "record_video"}
+    elsewhere = {"seed", "probe", "capture", "eval_every", "eval_episodes", "checkpoint_every", "record_video"}
     assert set(config_to_dict(args)) == checked | elsewhere | of_every_run
 
 
