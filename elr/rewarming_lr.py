@@ -106,6 +106,7 @@ class RewarmingLR(LRScheduler):
         if epoch == 0:
             self.last_epoch = -1
         super().step()  # counts, warns of a wrong order, and calls get_lr
+        self._last_lr = rates_of(self.optimizer)  # torch 2.6 keeps the group's own tensor
 
     def get_lr(self) -> list[float | Tensor]:
         """The groups' rates. Within `step`, where torch calls it, those of the next update."""

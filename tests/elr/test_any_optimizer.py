@@ -418,6 +418,7 @@ def test_flat_adam_clips_its_vector():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore:Graph break due to unsupported:UserWarning")  # of torch 2.6
 def test_a_compiled_step():
     """Compiled, torch's Adam rounds its bias corrections to float32, so the yardstick is compiled too."""
     ours, theirs = network(), network()

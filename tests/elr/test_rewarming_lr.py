@@ -217,6 +217,7 @@ def test_sequence_that_is_saved_before_the_hand_over_continues_exactly():
     assert seen + run(made, sequence, 6) == whole
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in .scheduler.step:UserWarning")  # torch 2.6's ConstantLR
 def test_comes_first_in_a_sequence():
     made = optimizer()
     ours = RewarmingLR(made, DECAY, Every(2))

@@ -260,6 +260,9 @@ def test_truncation_returns_the_last_observation_then_a_new_episode():
     assert np.array_equal(obs[:, 0], np.eye(10)[[9]][:, :, None] * np.eye(10)[4] * np.ones((2, 1, 1)))  # at the start
 
 
+@pytest.mark.skipif(
+    tuple(map(int, gymnasium.__version__.split(".")[:2])) < (1, 2), reason="its wrapper counts a step less in 1.1"
+)
 def test_episode_statistics_equal_those_of_gymnasium():
     env = RecordEpisodeStatistics(make("SpaceInvaders", 3, max_episode_steps=60), stats_key="theirs")
     env.reset(seed=0)
