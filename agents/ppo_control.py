@@ -395,7 +395,7 @@ def recorded(parts: dict[str, Tensor], clip_coef: float) -> dict[str, float]:
     numbers = {name: parts[name] for name in ("policy_loss", "value_loss", "entropy")}
     numbers["approx_kl"] = (log_ratio.exp() - 1 - log_ratio).mean()
     numbers["clipfrac"] = ((log_ratio.exp() - 1).abs() > clip_coef).double().mean()
-    return {f"losses/{name}": float(number) for name, number in numbers.items()}
+    return {f"losses/{name}": float(number.detach()) for name, number in numbers.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ main
