@@ -133,7 +133,7 @@ class Args(RunArgs):
     gradient: Literal["auto", "explicit", "autograd"] = "auto"
     """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit where it can be"""
     capture: bool = False
-    """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
+    """launch the kernels of a gradient all at once, as a CUDA graph; trains by autograd, also on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
     schedule: ScheduleArgs = field(default_factory=ScheduleArgs)
     rewarm: RewarmArgs = field(default_factory=RewarmArgs)

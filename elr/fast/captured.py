@@ -73,13 +73,19 @@ class Captured(Generic[R]):
                 )
 
     def _record(self, memory: Any) -> None:
-        """As torch asks for it: warm up on another stream, then record."""
-        present, other = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        other.wait_stream(present)
-        with torch.cuda.stream(other):
-            for _ in range(WARM_UP):
-                self._function(memory)
-        present.wait_stream(other)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = self._function(memory)
+        """As torch asks for it: warm up on another stream, then record on it.
+
+        torch's own stream for recordings is that of the device that is current when it is first used, which need not be
+        this one.
+        """
+        with torch.cuda.device(self._device):
+            present, other = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            other.wait_stream(present)
+            with torch.cuda.stream(other):
+                for _ in range(WARM_UP):
+                    self._function(memory)
+            present.wait_stream(other)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=other):
+                self._result = self._function(memory)
+        self._graph = graph

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runs.analysis.curves import Recorded
-from runs.analysis.run_groups import NAMES, TASKS, add_run, require_settings
+from runs.analysis.run_groups import NAMES, TASKS, add_run, require_settings, setting
 from runs.recording import RunError
 
-_MISSING = "(missing)"
 _LONGEST = 40
 
 
@@ -68,7 +67,7 @@ def _differing(runs: Sequence[Recorded], ignored: set[str]) -> list[str]:
 
 
 def _value(run: Recorded, key: str) -> str:
-    return str(run.config.get(key, _MISSING))
+    return str(setting(run, key))
 
 
 def _names(runs: Sequence[Recorded], keys: Sequence[str], by: Sequence[str]) -> list[str]:

@@ -43,6 +43,8 @@ TASKS = ("env_id", "dataset")
 """settings that tell tasks apart; the first one that every run has is used"""
 
 _MISSING = "(missing)"
+_GAINED: Mapping[str, Any] = {"capture": False, "num_envs": 1}
+"""settings that scripts have gained: a run made before has none, and did what these values say"""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,12 @@ def _require_same(
 def differences(one: Recorded, other: Recorded) -> list[str]:
     """Settings that differ, or that only one of the two has."""
     keys = sorted(one.config.keys() | other.config.keys())
-    return [key for key in keys if not _equal(one.config.get(key, _MISSING), other.config.get(key, _MISSING))]
+    return [key for key in keys if not _equal(setting(one, key), setting(other, key))]
+
+
+def setting(run: Recorded, key: str) -> Any:
+    """A setting of a run; of one that it lacks, what a run made before there was this setting did, or "(missing)"."""
+    return run.config.get(key, _GAINED.get(key, _MISSING))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -238,5 +245,5 @@ def require_settings(runs: Sequence[Recorded], needed: Sequence[str], flags: Map
 
 def _shown(keys: Sequence[str], runs: Sequence[Recorded]) -> str:
     """Settings with their values, each value once."""
-    values = {key: list(dict.fromkeys(str(run.config.get(key, _MISSING)) for run in runs)) for key in keys}
+    values = {key: list(dict.fromkeys(str(setting(run, key)) for run in runs)) for key in keys}
     return ", ".join(f"{key} ({' | '.join(found)})" for key, found in values.items())

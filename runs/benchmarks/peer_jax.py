@@ -4,7 +4,7 @@
     python -m runs.benchmarks.peer_jax ppo 8 20000        # 8 environments
 
 Acting, game, memory and update are one function that JAX compiles for this machine, without Python in between. It has
-the network, batch sizes and update rules of agents/dqn_minatar.py and agents/ppo_minatar.py, plain (no projection,
+the network, batch sizes and losses of agents/dqn_minatar.py and agents/ppo_minatar.py, plain (no projection,
 nothing is recorded). The 3x3 convolution is a product of patches, which on a CPU is faster than JAX's own.
 Prints the speed without compilation, and the mean return of the last episodes: an agent that learns nothing is no peer.
 """
@@ -60,7 +60,7 @@ def forward(params: Params, obs: jax.Array) -> list[jax.Array]:
 
 
 def dqn(ratio: float, seed: int = 0) -> tuple[Any, Any, int]:
-    """A compiled function of the learner's state that makes 1,000 agent steps, the first state, and 1,000."""
+    """A compiled function of the learner's state that makes about 1,000 agent steps, the first state, and how many."""
     env, env_params = make(GAME)
     every, updates = max(1, round(1 / ratio)), max(1, round(ratio))
     optimizer = optax.adam(2.5e-4)
@@ -111,16 +111,18 @@ def dqn(ratio: float, seed: int = 0) -> tuple[Any, Any, int]:
         state, seen = jax.lax.scan(act, state, None, every)
         return jax.lax.cond(state["step"] >= STARTS, learn, lambda state: state, state), seen
 
+    size = max(1, 1_000 // every) * every
+
     @partial(jax.jit, donate_argnums=0)
     def block(state: dict[str, Any]) -> tuple[dict[str, Any], tuple[jax.Array, jax.Array]]:
-        state, (rewards, dones) = jax.lax.scan(turn, state, None, 1_000 // every)
+        state, (rewards, dones) = jax.lax.scan(turn, state, None, size // every)
         return state, (rewards.reshape(-1, 1), dones.reshape(-1, 1))
 
     first = {
         "params": params, "target": jax.tree.map(jnp.copy, params), "adam": optimizer.init(params), "memory": memory,
         "obs": obs, "env": env_state, "key": key, "step": jnp.zeros((), jnp.int32),
     }  # fmt: skip
-    return block, first, 1_000
+    return block, first, size
 
 
 def ppo(num_envs: int, seed: int = 0) -> tuple[Any, Any, int]:

@@ -9,6 +9,9 @@ records, with its meter and probe on. In each round ours and the peers run one a
 within a round, so that a machine that slows down slows all of them. Start-up, compilation and what comes before
 learning are left out on all sides. `jax` is runs/benchmarks/peer_jax.py: game, acting and update in one compiled
 function.
+
+What still differs: SB3's and SBX's DQN have the Huber loss, and SB3 clips gradients; `jax` takes the end by a time
+limit for a final state, where ours bootstraps, and gymnax's game has no sticky actions and a limit of 1,000 steps.
 CleanRL's scripts have `bench dqn` and `bench ppo`.
 """
 
@@ -39,7 +42,7 @@ class Args:
     cases: tuple[str, ...] = ("dqn:1", "dqn:0.25", "ppo:8", "ppo:128")
     """dqn:RATIO, updates per agent step, k or 1/k; ppo:N, environments"""
     seconds: float = 20.0
-    """about how long each measurement takes, by its first round"""
+    """about how long each measurement takes, by its first round; an iteration of PPO at least"""
     repeats: int = 5
     """rounds"""
     preset: str = "nap"
@@ -124,7 +127,8 @@ def rounds(args: Args, case: str) -> dict[str, list[float]]:
 
 def main(args: Args) -> None:
     """Measure and print, round by round, then a table."""
-    if hasattr(os, "sched_setaffinity"):  # JAX has no flag that keeps it to one thread; the children inherit this
+    pinned = hasattr(os, "sched_setaffinity")  # JAX has no flag that keeps it to one thread; the children inherit this
+    if pinned:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     lines = ["| case | steps per second: ours | " + " | ".join(f"{p}, ours / {p}" for p in args.peers) + " |"]
     lines.append("|---" * (2 + len(args.peers)) + "|")
@@ -139,5 +143,6 @@ def main(args: Args) -> None:
             for peer in args.peers
         ]
         lines.append(f"| {case} | {spread(ours, 0)} | " + " | ".join(cells) + " |")
-    print(f"median [smallest, largest] of {args.repeats} rounds, one core")
+    where = "one core" if pinned else "all cores for JAX, which cannot be kept to one on this system"
+    print(f"median [smallest, largest] of {args.repeats} rounds, {where}")
     print("\n".join(lines))

@@ -35,8 +35,12 @@ def after(result: Result) -> float:
 
 
 def timed(beta2: str, offsets: tuple[int, int], ends: tuple[int, int], every: int) -> dict[str, Flags]:
-    """Flags of the four arms by name. Until it is re-warmed, each is the same run: the first one, kept `every` so many
-    updates, and the others continue it."""
+    """Flags of the four arms by name. Until it is re-warmed, each is the same run. So only the first one begins anew,
+    with a checkpoint kept every `every` updates, and the others branch from it.
+
+    Args:
+        offsets, ends: updates at which the early and the late arms are re-warmed, and end.
+    """
     first = f"fig3-0.01-late-beta{beta2}"
     found: dict[str, Flags] = {}
     for peak in ("0.01", "0.001"):

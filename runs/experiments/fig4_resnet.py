@@ -22,7 +22,7 @@ EXPERIMENT = dataclasses.replace(
             arms=("fig4-projected-0.1", "fig4-unconstrained-0.1"),
         ),
         "paper": Scale(
-            seeds=SEEDS,
+            seeds=SEEDS,  # new ones: none of them has been seen with this network, nor before the rule
             estimate=guessed_gpu_hours(30, 420_000, 150, gpus=0.5),
             flags=PAPER,
             gpus=0.5,

@@ -69,11 +69,28 @@ def tapes(monkeypatch):
         made.append(Tape())
         return made[-1]
 
+    warmed, within = [], []
+
+    @contextlib.contextmanager
+    def device(chosen):
+        within.append(chosen)
+        yield
+        within.pop()
+
+    def warm(stream):
+        warmed.append(stream)
+        return contextlib.nullcontext()
+
+    def record(tape, stream):
+        assert within and stream is warmed[-1]  # on the network's device, which need not be the current one
+        return tape
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda tape: tape)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", warm)
     return made
 
 
@@ -143,6 +160,21 @@ def test_the_tape_refuses_what_a_graph_cannot_do(tapes):
     for bad in (lambda inputs: inputs[0].item(), lambda inputs: torch.rand(2) + inputs[0]):
         with pytest.raises(RuntimeError, match="a graph"):
             OnTape(bad, CPU)([torch.tensor(1.0)])
+
+
+def test_after_a_recording_that_failed_it_records_again(tapes):
+    broken = [True]
+
+    def function(inputs):
+        if broken[0] and len(tapes) == 1:  # while it is recorded
+            raise RuntimeError("out of memory")
+        return inputs[0] * 2
+
+    captured = OnTape(function, CPU)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        captured([torch.tensor(1.0)])
+    broken[0] = False
+    assert captured([torch.tensor(2.0)]) == 4 and [tape.replays for tape in tapes] == [0, 1]
 
 
 def dqn(seed):

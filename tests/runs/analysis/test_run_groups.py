@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from runs.analysis import run_groups
+from runs.analysis.arms import arms_of
 from runs.analysis.curves import Recorded
 from runs.recording import RunError
 
@@ -112,3 +113,14 @@ def test_runs_that_cannot_be_grouped_are_refused():
     for flags in ({"allow": ["gama"]}, {"differ_in": ["gama"]}):
         with pytest.raises(RunError, match=r"--(allow-different|differ-in) gama: no run has such a setting"):
             run_groups.group([run("a", gamma=0.9)], **flags)
+
+
+@pytest.mark.parametrize(("key", "before", "other"), [("capture", False, True), ("num_envs", 1, 8)])
+def test_a_run_made_before_there_was_a_flag_is_like_one_with_its_default(key, before, other):
+    """From either side, for arms of a comparison and for those that are found."""
+    for runs in ([run("a"), run("b", seed=2, **{key: before})], [run("a", **{key: before}), run("b", seed=2)]):
+        assert list(run_groups.group(runs).arms) == ["plain"]
+        assert len(arms_of(runs).runs) == 1
+    with pytest.raises(RunError, match=rf"differ in {key} \({before} \| {other}\)"):
+        run_groups.group([run("a"), run("b", seed=2, **{key: other})])
+    assert arms_of([run("a"), run("b", seed=2, **{key: other})]).differ == [key]
