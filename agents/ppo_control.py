@@ -379,6 +379,7 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, parts
 
 
+# same as agents/ppo_minatar.py::ppo_gradient
 def ppo_gradient(
     network: ActorCritic, optimizer: FlatAdam, args: Args, batch: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -390,7 +390,7 @@ def ppo_gradient(
     loss, parts = ppo_loss(network, batch, args)
     optimizer.zero_grad()
     loss.backward()
-    return loss.detach(), parts
+    return loss.detach(), {name: part.detach() for name, part in parts.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ main

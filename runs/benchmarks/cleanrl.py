@@ -147,6 +147,11 @@ def describe(pair: Pair) -> str:
     return f"  CleanRL {pair.cleanrl:7.0f}   ours {pair.ours:7.0f}   ratio {pair.ours / pair.cleanrl:.2f}"
 
 
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median [smallest, largest]."""
+    return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
 def summarise(pairs: Sequence[Pair]) -> str:
     """Median, smallest and largest of both speeds and of the ratio within a pair.
 
@@ -155,9 +160,6 @@ def summarise(pairs: Sequence[Pair]) -> str:
     """
     if not pairs:
         raise ValueError("no pair was measured; give --repeats 1 or more")
-
-    def spread(values: list[float], digits: int) -> str:
-        return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
     return (
         f"  median [min, max] of {len(pairs)}: CleanRL {spread([p.cleanrl for p in pairs], 0)}, "

@@ -18,6 +18,7 @@ CleanRL's scripts have `bench dqn` and `bench ppo`.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from runs.benchmarks.cleanrl import ROOT, child_environment, overall_rate, read_speeds, run_script, timed_rate
+from runs.benchmarks.cleanrl import ROOT, child_environment, overall_rate, read_speeds, run_script, spread, timed_rate
 from runs.recording import RunError
 
 Peer = Literal["sb3", "sbx", "jax"]
@@ -50,8 +51,8 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first run."""
-        if self.repeats < 1 or self.seconds <= 0:
-            raise ValueError("--repeats must be at least 1, and --seconds above 0")
+        if self.repeats < 1 or not 0 < self.seconds < math.inf:
+            raise ValueError("--repeats must be at least 1, and --seconds a number above 0")
         for case in self.cases:
             parts(case)
         if missing := [peer for peer in self.peers if importlib.util.find_spec(NEEDS[peer]) is None]:
@@ -102,11 +103,6 @@ def measure(who: Peer | Literal["ours"], case: str, steps: int, preset: str) -> 
             flags += ["--total-timesteps", str(starts * (1 + max(1, steps // starts)))]
         run_script([ROOT / "agents" / f"{what}_minatar.py", *flags], Path(name), environment)
         return overall_rate(read_speeds(directory / "scalars.csv"), after=starts)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median [smallest, largest]."""
-    return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def rounds(args: Args, case: str) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from runs.analysis import run_groups
 from runs.analysis.arms import arms_of
 from runs.analysis.curves import Recorded
 from runs.recording import RunError
+from runs.training import RunArgs
 
 
 def run(name, arm="plain", seed=1, **config):
@@ -124,3 +125,7 @@ def test_a_run_made_before_there_was_a_flag_is_like_one_with_its_default(key, be
     with pytest.raises(RunError, match=rf"differ in {key} \({before} \| {other}\)"):
         run_groups.group([run("a"), run("b", seed=2, **{key: other})])
     assert arms_of([run("a"), run("b", seed=2, **{key: other})]).differ == [key]
+
+
+def test_every_flag_that_scripts_have_gained_has_a_meaning_in_runs_without_it():
+    assert set(RunArgs.LATER) <= {*run_groups.NAMES, *run_groups._GAINED}
