@@ -46,7 +46,8 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.fast.captured import Captured
 from elr.fast.flat_adam import FlatAdam
-from elr.fast.minatar_q import NotTheSame, proved
+from elr.fast.minatar_q import proved
+from elr.fast.proof import NotTheSame
 from elr.flags import NapArgs, ProbeArgs, RewarmArgs
 from elr.interventions import CReLU, value_divergence
 from elr.interventions.flags import Q_BASELINES, Q_CHURN
@@ -130,8 +131,9 @@ class Args(RunArgs):
     """LayerNorm before each nonlinearity, or biases and no LayerNorm (Young & Tian 2019)"""
     activation: Literal["relu", "crelu"] = "relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer and trains by autograd"""
-    gradient: Literal["auto", "explicit", "autograd"] = "auto"
-    """the same gradient, written out by hand (faster, CPU only) or by autograd; auto is explicit where it can be"""
+    gradient: Literal["auto", "explicit", "compiled", "autograd"] = "auto"
+    """the same gradient: by hand in NumPy (explicit) or by numba too (compiled, extra fast), faster and on a CPU only,
+    or by autograd; auto is explicit where it can be"""
     capture: bool = False
     """launch the kernels of a gradient all at once, as a CUDA graph; trains by autograd, also on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)
@@ -192,9 +194,9 @@ class Args(RunArgs):
         )  # fmt: skip
         hooked = self.capture and self.intervene.watches
         require(not hooked, self, "capture intervene.methods", "continual-backprop needs a forward pass per update")
-        if self.gradient == "explicit":
-            require(not self.capture, self, "gradient capture", "explicit has no kernels to launch")
-            require(self.device == "cpu", self, "gradient device", "explicit needs a CPU")
+        if self.gradient in ("explicit", "compiled"):
+            require(not self.capture, self, "gradient capture", f"{self.gradient} has no kernels of torch to launch")
+            require(self.device == "cpu", self, "gradient device", f"{self.gradient} needs a CPU")
             require(not self.intervene.watches, self, "gradient intervene.methods", "continual-backprop needs autograd")
             require(self.activation == "relu", self, "gradient activation", "the one written by hand is that of ReLU")
         self.probe.check(size_is_read=self.nap.enabled)
@@ -358,10 +360,10 @@ def main(args: Args) -> None:
         by_autograd = partial(td_gradient, gamma=args.gamma, double_q=args.double_q)
         gradient, act = partial(by_autograd, q_network, target_network), partial(q_values, q_network)
         autograd = args.intervene.watches or args.activation == "crelu" or args.capture
-        if args.gradient == "explicit" or (args.gradient == "auto" and run.on_cpu and not autograd):
-            try:  # the same two functions in NumPy, if they give the same numbers on other weights and random batches
+        if args.gradient in ("explicit", "compiled") or (args.gradient == "auto" and run.on_cpu and not autograd):
+            try:  # the same two functions by hand, if they give the same numbers on other weights and random batches
                 gradient, act = proved(
-                    q_network, target_network, by_autograd, q_values,
+                    q_network, target_network, by_autograd, q_values, compiled=args.gradient == "compiled",
                     gamma=args.gamma, double_q=args.double_q, batch_size=args.batch_size, num_envs=args.num_envs,
                 )  # fmt: skip
             except NotTheSame as error:

@@ -381,7 +381,7 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
 
 # same as agents/ppo_minatar.py::ppo_gradient
 def ppo_gradient(
-    network: ActorCritic, optimizer: FlatAdam, args: Args, batch: dict[str, Tensor]
+    network: ActorCritic, optimizer: FlatAdam, batch: dict[str, Tensor], args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient of the loss of a minibatch: write every .grad; return the loss [] and its parts."""
     loss, parts = ppo_loss(network, batch, args)
@@ -418,7 +418,7 @@ def main(args: Args) -> None:
         network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, *env.single_observation_space.shape)
-        gradient = partial(ppo_gradient, network, optimizer, args)
+        gradient = partial(ppo_gradient, network, optimizer, args=args)
         gradient = Captured(gradient, run.device) if args.capture else gradient
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.

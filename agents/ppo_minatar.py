@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from elr import flags, layout
 from elr.fast.captured import Captured
 from elr.fast.flat_adam import FlatAdam
+from elr.fast.minatar_ppo import Loss, proved
 from elr.flags import NapArgs, RewarmArgs, SwitchArgs
 from elr.interventions import CReLU, policy_divergence
 from elr.interventions.flags import BASELINES, InterveneArgs
@@ -123,6 +124,8 @@ class Args(RunArgs):
     """LayerNorm before each nonlinearity, or biases and no LayerNorm"""
     activation: Literal["relu", "crelu"] = "relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
+    gradient: Literal["autograd", "compiled"] = "autograd"
+    """compiled: the same gradient and acting, faster on a CPU, written out and compiled by numba (extra fast)"""
     capture: bool = False
     """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
     nap: NapArgs = field(default_factory=NapArgs)
@@ -184,6 +187,11 @@ class Args(RunArgs):
         )  # fmt: skip
         hooked = self.capture and self.intervene.watches
         require(not hooked, self, "capture intervene.methods", "continual-backprop needs a forward pass per update")
+        if self.gradient == "compiled":
+            require(not self.capture, self, "gradient capture", "compiled has no kernels of torch to launch")
+            require(self.device == "cpu", self, "gradient device", "compiled needs a CPU")
+            require(not self.intervene.watches, self, "gradient intervene.methods", "continual-backprop needs autograd")
+            require(self.activation == "relu", self, "gradient activation", "the one written by hand is that of ReLU")
         self.probe.check(size_is_read=self.nap.enabled)
         apart = self.shift.every_steps or min(self.shift.gaps()[1:], default=batch)
         require(
@@ -384,7 +392,7 @@ def ppo_loss(network: ActorCritic, batch: dict[str, Tensor], args: Args) -> tupl
 
 
 def ppo_gradient(
-    network: ActorCritic, optimizer: FlatAdam, args: Args, batch: dict[str, Tensor]
+    network: ActorCritic, optimizer: FlatAdam, batch: dict[str, Tensor], args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient of the loss of a minibatch: write every .grad; return the loss [] and its parts."""
     loss, parts = ppo_loss(network, batch, args)
@@ -411,7 +419,14 @@ def main(args: Args) -> None:
         network = make_network(env, args, run.seed("init"), run.device)
         optimizer = FlatAdam(network.parameters(), lr=args.learning_rate, eps=args.adam_eps)
         rollout = Rollout(args.num_steps, args.num_envs, env.single_observation_space.shape)
-        gradient = partial(ppo_gradient, network, optimizer, args)
+        gradient, actor = partial(ppo_gradient, network, optimizer, args=args), network
+        if args.gradient == "compiled":
+            with one_line_errors("--gradient compiled"):  # the same two functions, if they give the same numbers
+                gradient, actor = proved(
+                    network, partial(ppo_gradient, args=args),
+                    Loss(args.norm_adv, args.clip_coef, args.clip_vloss, args.ent_coef, args.vf_coef),
+                    batch_size=args.iteration_steps // args.num_minibatches, num_envs=args.num_envs,
+                )  # fmt: skip
         gradient = Captured(gradient, run.device) if args.capture else gradient
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.
@@ -479,11 +494,11 @@ def main(args: Args) -> None:
             # Act: T steps in each of the N environments.
             changed, fired = 0, False
             for t in range(args.num_steps):
-                drawn, rollout.logprobs[t], rollout.values[t] = act(network, obs, action_rng)
+                drawn, rollout.logprobs[t], rollout.values[t] = act(actor, obs, action_rng)
                 rollout.obs[t], rollout.actions[t] = obs, drawn
                 obs, rewards, terminated, truncated, infos = env.step(drawn)
                 if truncated.any():  # the episode was cut, not finished: add the value of its last observation
-                    rewards = rewards + args.gamma * value(network, infos["final_obs"]) * truncated
+                    rewards = rewards + args.gamma * value(actor, infos["final_obs"]) * truncated
                 rollout.rewards[t], rollout.dones[t] = rewards, terminated | truncated
                 run.step += args.num_envs
                 if "shift" in infos and run.step < run.total:
@@ -491,7 +506,7 @@ def main(args: Args) -> None:
                     run.shifted(infos)
                 returns.record(infos, truncated, run)  # of episodes that ended
             advantages, deltas = gae(
-                rollout.rewards, rollout.values, rollout.dones, value(network, obs), args.gamma, args.gae_lambda
+                rollout.rewards, rollout.values, rollout.dones, value(actor, obs), args.gamma, args.gae_lambda
             )
             signal = max(float(np.square(deltas).mean()), 1e-12)  # what CUSUM watches; it takes the logarithm
             samples = rollout.flat(advantages, run.device)

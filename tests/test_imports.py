@@ -119,9 +119,11 @@ def test_rules_recognise_each_form_of_import(module, text, expected):
 def test_elr_needs_only_torch_and_numpy_except_inside_a_framework():
     by_file = {path: imports_of(path.read_text(), package_of(path)) for path in sources("elr")}
     roots = {path: {name.split(".")[0] for name in names} for path, names in by_file.items()}
+    fast = {"minatar_kernels": {"numba"}}  # an extra; imported where it is asked for alone
     frameworks = {"sb3": {"stable_baselines3", "gymnasium"}, "lightning": {"lightning", "pytorch_lightning"}}
     for path, names in roots.items():
         allowed = frameworks.get(path.stem.split("_")[0], set()) if path.parent.name == "integrations" else set()
+        allowed |= fast.get(path.stem, set()) if path.parent.name == "fast" else set()
         assert names - set(sys.stdlib_module_names) - {"elr"} <= {"torch", "numpy"} | allowed, path
 
 

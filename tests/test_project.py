@@ -66,6 +66,7 @@ def test_every_import_is_declared():
     drawing = {"runs/figures/style.py", "runs/training/picture.py"}  # imported when they draw
     assert undeclared.pop("runs/sweeps/on_ray.py") <= extras["ray"]  # imported with --engine ray
     assert undeclared.pop("runs/recording/weights_and_biases.py") <= extras["track"]  # imported with --track
+    assert undeclared.pop("elr/fast/minatar_kernels.py") <= extras["fast"]  # imported with --gradient compiled
     for path in [path for path in undeclared if path.startswith("runs/benchmarks/peer_")]:
         assert undeclared.pop(path) <= extras["peers"], path
     frameworks = [path for path in undeclared if path.startswith("elr/integrations/") or path.endswith("_elr.py")]

@@ -43,7 +43,7 @@ TASKS = ("env_id", "dataset")
 """settings that tell tasks apart; the first one that every run has is used"""
 
 _MISSING = "(missing)"
-_GAINED: Mapping[str, Any] = {"capture": False, "num_envs": 1}
+_GAINED: Mapping[str, Any] = {"capture": False, "num_envs": 1, "gradient": "autograd"}
 """settings that scripts have gained: a run made before has none, and did what these values say"""
 
 

@@ -2,7 +2,7 @@
 
     pip install -e ".[peers]"
     python -m runs bench peers
-    python -m runs bench peers --peers jax --cases dqn:1 --repeats 3
+    python -m runs bench peers --peers jax --cases dqn:1 --repeats 3 --gradient compiled
 
 DQN and PPO learn MinAtar Breakout with the same network, batches and numbers of updates. Ours also projects and
 records, with its meter and probe on. In each round ours and the peers run one after the other, and ratios are taken
@@ -30,6 +30,7 @@ from runs.benchmarks.cleanrl import ROOT, child_environment, overall_rate, read_
 from runs.recording import RunError
 
 Peer = Literal["sb3", "sbx", "jax"]
+Gradient = Literal["default", "compiled"]
 NEEDS = {"sb3": "stable_baselines3", "sbx": "sbx", "jax": "gymnax"}
 """the module whose absence means that a peer is not installed"""
 
@@ -48,6 +49,8 @@ class Args:
     """rounds"""
     preset: str = "nap"
     """preset of our scripts; meter and probe are on"""
+    gradient: Gradient = "default"
+    """--gradient of our scripts; compiled needs the extra fast"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first run."""
@@ -55,6 +58,8 @@ class Args:
             raise ValueError("--repeats must be at least 1, and --seconds a number above 0")
         for case in self.cases:
             parts(case)
+        if self.gradient == "compiled" and importlib.util.find_spec("numba") is None:
+            raise ValueError('--gradient compiled needs numba: pip install -e ".[fast]"')
         if missing := [peer for peer in self.peers if importlib.util.find_spec(NEEDS[peer]) is None]:
             raise ValueError(f'--peers {missing[0]} is not installed: pip install -e ".[peers]", or leave it out')
 
@@ -82,7 +87,7 @@ STEPS = {"dqn": 3_000, "ppo": 20_000}
 """agent steps of the first round, from which --seconds decides those of the others"""
 
 
-def measure(who: Peer | Literal["ours"], case: str, steps: int, preset: str) -> float:
+def measure(who: Peer | Literal["ours"], case: str, steps: int, preset: str, gradient: Gradient = "default") -> float:
     """Agent steps per second while it learns."""
     what, setting = parts(case)
     with tempfile.TemporaryDirectory() as name:
@@ -93,6 +98,7 @@ def measure(who: Peer | Literal["ours"], case: str, steps: int, preset: str) -> 
             return timed_rate(run_script(words, Path(name), environment))
         directory = Path(name) / "run"
         flags = [preset, "--env-id", "MinAtar/Breakout-v1", "--directory", str(directory), "--eval-every", "0"]
+        flags += ["--gradient", gradient] if gradient != "default" else []
         if what == "dqn":
             starts = 1_000
             flags += ["--replay-ratio", setting, "--start-e", "0.1", "--end-e", "0.1", "--buffer-size", "100000"]
@@ -111,7 +117,7 @@ def rounds(args: Args, case: str) -> dict[str, list[float]]:
     steps = dict.fromkeys(rates, STEPS[parts(case)[0]])
     for repeat in range(args.repeats + 1):
         for who in rates:
-            rate = measure(who, case, steps[who], args.preset)  # type: ignore[arg-type]
+            rate = measure(who, case, steps[who], args.preset, args.gradient)  # type: ignore[arg-type]
             if repeat == 0:
                 steps[who] = max(1_000, int(rate * args.seconds))
             else:

@@ -206,7 +206,7 @@ def ppo(script, make_network, shape, seed):
     network = make_network()
     optimizer = FlatAdam(network.parameters(), lr=1e-2, eps=1e-8)
     rng = np.random.default_rng(seed)
-    gradient = partial(script.ppo_gradient, network, optimizer, script.Args())
+    gradient = partial(script.ppo_gradient, network, optimizer, args=script.Args())
     return network, [], optimizer, gradient, lambda: ppo_batch(rng, torch.from_numpy(rng.random((8, *shape))).float())
 
 

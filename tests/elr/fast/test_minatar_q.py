@@ -13,7 +13,8 @@ from torch import nn
 
 from agents.dqn_minatar import QNetwork, q_values, td_gradient
 from elr.fast.flat_adam import FlatAdam
-from elr.fast.minatar_q import ExplicitGradient, ExplicitQ, NotTheSame, Windows, proved
+from elr.fast.minatar_q import ExplicitGradient, proved, written_out
+from elr.fast.proof import NotTheSame
 
 
 def random_network(channels=4, actions=3, normalised=True, seed=0):
@@ -71,13 +72,13 @@ def test_network_without_gradients_to_write_to_is_refused():
 @pytest.mark.parametrize("size", [1, 7])
 def test_forward_equals_the_network_and_sees_changed_weights(normalised, size):
     network = random_network(normalised=normalised)
-    written_out, obs = ExplicitQ(network, Windows(network.conv, size)), random_batch(size=size)[0]
-    before = written_out.forward(obs).copy()
+    by_hand, obs = written_out(network, size), random_batch(size=size)[0]
+    before = by_hand.forward(obs).copy()
     np.testing.assert_allclose(before, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         network.conv.weight.mul_(-1.5)
         network.conv_norm.bias.add_(0.1) if normalised else network.conv.bias.add_(0.1)
-    after = written_out.forward(obs)
+    after = by_hand.forward(obs)
     np.testing.assert_allclose(after, network(torch.from_numpy(obs)).detach(), rtol=1e-12, atol=1e-12)
     assert not np.allclose(after, before)
 

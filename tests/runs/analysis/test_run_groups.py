@@ -116,7 +116,9 @@ def test_runs_that_cannot_be_grouped_are_refused():
             run_groups.group([run("a", gamma=0.9)], **flags)
 
 
-@pytest.mark.parametrize(("key", "before", "other"), [("capture", False, True), ("num_envs", 1, 8)])
+@pytest.mark.parametrize(
+    ("key", "before", "other"), [("capture", False, True), ("num_envs", 1, 8), ("gradient", "autograd", "compiled")]
+)
 def test_a_run_made_before_there_was_a_flag_is_like_one_with_its_default(key, before, other):
     """From either side, for arms of a comparison and for those that are found."""
     for runs in ([run("a"), run("b", seed=2, **{key: before})], [run("a", **{key: before}), run("b", seed=2)]):

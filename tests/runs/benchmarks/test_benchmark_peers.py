@@ -45,7 +45,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
 def test_rounds_are_interleaved_and_ratios_are_of_a_round(installed, monkeypatch, capsys):
     calls = []
 
-    def measure(who, case, steps, preset):
+    def measure(who, case, steps, preset, gradient):
+        assert gradient == "default"
         calls.append((who, steps))
         slower = 1 + len(calls) // 9  # the machine slows down in the last round
         return SPEEDS[who] / slower
@@ -57,6 +58,20 @@ def test_rounds_are_interleaved_and_ratios_are_of_a_round(installed, monkeypatch
     out = capsys.readouterr().out
     assert "dqn:1, round 2: ours 300, sb3 100, jax 200" in out
     assert out.splitlines()[-1] == "| dqn:1 | 300 [300, 300] | 100, 3.00 [3.00, 3.00] | 300, 1.12 [0.75, 1.50] |"
+
+
+def test_compiled_needs_numba_and_is_what_our_script_is_asked_for(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "numba" else name)
+    with pytest.raises(ValueError, match=r'--gradient compiled needs numba: pip install -e "\.\[fast\]"'):
+        peers.Args(gradient="compiled")
+    commands = []
+    monkeypatch.setattr(peers, "run_script", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(peers, "read_speeds", lambda path: [])
+    monkeypatch.setattr(peers, "overall_rate", lambda speeds, after: 1.0)
+    for gradient in ("default", "compiled"):
+        peers.measure("ours", "ppo:8", 10, "nap", gradient)
+    assert "--gradient" not in commands[0]
+    assert commands[1][commands[1].index("--gradient") + 1] == "compiled"
 
 
 def test_a_peer_that_fails_is_one_line(installed, monkeypatch):
