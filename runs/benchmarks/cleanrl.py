@@ -7,6 +7,7 @@ exactly once, make it run on Gymnasium 1.x and time itself. Written against Clea
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import os
 import re
@@ -17,11 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from runs.recording import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+Gradient = Literal["default", "compiled"]
 
 
 class Substitution(NamedTuple):
@@ -119,6 +122,17 @@ def overall_rate(speeds: Sequence[tuple[int, float]], after: int) -> float:
     if steps == 0:
         raise ValueError(f"no interval of charts/SPS lies after step {after}; measure more steps")
     return steps / seconds
+
+
+def gradient_flags(gradient: Gradient) -> list[str]:
+    """Flags of our MinAtar scripts.
+
+    Raises:
+        ValueError: compiled, and numba is not installed.
+    """
+    if gradient == "compiled" and importlib.util.find_spec("numba") is None:
+        raise ValueError('--gradient compiled needs numba: pip install -e ".[fast]"')
+    return ["--gradient", gradient] if gradient != "default" else []
 
 
 def child_environment(threads: int, clone: Path) -> dict[str, str]:

@@ -27,10 +27,12 @@ from torch import Tensor, nn
 
 from runs.benchmarks.cleanrl import (
     ROOT,
+    Gradient,
     Pair,
     Substitution,
     child_environment,
     describe,
+    gradient_flags,
     overall_rate,
     read_speeds,
     run_script,
@@ -68,11 +70,14 @@ class Args:
     """threads of both scripts; 0 means each script's default"""
     preset: str = "nap"
     """preset of agents/dqn_minatar.py: baseline is CleanRL's algorithm, nap adds projection; meter and probe are on"""
+    gradient: Gradient = "default"
+    """--gradient of agents/dqn_minatar.py; compiled needs the extra fast"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first run."""
         if not (self.cleanrl / "cleanrl" / "dqn.py").is_file():
             raise ValueError(f"--cleanrl must be the root of a CleanRL clone, but {self.cleanrl} has no cleanrl/dqn.py")
+        gradient_flags(self.gradient)
         for name, least in (("steps", 1), ("repeats", 1), ("learning_starts", 1), ("threads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
@@ -180,6 +185,7 @@ def measure_ours(args: Args, replay_ratio: float, script: Path = ROOT / "agents"
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"
         flags = [args.preset, "--replay-ratio", str(replay_ratio), "--directory", str(directory), *SHARED_FLAGS]
+        flags += gradient_flags(args.gradient)
         flags += ["--eval-every", "0"]  # CleanRL's script evaluates nothing while it learns
         flags += ["--threads", str(args.threads)] if args.threads else []
         flags += ["--learning-starts", str(args.learning_starts)]

@@ -26,11 +26,20 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from runs.benchmarks.cleanrl import ROOT, child_environment, overall_rate, read_speeds, run_script, spread, timed_rate
+from runs.benchmarks.cleanrl import (
+    ROOT,
+    Gradient,
+    child_environment,
+    gradient_flags,
+    overall_rate,
+    read_speeds,
+    run_script,
+    spread,
+    timed_rate,
+)
 from runs.recording import RunError
 
 Peer = Literal["sb3", "sbx", "jax"]
-Gradient = Literal["default", "compiled"]
 NEEDS = {"sb3": "stable_baselines3", "sbx": "sbx", "jax": "gymnax"}
 """the module whose absence means that a peer is not installed"""
 
@@ -58,8 +67,7 @@ class Args:
             raise ValueError("--repeats must be at least 1, and --seconds a number above 0")
         for case in self.cases:
             parts(case)
-        if self.gradient == "compiled" and importlib.util.find_spec("numba") is None:
-            raise ValueError('--gradient compiled needs numba: pip install -e ".[fast]"')
+        gradient_flags(self.gradient)
         if missing := [peer for peer in self.peers if importlib.util.find_spec(NEEDS[peer]) is None]:
             raise ValueError(f'--peers {missing[0]} is not installed: pip install -e ".[peers]", or leave it out')
 
@@ -98,7 +106,7 @@ def measure(who: Peer | Literal["ours"], case: str, steps: int, preset: str, gra
             return timed_rate(run_script(words, Path(name), environment))
         directory = Path(name) / "run"
         flags = [preset, "--env-id", "MinAtar/Breakout-v1", "--directory", str(directory), "--eval-every", "0"]
-        flags += ["--gradient", gradient] if gradient != "default" else []
+        flags += gradient_flags(gradient)
         if what == "dqn":
             starts = 1_000
             flags += ["--replay-ratio", setting, "--start-e", "0.1", "--end-e", "0.1", "--buffer-size", "100000"]

@@ -24,10 +24,12 @@ from torch.distributions.categorical import Categorical
 
 from runs.benchmarks.cleanrl import (
     ROOT,
+    Gradient,
     Pair,
     Substitution,
     child_environment,
     describe,
+    gradient_flags,
     overall_rate,
     read_speeds,
     run_script,
@@ -61,11 +63,14 @@ class Args:
     """threads of both scripts"""
     preset: str = "nap"
     """preset of agents/ppo_minatar.py; meter and probe are on"""
+    gradient: Gradient = "default"
+    """--gradient of agents/ppo_minatar.py; compiled needs the extra fast"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured, before the first run."""
         if not (self.cleanrl / "cleanrl" / "ppo.py").is_file():
             raise ValueError(f"--cleanrl must be the root of a CleanRL clone, but {self.cleanrl} has no cleanrl/ppo.py")
+        gradient_flags(self.gradient)
         for name, least in (("iterations", 2), ("repeats", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
@@ -163,7 +168,7 @@ def measure_ours(args: Args, num_envs: int, script: Path = ROOT / "agents" / "pp
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"
         flags = [args.preset, *shared_flags(args, num_envs), "--eval-every", "0", "--threads", str(args.threads)]
-        flags += ["--directory", str(directory)]
+        flags += ["--directory", str(directory), *gradient_flags(args.gradient)]
         run_script([script, *flags], Path(name), child_environment(args.threads, args.cleanrl))
         return overall_rate(read_speeds(directory / "scalars.csv"), after=num_envs * args.num_steps)
 

@@ -1,5 +1,6 @@
 """The DQN benchmark's parsing, arithmetic and patching, with a miniature in place of CleanRL's script."""
 
+import importlib.util
 import itertools
 import math
 import runpy
@@ -311,3 +312,23 @@ def test_summary_takes_the_ratio_within_each_pair():
     assert "ratio 2.00 [1.00, 3.00]" in summary
     with pytest.raises(ValueError, match="no pair"):
         helpers.summarise([])
+
+
+@pytest.mark.parametrize("gradient", ["default", "compiled"])
+def test_our_script_is_asked_for_the_gradient(clone, monkeypatch, gradient):
+    commands = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(dqn, "run_script", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(dqn, "read_speeds", lambda path: [])
+    monkeypatch.setattr(dqn, "overall_rate", lambda speeds, after: 1.0)
+    args = dqn.Args(clone, gradient=gradient)
+    dqn.measure_ours(args, 1.0)
+    (command,) = commands
+    asked = command[command.index("--gradient") + 1] if "--gradient" in command else "default"
+    assert asked == gradient
+
+
+def test_compiled_without_numba_is_refused(clone, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'--gradient compiled needs numba: pip install -e "\.\[fast\]"'):
+        dqn.Args(clone, gradient="compiled")

@@ -1,6 +1,7 @@
 """The PPO benchmark's timing, patching and network, with a miniature in place of CleanRL's script."""
 
 import contextlib
+import importlib.util
 import io
 import runpy
 import sys
@@ -130,3 +131,23 @@ def test_bad_arguments_are_refused(clone):
         ppo.Args(clone / "elsewhere")
     with pytest.raises(ValueError, match="--iterations must be at least 2, got 1"):
         ppo.Args(clone, iterations=1)
+
+
+@pytest.mark.parametrize("gradient", ["default", "compiled"])
+def test_our_script_is_asked_for_the_gradient(clone, monkeypatch, gradient):
+    commands = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(ppo, "run_script", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(ppo, "read_speeds", lambda path: [])
+    monkeypatch.setattr(ppo, "overall_rate", lambda speeds, after: 1.0)
+    args = ppo.Args(clone, gradient=gradient)
+    ppo.measure_ours(args, 4)
+    (command,) = commands
+    asked = command[command.index("--gradient") + 1] if "--gradient" in command else "default"
+    assert asked == gradient
+
+
+def test_compiled_without_numba_is_refused(clone, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'--gradient compiled needs numba: pip install -e "\.\[fast\]"'):
+        ppo.Args(clone, gradient="compiled")
