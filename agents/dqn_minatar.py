@@ -132,8 +132,8 @@ class Args(RunArgs):
     activation: Literal["relu", "crelu"] = "relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer and trains by autograd"""
     gradient: Literal["auto", "explicit", "compiled", "autograd"] = "auto"
-    """the same gradient: by hand in NumPy (explicit) or by numba too (compiled, extra fast), faster and on a CPU only,
-    or by autograd; auto is explicit where it can be"""
+    """the same gradient: by hand in NumPy (explicit), or compiled by numba (compiled, needs pip install -e ".[fast]"),
+    faster and on a CPU only, or by autograd; auto is explicit where it can be"""
     capture: bool = False
     """launch the kernels of a gradient all at once, as a CUDA graph; trains by autograd, also on a CPU"""
     nap: NapArgs = field(default_factory=NapArgs)

@@ -125,7 +125,7 @@ class Args(RunArgs):
     activation: Literal["relu", "crelu"] = "relu"
     """nonlinearity; crelu, [relu(x), relu(-x)], doubles the inputs of the next layer"""
     gradient: Literal["autograd", "compiled"] = "autograd"
-    """compiled: the same gradient and acting, faster on a CPU, written out and compiled by numba (extra fast)"""
+    """compiled: the same gradient and acting, faster on a CPU, compiled by numba (needs pip install -e ".[fast]")"""
     capture: bool = False
     """launch the kernels of a gradient all at once, as a CUDA graph; on a CPU its inputs are copied, and no more"""
     nap: NapArgs = field(default_factory=NapArgs)
@@ -480,7 +480,7 @@ def main(args: Args) -> None:
             probe.forget()
         returns.clear()
 
-    with run.open():
+    with run.open(), np.errstate(over="ignore", invalid="ignore"):  # `require_finite` stops a run that diverges
         run.layout(layout(layers, network.probed, rewarming=args.rewarm.on), shifts=args.shift.on)
         if run.resumed:
             run.restore()

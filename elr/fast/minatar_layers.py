@@ -163,6 +163,8 @@ def memory(parameter: Tensor | None, learns: bool) -> tuple[Array, Array]:
     """Arrays that share the memory of a parameter and of its gradient; the second is unused if it does not learn."""
     if parameter is None:
         raise NotTheSame("a weight or bias of the written-out architecture is missing")
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise NotTheSame(f"a weight or bias is in {parameter.dtype}")
     value: Array = parameter.detach().numpy()
     if not learns:
         return value, np.empty_like(value)

@@ -69,7 +69,9 @@ class CompiledActorCritic:
 
 @dataclass(frozen=True)
 class Loss:
-    """L = -E min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef / 2 E max((V - R)^2, (V_clipped - R)^2) - ent_coef E H.
+    """PPO's loss, and its gradient in logits and values.
+
+    L = -E min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef / 2 E max((V - R)^2, (V_clipped - R)^2) - ent_coef E H.
 
     r = pi(a | s) / pi_old(a | s), V_clipped = V_old + clip(V - V_old, -c, c)   (arXiv:1707.06347)
 
@@ -106,16 +108,17 @@ class Loss:
         squares, d_values = np.square(errors), errors
         if self.clip_vloss:
             change = values - old_values
-            near = old_values + np.clip(change, -c, c) - returns
-            cut = np.square(near)
-            d_values = np.where(squares >= cut, errors, near * (np.abs(change) <= c))
-            squares = np.maximum(squares, cut)
+            clipped_errors = old_values + np.clip(change, -c, c) - returns
+            clipped_squares = np.square(clipped_errors)
+            d_values = np.where(squares >= clipped_squares, errors, clipped_errors * (np.abs(change) <= c))
+            squares = np.maximum(squares, clipped_squares)
         value_loss = 0.5 * squares.mean()
         d_values = d_values * (self.vf_coef / count)
 
-        surprise = policy * logprobs  # [B, A]; its sum is -H
-        entropies = -surprise.sum(1, keepdims=True)  # [B, 1]
-        d_logits = policy * (-d_chosen[:, None]) + (surprise + policy * entropies) * (self.ent_coef / count)
+        # Of logits z: d log pi(a) / d z_j = 1[j = a] - pi_j and d H / d z_j = -pi_j (log pi_j + H).
+        p_log_p = policy * logprobs  # [B, A]
+        entropies = -p_log_p.sum(1, keepdims=True)  # H [B, 1]
+        d_logits = policy * (-d_chosen[:, None]) + (p_log_p + policy * entropies) * (self.ent_coef / count)
         d_logits[rows, actions] += d_chosen
         parts = {
             "losses/policy_loss": policy_loss,
@@ -132,9 +135,11 @@ class CompiledGradient:
 
     def __init__(self, network: Network, loss: Loss, batch_size: int) -> None:
         self.network, self.loss = CompiledActorCritic(network, batch_size, learns=True), loss
+        self.memory = proof.Memory(network)
 
     def __call__(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         """Write every parameter's .grad; return the loss and what is recorded of it."""
+        self.memory.check()
         loss, parts, d_logits, d_values = self.loss(*self.network.forward(batch["obs"].numpy()), batch)
         self.network.backward(d_logits, d_values)
         return loss, parts
@@ -152,7 +157,8 @@ def proved(
 
     They are compared on copies of the network with other weights, small and large, on random batches with ratios around
     1, and logits, values and errors from about 1 to 1000, in double precision. What such a batch cannot show is not
-    seen: a network or loss that changes with time, a limit far above 1000.
+    seen: a network or loss that changes with time or with the learning rate, another precision, a limit of ratios above
+    some thousands or of anything else far above 1000.
 
     Args:
         network: on a CPU; its parameters have their .grad.
@@ -167,20 +173,19 @@ def proved(
         NotTheSame: the architecture is another, or outputs, gradients or recorded numbers differ.
     """
 
-    def same(twin: Network, scale: float, seed: int) -> None:
-        batch = _random_batch(twin, loss, batch_size, scale, seed)
+    size = max(batch_size, 128)  # so many that each case of the loss is among them
 
-        def own() -> dict[str, Any]:
-            optimizer = FlatAdam(twin.parameters(), lr=0.0, eps=1e-8)
-            return _numbers(twin, partial(reference, twin, optimizer), twin, batch, num_envs)
+    def require_same(twin: Network, scale: float, seed: int) -> None:
+        _scale_outputs(twin, scale, seed)
+        batch = _random_batch(twin, loss, size, scale, seed)
+        optimizer = FlatAdam(twin.parameters(), lr=1e-3, eps=1e-8)
+        own = _numbers(twin, partial(reference, twin, optimizer), twin, batch, num_envs)
+        proof.forget_gradients(twin)
+        gradient, actor = CompiledGradient(twin, loss, size), CompiledActorCritic(twin, num_envs)
+        proof.compare(own, _numbers(twin, gradient, actor, batch, num_envs))
 
-        def by_hand() -> dict[str, Any]:
-            gradient, actor = CompiledGradient(twin, loss, batch_size), CompiledActorCritic(twin, num_envs)
-            return _numbers(twin, gradient, actor, batch, num_envs)
-
-        proof.compare(own, by_hand)
-
-    proof.on_copies(same, network, layers=3)
+    # The heads bring the outputs to the scale, whatever the three layers of weights make of it.
+    proof.on_copies(require_same, network, weight_power=1 / 3)
     return CompiledGradient(network, loss, batch_size), CompiledActorCritic(network, num_envs)
 
 
@@ -196,26 +201,38 @@ def _numbers(
     return {"the loss": loss, **parts, **gradients, "the logits to act on": logits, "the values to act on": values}
 
 
+def _images(twin: Network, size: int, seed: int) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy((rng.random((size, twin.conv.in_channels, 10, 10)) < 0.2).astype(np.uint8))
+
+
+@torch.no_grad()
+def _scale_outputs(twin: Network, scale: float, seed: int) -> None:
+    """Give logits and values this scale. Of much larger logits, too few digits of their differences would be left."""
+    for head, output in zip((twin.actor, twin.critic), twin(_images(twin, 64, seed)), strict=True):
+        for p in head.parameters():
+            p.mul_(scale / output.square().mean().sqrt())
+
+
+SPREADS = {1.0: 0.0, 30.0: 1.0, 1000.0: 3.0}
+"""of log r, by scale: ratios up to some 3, 20 and 10,000; where 0, twice the distance at which they are clipped"""
+
+
+@torch.no_grad()
 def _random_batch(twin: Network, loss: Loss, size: int, scale: float, seed: int) -> dict[str, Tensor]:
     """Old log probabilities and values lie around the network's own, so that each clip is met from both sides.
 
-    The heads are scaled so that logits and values have this scale: with larger logits, too few digits would be left of
-    their differences, which are what decides.
+    With larger scales, ratios and single advantages are as large as only a run in trouble has them.
     """
-    rng, c = np.random.default_rng(seed), loss.clip_coef
-    try:
-        obs = torch.from_numpy((rng.random((size, twin.conv.in_channels, 10, 10)) < 0.2).astype(np.uint8))
-        actions = torch.from_numpy(rng.integers(twin.actor.out_features, size=size))
-        with torch.no_grad():
-            for head, output in zip((twin.actor, twin.critic), twin(obs), strict=True):
-                for p in head.parameters():
-                    p.mul_(scale / output.square().mean().sqrt())
-            logits, values = twin(obs)
-            logprobs = torch.log_softmax(logits, 1).gather(1, actions[:, None])[:, 0]
-    except Exception as error:
-        raise proof.NotTheSame(f"it does not fit the network ({type(error).__name__}: {error})") from error
+    rng, obs = np.random.default_rng(seed), _images(twin, size, seed)
+    actions = torch.from_numpy(rng.integers(twin.actor.out_features, size=size))
+    logits, values = twin(obs)
+    logprobs = torch.log_softmax(logits, 1).gather(1, actions[:, None])[:, 0]
     noise = torch.from_numpy(rng.standard_normal((4, size)))
+    near = min(max(2 * loss.clip_coef, 0.05), 1.0)
+    advantages = scale * noise[1]
+    advantages[:: 16 if scale > 1 else size] *= 30
     return {
-        "obs": obs, "actions": actions, "logprobs": logprobs + 2 * c * noise[0], "advantages": scale * noise[1],
-        "returns": values + scale * noise[2], "values": values + 2 * c * noise[3],
+        "obs": obs, "actions": actions, "logprobs": logprobs + (SPREADS[scale] or near) * noise[0],
+        "advantages": advantages, "returns": values + scale * noise[2], "values": values + near * noise[3],
     }  # fmt: skip

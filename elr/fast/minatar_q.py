@@ -62,9 +62,11 @@ class ExplicitGradient:
         self.q = written_out(q_network, batch_size, learns=True, compiled=compiled, windows=windows)
         self.target = written_out(target_network, batch_size, compiled=compiled, windows=windows)
         self.gamma, self.double_q, self.rows = gamma, double_q, np.arange(batch_size)
+        self.memory = proof.Memory(q_network, target_network)
 
     def __call__(self, batch: Batch) -> tuple[float, Array]:
         """Write every parameter's .grad; return the loss and Q(s, a) [B]."""
+        self.memory.check()
         obs, actions, rewards, next_obs, terminated = batch
         next_q = self.target.forward(next_obs)
         next_value = next_q[self.rows, self.q.forward(next_obs).argmax(1)] if self.double_q else next_q.max(1)
@@ -129,15 +131,13 @@ def proved(
         )
         return gradient, written_out(online, num_envs, compiled=compiled).forward
 
-    def same(online: Network, target: Network, scale: float, seed: int) -> None:
+    def require_same(online: Network, target: Network, scale: float, seed: int) -> None:
         batch = _random_batch(online, batch_size, scale, seed)
-        own = partial(reference, online, target), partial(q_values, online)
-        proof.compare(
-            own=lambda: _numbers(online, *own, batch, num_envs),
-            by_hand=lambda: _numbers(online, *by_hand(online, target), batch, num_envs),
-        )
+        own = _numbers(online, partial(reference, online, target), partial(q_values, online), batch, num_envs)
+        proof.forget_gradients(online)
+        proof.compare(own, _numbers(online, *by_hand(online, target), batch, num_envs))
 
-    proof.on_copies(same, q_network, target_network)
+    proof.on_copies(require_same, q_network, target_network)
     return by_hand(q_network, target_network)
 
 

@@ -53,6 +53,21 @@ def test_it_trains_as_the_default_does_and_repeats_exactly(name, network, tmp_pa
         assert not torch.equal(first[weight], still[weight]), f"{weight} never moved"
 
 
+@pytest.mark.parametrize("flags", [{}, {"double_q": True}, {"num_envs": 2, "learning_starts": 200}])
+def test_dqn_acts_greedily_as_the_default_does(flags, tmp_path, numba):
+    flags = {"start_e": 0.0, "end_e": 0.0, **flags}
+    default, compiled = (train("dqn_minatar", tmp_path / g, gradient=g, **flags) for g in ("explicit", "compiled"))
+    assert compiled[1]["charts/episodic_return"] == default[1]["charts/episodic_return"]
+    for name, weight in default[0].items():
+        torch.testing.assert_close(compiled[0][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_ppo_diverges_without_numpys_warnings(tmp_path, numba):
+    """Warnings are errors here; the run ends with the line of `require_finite`."""
+    with pytest.raises(RunError, match=r"^loss is nan at step 64, update 1, "):
+        train("ppo_minatar", tmp_path / "r", gradient="compiled", learning_rate=1e30, nap=NapArgs(), network="plain")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_stopped_and_resumed_is_bit_identical(name, tmp_path, numba, monkeypatch):
     script = importlib.import_module(f"agents.{name}")
@@ -87,12 +102,13 @@ def test_ppo_reacts_to_changes_and_truncated_episodes(tmp_path, numba):
     ("flags", "named"),
     [
         (["--capture"], ["--gradient compiled", "--capture"]),
-        (["--device", "cuda"], ["--device cuda"]),
+        (["--device", "cuda"], ["--gradient compiled", "--device cuda"]),
         (["--activation", "crelu"], ["--gradient compiled", "--activation crelu"]),
         (["--intervene.methods", "continual-backprop"], ["--gradient compiled", "--intervene.methods"]),
     ],
 )
-def test_what_it_cannot_do_is_refused_by_name(name, flags, named, capsys):
+def test_what_it_cannot_do_is_refused_by_name(name, flags, named, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     script = importlib.import_module(f"agents.{name}")
     with pytest.raises(SystemExit):
         parse(script.Args, script.PRESETS, ["--gradient", "compiled", *flags])
@@ -116,6 +132,8 @@ def test_a_copy_with_another_nonlinearity_is_refused_in_one_line(name, tmp_path,
 def test_without_numba_one_line_says_what_to_install(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "elr.fast.minatar_kernels", raising=False)
-    with pytest.raises(RunError, match=r'it needs numba: pip install -e "\.\[fast\]"') as error:
+    with pytest.raises(
+        RunError, match=r'^(--gradient compiled: )?it needs numba: pip install -e "\.\[fast\]"'
+    ) as error:
         train(name, tmp_path / "refused", gradient="compiled")
     assert "\n" not in str(error.value) and not (tmp_path / "refused").exists()

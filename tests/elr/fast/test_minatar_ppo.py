@@ -89,7 +89,13 @@ def prove(make=ActorCritic, reference=ppo_gradient, normalised=True, batch_size=
 
 @needs_numba
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("flags", [{}, {"norm_adv": False}, {"clip_vloss": False}, {"clip_coef": 0.1, "vf_coef": 1.0}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {}, {"norm_adv": False}, {"clip_vloss": False}, {"clip_coef": 0.1, "vf_coef": 1.0}, {"clip_coef": 1e-5},
+        {"clip_coef": 1000.0}, {"ent_coef": 0.0, "vf_coef": 0.0},
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
 def test_the_shipped_network_and_loss_pass(normalised, flags, seed):
     torch.manual_seed(seed)
@@ -185,12 +191,64 @@ class Wider(ActorCritic):
         self.hidden = nn.Linear(2048, 128, bias=False)
 
 
+class OtherNorm(ActorCritic):
+    """Pairs of hidden units are normalised: gain and offset are shorter than the layer."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.hidden_norm = nn.LayerNorm(2)
+
+    def forward(self, obs):
+        x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.conv.weight.dtype))))
+        x = self.hidden_norm(self.hidden(x.flatten(1)).unflatten(1, (64, 2))).flatten(1)
+        x = self.hidden_relu(x)
+        return self.actor(x), self.critic(x)[:, 0]
+
+
+class Renamed(ActorCritic):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.body = self.hidden
+        del self.hidden
+
+    def forward(self, obs):
+        x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.conv.weight.dtype))))
+        x = self.hidden_relu(self.hidden_norm(self.body(x.flatten(1))))
+        return self.actor(x), self.critic(x)[:, 0]
+
+
+def hooked(where, kind):
+    class Hooked(ActorCritic):
+        def __init__(self, *args):
+            super().__init__(*args)
+            part = self.conv.weight if where == "parameter" else self.conv
+            getattr(part, kind)(lambda *numbers: None)
+
+    return Hooked
+
+
+class Half(ActorCritic):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.half()
+
+
+DIFFERS, FITS_NOT = "is not the script's own", "does not fit the network"
+NETWORKS = {
+    "clamped logits": (ClampedLogits, DIFFERS), "clamped values": (ClampedValues, DIFFERS), "gelu": (Gelu, DIFFERS),
+    "detached": (Detached, DIFFERS), "mask": (Masked, "has buffers"), "channels last": (ChannelsLast, DIFFERS),
+    "wider": (Wider, "not one of 16 3x3 filters"), "other norm": (OtherNorm, "2 and 2 numbers instead of .128, 128"),
+    "renamed": (Renamed, FITS_NOT), "half": (Half, "neither in float32 nor in float64"),
+    "hook of a gradient": (hooked("parameter", "register_hook"), "has hooks"),
+    "hook behind a gradient": (hooked("parameter", "register_post_accumulate_grad_hook"), "has hooks"),
+    "forward hook": (hooked("layer", "register_forward_hook"), "has hooks"),
+}  # fmt: skip
+
+
 @needs_numba
-@pytest.mark.parametrize(
-    "make", [ClampedLogits, ClampedValues, Gelu, Detached, Masked, ChannelsLast, Wider], ids=lambda make: make.__name__
-)
-def test_another_network_is_not_the_same(make):
-    with pytest.raises(NotTheSame):
+@pytest.mark.parametrize(("make", "message"), NETWORKS.values(), ids=NETWORKS)
+def test_another_network_is_not_the_same(make, message):
+    with pytest.raises(NotTheSame, match=message):
         prove(make)
 
 
@@ -218,29 +276,95 @@ def other_record(network, optimizer, batch, args):
     return loss, {**parts, "losses/approx_kl": parts["losses/approx_kl"] + 1}
 
 
+def more_records(network, optimizer, batch, args):
+    loss, parts = ppo_gradient(network, optimizer, batch, args)
+    return loss, {**parts, "losses/old_approx_kl": parts["losses/approx_kl"]}
+
+
+def fewer_records(network, optimizer, batch, args):
+    loss, parts = ppo_gradient(network, optimizer, batch, args)
+    del parts["losses/clipfrac"]
+    return loss, parts
+
+
 def clipped(network, optimizer, batch, args):
     found = ppo_gradient(network, optimizer, batch, args)
     optimizer.clip_(0.5)
     return found
 
 
+def heads_alone(network, optimizer, batch, args):
+    """Writes some gradients and leaves the others as they were."""
+    loss, parts = ppo_loss(network, batch, args)
+    heads = [*network.actor.parameters(), *network.critic.parameters()]
+    for p, grad in zip(heads, torch.autograd.grad(loss, heads), strict=True):
+        p.grad.copy_(grad)
+    return loss.detach(), parts
+
+
+def limited(limit):
+    """ppo_gradient of a batch whose old log probabilities let no ratio beyond the limit."""
+
+    def gradient(network, optimizer, batch, args):
+        chosen = F.log_softmax(network(batch["obs"])[0], 1).gather(1, batch["actions"][:, None])[:, 0]
+        near = (chosen - batch["logprobs"]).clamp(-limit, limit)
+        return ppo_gradient(network, optimizer, {**batch, "logprobs": (chosen - near).detach()}, args)
+
+    return gradient
+
+
+def dual_clip(network, optimizer, batch, args):
+    """No more than three times an advantage below 0 (arXiv:1912.09729)."""
+    loss, parts = ppo_loss(network, batch, args)
+    advantages = (batch["advantages"] - batch["advantages"].mean()) / (batch["advantages"].std() + 1e-8)
+    chosen = F.log_softmax(network(batch["obs"])[0], 1).gather(1, batch["actions"][:, None])[:, 0]
+    ratio = (chosen - batch["logprobs"]).exp()
+    usual = torch.min(ratio * advantages, ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef) * advantages)
+    dual = torch.where(advantages < 0, torch.max(usual, 3 * advantages), usual)
+    loss = loss + usual.mean() - dual.mean()
+    optimizer.zero_grad()
+    loss.backward()
+    return loss.detach(), parts
+
+
 OTHERS = {
-    "twice": changed_loss(lambda loss, *_: 2 * loss),
-    "l2": changed_loss(lambda loss, parts, network, batch: loss + 1e-3 * network.actor.weight.square().sum()),
-    "second pass": changed_loss(lambda loss, parts, network, batch: loss + network(batch["obs"].flip(3))[1].mean()),
-    "other clip": flags_changed(clip_coef=0.3),
-    "other entropy": flags_changed(ent_coef=0.02),
-    "no value clip": flags_changed(clip_vloss=False),
-    "other record": other_record,
-    "clipped": clipped,
+    "twice": (changed_loss(lambda loss, *_: 2 * loss), DIFFERS),
+    "l2": (changed_loss(lambda loss, parts, net, batch: loss + 1e-3 * net.actor.weight.square().sum()), DIFFERS),
+    "second pass": (changed_loss(lambda loss, parts, net, batch: loss + net(batch["obs"].flip(3))[1].mean()), DIFFERS),
+    "other clip": (flags_changed(clip_coef=0.3), DIFFERS),
+    "other entropy": (flags_changed(ent_coef=0.02), DIFFERS),
+    "no value clip": (flags_changed(clip_vloss=False), DIFFERS),
+    "dual clip": (dual_clip, DIFFERS),
+    "ratios up to e^2": (limited(2), DIFFERS),
+    "other record": (other_record, DIFFERS),
+    "more records": (more_records, "losses/old_approx_kl is computed by only one"),
+    "fewer records": (fewer_records, "losses/clipfrac is computed by only one"),
+    "clipped": (clipped, DIFFERS),
+    "heads alone": (heads_alone, DIFFERS),
 }
 
 
 @needs_numba
-@pytest.mark.parametrize("reference", OTHERS.values(), ids=OTHERS)
-def test_another_loss_is_not_the_same(reference):
-    with pytest.raises(NotTheSame):
-        prove(reference=reference)
+@pytest.mark.parametrize("size", [16, 256])
+@pytest.mark.parametrize(("reference", "message"), OTHERS.values(), ids=OTHERS)
+def test_another_loss_is_not_the_same(reference, message, size):
+    with pytest.raises(NotTheSame, match=message):
+        prove(reference=reference, batch_size=size)
+
+
+@needs_numba
+@pytest.mark.parametrize("what", ["data", "grad"])
+def test_replaced_memory_is_noticed(what):
+    network, _, _, gradient, _ = prove()
+    batch = random_batch(torch.zeros(16, 3), torch.zeros(16))
+    batch = {n: x.float() if x.is_floating_point() else x for n, x in batch.items()}
+    gradient(batch)
+    with torch.no_grad():
+        network.hidden.weight.mul_(1.1)  # in place: seen
+    gradient(batch)
+    setattr(network.hidden.weight, what, network.hidden.weight.detach().clone())
+    with pytest.raises(RuntimeError, match=r"hidden.weight was given other memory.*--gradient autograd"):
+        gradient(batch)
 
 
 @needs_numba

@@ -208,7 +208,7 @@ class ExtraLayer(QNetwork):
         self.extra = nn.Linear(128, 128)
 
     def forward(self, obs):
-        x = self.conv_relu(self.conv_norm(self.conv(obs.float()))).permute(0, 2, 3, 1).flatten(1)
+        x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.head.weight.dtype)))).permute(0, 2, 3, 1).flatten(1)
         return self.head(torch.relu(self.extra(self.hidden_relu(self.hidden_norm(self.hidden(x))))))
 
 
@@ -236,7 +236,7 @@ class Renamed(QNetwork):
         del self.hidden
 
     def forward(self, obs):
-        x = self.conv_relu(self.conv_norm(self.conv(obs.float()))).permute(0, 2, 3, 1).flatten(1)
+        x = self.conv_relu(self.conv_norm(self.conv(obs.to(self.head.weight.dtype)))).permute(0, 2, 3, 1).flatten(1)
         return self.head(self.hidden_relu(self.hidden_norm(self.body(x))))
 
 
@@ -330,3 +330,44 @@ def test_an_update_that_wants_another_batch_is_not_the_same():
 
     with pytest.raises(NotTheSame, match="does not fit"):
         prove(update=weighted)
+
+
+class Hooked(QNetwork):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.conv.weight.register_hook(lambda grad: 0 * grad)
+
+
+def test_hooks_would_not_be_called_and_are_refused():
+    with pytest.raises(NotTheSame, match="has hooks"):
+        prove(Hooked)
+
+
+def test_an_update_that_writes_some_gradients_is_not_the_same():
+    def heads_alone(online, target, batch, *, gamma, double_q):
+        obs, actions, rewards, next_obs, terminated = (torch.from_numpy(array) for array in batch)
+        with torch.no_grad():
+            y = rewards + gamma * (1 - terminated) * target(next_obs).max(1).values
+        q = online(obs).gather(1, actions[:, None])[:, 0]
+        loss, heads = F.mse_loss(q, y), [*online.head.parameters()]
+        for p, grad in zip(heads, torch.autograd.grad(loss, heads), strict=True):
+            p.grad.copy_(grad)
+        return loss.detach(), q.detach()
+
+    with pytest.raises(NotTheSame, match=r"the gradient of conv.weight is not the script's own"):
+        prove(update=heads_alone)
+
+
+@pytest.mark.parametrize("replaced", ["online data", "target data", "online grad"])
+def test_replaced_memory_is_noticed(replaced):
+    online, target = learning(QNetwork(4, 3)), QNetwork(4, 3)
+    reference = partial(td_gradient, gamma=0.9, double_q=False)
+    gradient, _ = proved(online, target, reference, q_values, gamma=0.9, double_q=False, batch_size=32)
+    batch = [a.astype(np.float32) if a.dtype == np.float64 else a for a in random_batch()]
+    target.load_state_dict(online.state_dict())  # in place: seen
+    gradient(batch)
+    which, what = replaced.split()
+    weight = {"online": online, "target": target}[which].hidden.weight
+    setattr(weight, what, weight.detach().clone())
+    with pytest.raises(RuntimeError, match=r"hidden.weight was given other memory.*--gradient autograd"):
+        gradient(batch)
