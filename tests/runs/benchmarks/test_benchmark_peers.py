@@ -64,6 +64,7 @@ def test_compiled_needs_numba_and_is_what_our_script_is_asked_for(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "numba" else name)
     with pytest.raises(ValueError, match=r'--gradient compiled needs numba: pip install -e "\.\[fast\]"'):
         peers.Args(gradient="compiled")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
     commands = []
     monkeypatch.setattr(peers, "run_script", lambda command, *_: commands.append(command))
     monkeypatch.setattr(peers, "read_speeds", lambda path: [])
