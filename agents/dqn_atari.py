@@ -55,7 +55,7 @@ from envs.catch import ENV_ID as CATCH
 from envs.evaluation import play, uniform_observations
 from envs.flags import ScreenShiftArgs as ShiftArgs
 from envs.frames import STACK
-from envs.replay import FrameMemory
+from envs.replay import FrameMemory, Where
 from envs.worlds import evaluation_world, resumed_observation
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
@@ -102,11 +102,13 @@ class Args(RunArgs):
     adam_eps: float = 1.5e-4
     """Adam's epsilon"""
     weight_decay: float = 0.0
-    """decoupled weight decay of all parameters, multiplied by the rate"""
+    """decoupled weight decay of all parameters, times the rate"""
     num_envs: int = 1
     """environments that are stepped together"""
     buffer_size: int = 1_000_000
     """transitions kept in the replay memory"""
+    replay_device: Where = "auto"
+    """where its frames are; auto: a GPU with room"""
     learning_starts: int = 20_000
     """agent steps before the first update"""
     batch_size: int = 32
@@ -333,7 +335,7 @@ def make_optimizer(network: nn.Module, args: Args) -> torch.optim.Optimizer:
 
 
 def td_gradient(
-    q_network: QNetwork, target_network: QNetwork, batch: list[np.ndarray], *, double_q: bool
+    q_network: QNetwork, target_network: QNetwork, batch: list[Any], *, double_q: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the mean squared TD error: write every .grad of q_network; return the loss [] and Q(s, a) [B].
 
@@ -343,7 +345,7 @@ def td_gradient(
         batch: s, a, R, s', discount as `FrameMemory.gather` returns them.
     """
     device = q_network.head.weight.device
-    obs, actions, returns, next_obs, discounts = (torch.from_numpy(array).to(device) for array in batch)
+    obs, actions, returns, next_obs, discounts = (torch.as_tensor(array, device=device) for array in batch)
     with torch.no_grad():
         next_q = target_network(next_obs)  # [B, A]
         next_actions = (q_network(next_obs) if double_q else next_q).argmax(1, keepdim=True)
@@ -379,7 +381,9 @@ def main(args: Args) -> None:
         actions = int(env.single_action_space.n)
         q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = make_optimizer(q_network, args)
-        replay = FrameMemory(args.buffer_size, args.num_envs, args.gamma, args.n_step)
+        replay = FrameMemory(
+            args.buffer_size, args.num_envs, args.gamma, args.n_step, where=args.replay_device, device=run.device
+        )
         gradient = partial(td_gradient, q_network, target_network, double_q=args.double_q)
 
         # The objects of elr work on the network and the optimiser in place; one that is off does nothing.

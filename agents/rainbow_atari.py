@@ -74,7 +74,7 @@ from envs.catch import ENV_ID as CATCH
 from envs.evaluation import play, uniform_observations
 from envs.flags import ScreenShiftArgs as ShiftArgs
 from envs.frames import STACK
-from envs.replay import FrameMemory, Priorities
+from envs.replay import FrameMemory, Priorities, Where
 from envs.worlds import evaluation_world, resumed_observation
 from runs.recording import exit_with_one_line, one_line_errors, parse, presets, reject_unused
 from runs.recording.video import FirstEpisode
@@ -118,13 +118,15 @@ class Args(RunArgs):
     adam_eps: float = 1.5625e-4
     """Adam's epsilon"""
     weight_decay: float = 0.0
-    """decoupled weight decay of all parameters, multiplied by the rate"""
+    """decoupled weight decay of all parameters, times the rate"""
     max_grad_norm: float = 10.0
     """norm to which the gradient of all parameters together is clipped"""
     num_envs: int = 1
     """environments that are stepped together"""
     buffer_size: int = 1_000_000
     """transitions kept in the replay memory"""
+    replay_device: Where = "auto"
+    """where its frames are; auto: a GPU with room"""
     learning_starts: int = 20_000
     """agent steps before the first update"""
     batch_size: int = 32
@@ -492,7 +494,7 @@ def cross_entropies(logits: Tensor, actions: Tensor, target: Tensor) -> Tensor: 
 
 
 def td_gradient(
-    q_network: QNetwork, target_network: QNetwork, batch: list[np.ndarray], weights: np.ndarray,
+    q_network: QNetwork, target_network: QNetwork, batch: list[Any], weights: np.ndarray,
     *, rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient of the weighted mean cross-entropy: write every .grad; return the cross-entropies [B] and Q(s, a) [B].
@@ -506,7 +508,7 @@ def td_gradient(
         rng: of the noise.
     """
     support = q_network.support
-    obs, actions, returns, next_obs, discounts = (torch.from_numpy(array).to(support.device) for array in batch)
+    obs, actions, returns, next_obs, discounts = (torch.as_tensor(array, device=support.device) for array in batch)
     with torch.no_grad():
         draw_noise_(q_network, rng)
         next_q = q_network(next_obs)
@@ -546,7 +548,9 @@ def main(args: Args) -> None:
         env = world(args.num_envs)
         q_network, target_network = (make_network(env, args, run.seed("init"), run.device) for _ in range(2))
         optimizer = make_optimizer(q_network, args)
-        replay = FrameMemory(args.buffer_size, args.num_envs, args.gamma, args.n_step)
+        replay = FrameMemory(
+            args.buffer_size, args.num_envs, args.gamma, args.n_step, where=args.replay_device, device=run.device
+        )
         priorities = Priorities(args.buffer_size, args.prioritized_replay_alpha, args.prioritized_replay_uniform)
         gradient = partial(td_gradient, q_network, target_network, rng=noise_rng)
 

@@ -6,9 +6,11 @@ import zlib
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.frames import SIZE, STACK
+from envs.replay.screens import Where, screens
 
 Slots = NDArray[np.int64]
 """Places in a memory, lane * rows + row, [B]."""
@@ -38,19 +40,27 @@ class FrameMemory:
 
         R = sum_{k < m} gamma^k r_{t+k},   discount = gamma^m (0 if s_{t+m} is terminal),   s_{t+m}
 
-    where m = n, or less where the episode ends before. Memory: 84 x 84 + 16 bytes per transition, taken when filled.
+    where m = n, or less where the episode ends before. Memory: 84 x 84 + 16 bytes per transition, on the host taken
+    when filled.
 
     Args:
         capacity: rows of all lanes together, a multiple of num_envs.
         num_envs: N.
         gamma: discount.
         n_step: n.
+        where: the frames are on the host or on the device (`envs.replay.screens`); all else is on the host.
+        device: the one that trains.
+    Raises:
+        ValueError: the device has not enough memory.
     """
 
-    def __init__(self, capacity: int, num_envs: int, gamma: float, n_step: int = 1) -> None:
+    def __init__(
+        self, capacity: int, num_envs: int, gamma: float, n_step: int = 1,
+        *, where: Where = "host", device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self.lanes, self.rows, self.gamma, self.n_step = num_envs, capacity // num_envs, gamma, n_step
         shape = (self.lanes, self.rows)
-        self.frames = np.zeros((*shape, SIZE, SIZE), dtype=np.uint8)
+        self.screens = screens((self.lanes * self.rows, SIZE, SIZE), where, torch.device(device))
         self.actions = np.zeros(shape, dtype=np.int64)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.age = np.zeros(shape, dtype=np.uint8)  # frames of the same episode before this one, at most 3
@@ -94,7 +104,9 @@ class FrameMemory:
         """
         lanes = np.arange(self.lanes)
         rows = self.written % self.rows
-        self.frames[lanes, rows], self.actions[lanes, rows], self.rewards[lanes, rows] = obs[:, -1], actions, rewards
+        slots: Slots = lanes * self.rows + rows
+        self.screens.write(slots, obs[:, -1])
+        self.actions[lanes, rows], self.rewards[lanes, rows] = actions, rewards
         self.terminal[lanes, rows], self.truncated[lanes, rows] = terminal, truncated & ~terminal
         self.age[lanes, rows], self.only_state[lanes, rows] = self.next_age, False
         self.next_age = np.minimum(self.next_age + 1, STACK - 1).astype(np.uint8)
@@ -102,11 +114,12 @@ class FrameMemory:
         for lane in np.flatnonzero(truncated & ~terminal):
             self._add_state(lane, final_obs[lane, -1])
         self.next_age[restarted] = 0
-        return lanes * self.rows + rows
+        return slots
 
     def _add_state(self, lane: np.int64, frame: NDArray[np.uint8]) -> None:
         row = self.written[lane] % self.rows
-        self.frames[lane, row], self.age[lane, row], self.only_state[lane, row] = frame, self.next_age[lane], True
+        self.screens.write(np.array([lane * self.rows + row]), frame[None])
+        self.age[lane, row], self.only_state[lane, row] = self.next_age[lane], True
         self.terminal[lane, row] = self.truncated[lane, row] = False
         self.written[lane] += 1
 
@@ -143,8 +156,11 @@ class FrameMemory:
             ended |= (number + k <= newest) & (self.terminal[lanes, row] | self.truncated[lanes, row])
         return whole & transition & (ended | (number + self.n_step <= newest))
 
-    def gather(self, slots: Slots) -> list[NDArray[Any]]:
-        """s_t [B, 4, 84, 84], a_t [B], R [B], s_{t+m} [B, 4, 84, 84], discounts [B], for valid slots."""
+    def gather(self, slots: Slots) -> list[Any]:
+        """s_t [B, 4, 84, 84], a_t [B], R [B], s_{t+m} [B, 4, 84, 84], discounts [B], for valid slots.
+
+        Arrays; the two stacks are tensors on the device if the frames are there.
+        """
         lanes, rows = slots // self.rows, slots % self.rows
         returns, continues = np.zeros(len(slots), dtype=np.float32), np.ones(len(slots), dtype=np.bool_)
         discounts, m = np.ones(len(slots), dtype=np.float32), np.zeros(len(slots), dtype=np.int64)
@@ -158,14 +174,13 @@ class FrameMemory:
         next_obs = self._stacks(lanes, (rows + m) % self.rows)
         return [self._stacks(lanes, rows), self.actions[lanes, rows], returns, next_obs, discounts]
 
-    def _stacks(self, lanes: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _stacks(self, lanes: NDArray[np.int64], rows: NDArray[np.int64]) -> Any:
         """[B, 4, 84, 84]: each frame with the three before it, zeros where the episode had not begun."""
         back = np.arange(STACK - 1, -1, -1)  # 3 2 1 0
-        stacks: NDArray[np.uint8] = self.frames[lanes[:, None], (rows[:, None] - back) % self.rows]
-        stacks[back > self.age[lanes, rows][:, None]] = 0
-        return stacks
+        slots: Slots = lanes[:, None] * self.rows + (rows[:, None] - back) % self.rows
+        return self.screens.stacks(slots, back > self.age[lanes, rows][:, None])
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> list[NDArray[Any]]:
+    def sample(self, batch_size: int, rng: np.random.Generator) -> list[Any]:
         """`gather` for B slots drawn uniformly, with replacement, from the valid ones.
 
         Raises:
@@ -200,7 +215,7 @@ class FrameMemory:
                 end = min(first + PIECE_ROWS, int(self.written[lane]))
                 rows = np.arange(first, end) % self.rows
                 content = {name: getattr(self, name)[lane, rows] for name in ROW_PARTS}
-                frames = zlib.compress(self.frames[lane, rows].data, 1)
+                frames = zlib.compress(self.screens.read(lane * self.rows + rows).data, 1)
                 name = f"replay-{lane}-{first}-{end}"
                 pieces.write(name, content | {"frames": np.frombuffer(frames, dtype=np.uint8)})
                 self.pieces.append((name, lane, int(first), end))
@@ -223,6 +238,6 @@ class FrameMemory:
         for name, lane, first, end in self.pieces:
             content, rows = pieces.read(name), np.arange(first, end) % self.rows
             frames = np.frombuffer(zlib.decompress(content["frames"].tobytes()), dtype=np.uint8)
-            self.frames[lane, rows] = frames.reshape(-1, SIZE, SIZE)
+            self.screens.write(lane * self.rows + rows, frames.reshape(-1, SIZE, SIZE))
             for part in ROW_PARTS:
                 getattr(self, part)[lane, rows] = content[part]

@@ -26,6 +26,7 @@ from runs.recording import RunError
 
 NAMES = (
     "exp_name", "directory", "resume", "seeds", "record_video", "extend", "branch", "keep_checkpoints_every",
+    "replay_device",
     # CleanRL's; nothing measured depends on them
     "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model", "upload_model", "hf_entity",
 )  # fmt: skip

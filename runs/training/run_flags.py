@@ -41,7 +41,7 @@ class RunArgs:
 
     LATER: ClassVar[tuple[str, ...]] = (
         "extend", "branch", "keep_checkpoints_every", "seeds", "track", "wandb_project_name", "wandb_entity",
-        "record_video", "num_envs", "capture", "gradient",
+        "record_video", "num_envs", "capture", "gradient", "replay_device",
     )  # fmt: skip
     """flags that the config.json of older runs does not have"""
 

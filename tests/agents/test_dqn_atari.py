@@ -513,11 +513,13 @@ EVERYTHING = shlex.split(
 )
 
 
-def test_killed_and_resumed_is_bit_identical(tmp_path):
-    """Two games in turn, both emulators and the memory in pieces; the ring wraps."""
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_killed_and_resumed_is_bit_identical(tmp_path, where):
+    """Two games in turn, both emulators and the memory in pieces; the ring wraps. Also with the frames elsewhere."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     scripts.finish(scripts.start(SCRIPT, *EVERYTHING, "--directory", whole))
-    scripts.kill_beyond(scripts.start(SCRIPT, *EVERYTHING, "--directory", killed), killed, 60, signal.SIGKILL)
+    flags = (*EVERYTHING, "--replay-device", where, "--directory", killed)
+    scripts.kill_beyond(scripts.start(SCRIPT, *flags), killed, 60, signal.SIGKILL)
     assert list((killed / "pieces").glob("replay-0-*.pt"))
     scripts.kill_beyond(scripts.start(SCRIPT, "--resume", killed), killed, 160, signal.SIGKILL)
     scripts.finish(scripts.start(SCRIPT, "--resume", killed))

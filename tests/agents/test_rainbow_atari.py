@@ -921,9 +921,10 @@ EVERYTHING = shlex.split(
 )
 
 
-def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, where):
     """Everything that has a state is on: two environments, a ring that wraps, truncated episodes. A row that holds only
-    a state is never drawn."""
+    a state is never drawn. Also with the frames elsewhere."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sample = Priorities.sample
 
@@ -936,7 +937,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Priorities, "sample", watched)
     script.main(parse(Args, PRESETS, [*EVERYTHING, "--directory", str(whole)]))
-    process = scripts.start(Path(script.__file__), *EVERYTHING, "--directory", killed)
+    process = scripts.start(Path(script.__file__), *EVERYTHING, "--replay-device", where, "--directory", killed)
     scripts.kill_beyond(process, killed, 20, signal.SIGKILL)
     assert list((killed / "pieces").glob("replay-0-*.pt"))
     assert len(saved(killed)["priorities"]["order"]) >= 80

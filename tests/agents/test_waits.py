@@ -91,22 +91,26 @@ def updates(monkeypatch):
     return noted
 
 
-def run(name, directory):
+def run(name, directory, **flags):
     script = importlib.import_module(f"agents.{name}")
-    script.main(script.Args(**OFF, **FLAGS[name], nap=script.NapArgs(enabled=True), directory=directory))
+    script.main(script.Args(**OFF, **FLAGS[name], **flags, nap=script.NapArgs(enabled=True), directory=directory))
 
 
-@pytest.mark.parametrize("name", ["dqn_minatar", "dqn_atari"])
-def test_a_dqn_update_reads_nothing_but_the_action(name, tmp_path, updates):
-    run(name, tmp_path / "r")
+ON_DEVICE = {"replay_device": "device"}
+
+
+@pytest.mark.parametrize(("name", "flags"), [("dqn_minatar", {}), ("dqn_atari", {}), ("dqn_atari", ON_DEVICE)])
+def test_a_dqn_update_reads_nothing_but_the_action(name, flags, tmp_path, updates):
+    run(name, tmp_path / "r", **flags)
     assert len(updates) > 8
     for readers in updates[1:]:
         assert readers.keys() <= {"q_values"}
     assert any(updates[1:])  # acting is noted
 
 
-def test_a_rainbow_update_reads_only_the_losses_for_the_priorities(tmp_path, updates):
-    run("rainbow_atari", tmp_path / "r")
+@pytest.mark.parametrize("flags", [{}, ON_DEVICE])
+def test_a_rainbow_update_reads_only_the_losses_for_the_priorities(flags, tmp_path, updates):
+    run("rainbow_atari", tmp_path / "r", **flags)
     assert len(updates) > 8
     for readers in updates[1:]:
         assert readers.pop("main") <= 2 and readers.keys() <= {"q_values"}  # .cpu().numpy()

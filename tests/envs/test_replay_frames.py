@@ -89,11 +89,12 @@ def one_by_one(memory, slots):
     return [memory.valid(slots[k : k + 1]).item() for k in range(len(slots))]
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("n", [1, 3])
-def test_what_is_sampled_is_what_happened(n, num_envs):
+def test_what_is_sampled_is_what_happened(n, num_envs, where):
     """While the ring wraps several times, with terminated and truncated episodes and lost lives."""
-    memory, rows = FrameMemory(31 * num_envs, num_envs, 0.9, n), 0
+    memory, rows = FrameMemory(31 * num_envs, num_envs, 0.9, n, where=where), 0
     for t, (lanes, where) in enumerate(play(memory, num_envs, 150), start=1):
         if t % 10:
             continue
@@ -170,19 +171,22 @@ def assert_equal_memories(one, other):
     slots = np.arange(60)
     assert np.array_equal(other.valid(slots), one.valid(slots)) and one.valid(slots).any()
     for a, b in zip(*(m.gather(slots[m.valid(slots)]) for m in (one, other)), strict=True):
+        a, b = np.asarray(a), np.asarray(b)  # stacks may be tensors
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
-def test_a_memory_saved_in_pieces_comes_back_exactly_and_no_piece_is_written_twice(monkeypatch):
+@pytest.mark.parametrize(("where", "there"), [("host", "host"), ("device", "host"), ("host", "device")])
+def test_a_memory_saved_in_pieces_comes_back_exactly_and_no_piece_is_written_twice(monkeypatch, where, there):
+    """Also in a memory whose frames are elsewhere."""
     monkeypatch.setattr(frames, "PIECE_ROWS", 16)
-    pieces, memory, written = InMemoryPieces(), FrameMemory(60, 2, 0.9, 2), set()
+    pieces, memory, written = InMemoryPieces(), FrameMemory(60, 2, 0.9, 2, where=where), set()
     for t, _ in enumerate(play(memory, 2, 100), start=1):
         if t % 9 == 0:
             state = memory.save(pieces)
             pieces.keep_only(name for name, *_ in memory.pieces)
             assert {len(piece["actions"]) for piece in pieces.values()} <= set(range(1, 17))
             written |= pieces.keys()
-            other = FrameMemory(60, 2, 0.9, 2)
+            other = FrameMemory(60, 2, 0.9, 2, where=there)
             other.load(state, pieces)
             assert_equal_memories(memory, other)
             np.testing.assert_equal(other.save(pieces), memory.save(pieces))
@@ -206,8 +210,9 @@ def test_a_state_of_another_shape_is_refused(capacity, num_envs):
         FrameMemory(capacity, num_envs, 0.9).load(state, pieces)
 
 
-def test_cut_truncates_the_running_episodes():
-    memory, last = FrameMemory(60, 2, 0.9), np.array([19, 30 + 19])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_cut_truncates_the_running_episodes(where):
+    memory, last = FrameMemory(60, 2, 0.9, where=where), np.array([19, 30 + 19])
     fill(memory, 2, 20, ends=0.0)
     seen = np.full((2, 4, 84, 84), 7, np.uint8)
     assert not memory.valid(last).any()
@@ -266,7 +271,8 @@ def test_only_states_are_the_newest_rows_that_hold_no_transition():
 
 def test_a_million_transitions_take_under_eight_gigabytes_and_none_before_they_come():
     memory = FrameMemory(1_000_000, 1, 0.99)
-    arrays = [value for value in vars(memory).values() if isinstance(value, np.ndarray)]
+    parts = [*vars(memory).values(), memory.screens.frames]
+    arrays = [value for value in parts if isinstance(value, np.ndarray)]
     assert 7.05e9 < sum(array.nbytes for array in arrays) < 7.1e9
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 if Path("/proc/self/statm").exists() else 0
     assert resident < 3e9
