@@ -11,14 +11,14 @@ next update. In `main` these are three calls in this order.
 
 All flags count agent steps. One step is one decision of the agent and lasts four frames, so 200 million frames are 50
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
-paper's high update-to-data regime; 0.25 is usual. From the paper: Adam, rate 6.25e-5, low rate 1e-6, weight decay 1e-2,
-no projection in the high update-to-data arms. On cycles its text and its figures disagree: the text says 4 million, of
-frames, of steps and of updates; the curves of Figs. 6 and 7 show cycles of 20 million frames where the rate cycles to
-the end, and ten of 4 million where cycling stops early. The presets follow the figures; `high-utd-cyclic
---schedule.period-steps 1000000` (or 4000000) is the text, read as frames (or as steps or updates). The paper does not
-specify the rest; we follow Dopamine's JAX DQN (Castro et al. 2018, arXiv:1812.06110): Adam's epsilon of 1.5e-4, squared
-loss, no normalisation, sticky actions (Machado et al. 2018), exploration (but from the first step on), replay memory,
-target network. `--protocol classic` is Mnih et al. 2015. Weight decay is decoupled, as in AdamW.
+paper's high update-to-data regime; 0.25 is usual. From the paper: Adam, rate 6.25e-5, low rate 1e-6; no projection in
+the high update-to-data arms, and weight decay, 1e-2, in one of them only. On cycles its text and its figures disagree:
+the text says 4 million, of frames, of steps and of updates; the curves of Figs. 6 and 7 show cycles of 20 million
+frames where the rate cycles to the end, and ten of 4 million where cycling stops early. The presets follow the figures;
+`high-utd-cyclic --schedule.period-steps 1000000` (or 4000000) is the text, read as frames (or as steps or updates). The
+paper does not specify the rest; we follow Dopamine's JAX DQN (Castro et al. 2018, arXiv:1812.06110): Adam's epsilon of
+1.5e-4, squared loss, no normalisation, sticky actions (Machado et al. 2018), exploration (but from the first step on),
+replay memory, target network. `--protocol classic` is Mnih et al. 2015. Weight decay is decoupled, as in AdamW.
 
 --shift changes the task during training, and --switch sets how the agent reacts; by default it does not react.
 --rewarm.trigger cusum watches the squared TD errors of the newest transitions. The paper uses the loss, but most

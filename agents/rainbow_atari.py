@@ -16,9 +16,9 @@ All flags count agent steps. One step is one decision of the agent and lasts fou
 million steps. One update is one optimiser step, and updates = replay_ratio * (steps - learning_starts). Ratio 1 is the
 paper's high update-to-data regime; 0.25 is its low one, and usual.
 
-From the paper: Adam, rate 6.25e-5. High update-to-data arms: weight decay 1e-2. Low ones: projection, resets after 50,
-100 and 150 million frames, final rate 1e-7 where cycling stops early, and the protocol of Hessel et al. 2018 (no-op
-starts, no sticky actions, a lost life ends the return). On the cycles of the high arms its text and its figures
+From the paper: Adam, rate 6.25e-5. One more high update-to-data arm has weight decay 1e-2. Low ones: projection, resets
+after 50, 100 and 150 million frames, final rate 1e-7 where cycling stops early, and the protocol of Hessel et al. 2018
+(no-op starts, no sticky actions, a lost life ends the return). On the cycles of the high arms its text and its figures
 disagree: the text says 4 million, of frames, of steps and of updates; Rainbow's curve in Fig. 7 (left, Hero) shows
 cycles of 20 million frames where the rate cycles to the end, and DQN's (right) ten of 4 million where cycling stops
 early. The presets follow the figures; `high-utd-cyclic --schedule.period-steps 1000000` (or 4000000) is the text, read

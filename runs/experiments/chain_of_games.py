@@ -7,7 +7,8 @@ from runs.sweeps.experiment import Experiment, Scale
 
 EXPERIMENT = Experiment(
     name="chain-of-games",
-    source="ours; the agent, the games and the re-warming of Lyle et al. 2025, Sec. 6, at MinAtar's scale",
+    source="ours; after the sequence of games of Lyle et al. 2024 (arXiv:2407.01800), with the re-warming of Lyle et "
+    "al. 2025",
     claim=CLAIM,
     rule=RULE,
     arms=arms("dqn_minatar"),

@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
     name="fig2-right",
     source="after Fig. 2 (right) of Lyle et al. 2025, in which accuracy stays at 20.3 % for 1M updates",
     claim="With norm layers, projection every update and embeddings of scale 0.07, a network whose gains decay groks "
-    "within 6,000 updates, and one whose gains do not stays below 50 %.",
+    "and keeps what it found, and one whose gains do not ends below 50 %.",
     rule="Reproduced if every run with scale decay reaches a test accuracy of 99 % and ends at 90 % or more, and "
     "every run without it ends below 50 %. Not reproduced if at most half of the runs of either kind do. Undecided "
     "otherwise.",
@@ -81,7 +81,8 @@ EXPERIMENT = Experiment(
     },
     judge=judge,
     note="Seeds 1 to 3 were seen before the rule was written, and are counted. A first page judged seeds 4 to 8 alone "
-    "and claimed a stall near 20 %, which they do not show.",
+    "and claimed a stall near 20 %, which they do not show. A run has 6,000 updates at scale laptop. The decay of the "
+    "weights is set together with that of the gains.",
     curve="test/accuracy",
     log_steps=True,
 )

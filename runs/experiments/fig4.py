@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
     name="fig4",
     source="Fig. 4 of Lyle et al. 2025",
     claim="Re-warmed when the data grow, a projected network ends as well from 10 % or 50 % as from 100 %; an "
-    "unconstrained one does not.",
+    "unconstrained one from 10 % does not.",
     rule="Gap: test accuracy at the end of the same arm that has 100 % in both phases, minus that of the arm, by seed. "
     "Reproduced if the projected network's mean gaps from 10 % and from 50 % are at most 1 point, the unconstrained "
     "one's from 10 % is above 0 (95 % interval), and larger than the projected one's by seed (95 % interval above 0). "

@@ -29,7 +29,7 @@ def judge(runs: Sequence[Measured]) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="fig5-left",
-    source="Fig. 5 (left) of Lyle et al. 2025",
+    source="after Fig. 5 (left) of Lyle et al. 2025; the reference, a fresh network with the same rates, is ours",
     claim="The gap to a fresh network closes where the features may move fast, and less where their rate is a tenth.",
     rule="Gap: test accuracy at the end of a fresh network with the same rates of its layers, minus that of the arm. "
     "Reproduced if the mean gap with fast features is at most 1 point, and that with slow ones larger by seed (95 % "

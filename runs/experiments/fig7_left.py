@@ -12,8 +12,8 @@ SHORT = {"cyclic": {"schedule.period_steps": 100}, "cyclic-annealed": {"schedule
 EXPERIMENT = Experiment(
     name="fig7-left",
     source="Fig. 7 (left) of Lyle et al. 2025",
-    claim="Rainbow with one update per step does better when its rate cycles for a while and then stays low than "
-    "at a constant rate or when it keeps cycling.",
+    claim="Rainbow with one update per step does better when its rate makes ten cycles of 4 million frames and then "
+    "stays low than at a constant rate or when it cycles throughout, in cycles of 20 million frames.",
     rule=rule(PAIRS),
     arms=arms("rainbow_atari", "quick-high-utd", *ARMS),
     scales=high_utd_scales("rainbow_atari", ARMS, SHORT),

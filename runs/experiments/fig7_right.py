@@ -12,8 +12,8 @@ SHORT = {"cyclic": {"schedule.period_steps": 100}, "cyclic-annealed": {"schedule
 EXPERIMENT = Experiment(
     name="fig7-right",
     source="Fig. 7 (right) of Lyle et al. 2025",
-    claim="DQN with one update per step does better when its rate cycles for a while and then stays low than "
-    "at a constant rate or when it keeps cycling.",
+    claim="DQN with one update per step does better when its rate makes ten cycles of 4 million frames and then "
+    "stays low than at a constant rate or when it cycles throughout, in cycles of 20 million frames.",
     rule=rule(PAIRS),
     arms=arms("dqn_atari", "quick-high-utd", *ARMS),
     scales=high_utd_scales("dqn_atari", ARMS, SHORT),

@@ -31,7 +31,7 @@ def judge(runs: Sequence[Measured]) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="high-utd-minatar",
-    source="after Figs. 6 (right) and 7 (right) of Lyle et al. 2025, at MinAtar's scale",
+    source="after Figs. 6 (right) and 7 (right) of Lyle et al. 2025, on MinAtar, where one update per step is usual",
     claim="On MinAtar's Breakout and Space Invaders, DQN with one update per step does better when its rate cycles for "
     "a while and then stays low than at a constant rate, high or low.",
     rule="Score: mean training return of the last tenth of the steps, divided by the mean over all arms and seeds of "
@@ -66,5 +66,8 @@ EXPERIMENT = Experiment(
     },
     measures={SCORE: end_return},
     judge=judge,
+    note="One update per step is MinAtar's usual number, so this is not the paper's regime of many updates. The "
+    "network has LayerNorm, that of the paper's DQN none. Without an arm of one cycle or of a linear decay, "
+    "cycles and a decay cannot be told apart.",
     curve="charts/episodic_return",
 )
